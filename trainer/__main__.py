@@ -1,0 +1,46 @@
+"""`python -m trainer COMMAND [--flags]`."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from trainer.errors import ExitCode, TrainerError, one_of
+from trainer.flags import HelpRequested
+
+COMMANDS = {
+    "train": "train a recipe on a data set; the same command again goes on",
+    "generate": "draw images from a run",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command and returns its exit code."""
+    try:
+        if not arguments or arguments[0] in ("--help", "-h", "help"):
+            raise HelpRequested(_usage())
+        name = one_of("command", arguments[0], COMMANDS)
+        command = importlib.import_module(f"trainer.commands.{name}")
+        command.run(list(arguments[1:]))
+    except HelpRequested as request:
+        print(request)
+    except TrainerError as error:
+        print(f"{_label(error)}{error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return ExitCode.STOPPED
+    return ExitCode.OK
+
+
+def _label(error: TrainerError) -> str:
+    return "" if error.exit_code == ExitCode.STOPPED else "error: "
+
+
+def _usage() -> str:
+    lines = ["usage: python -m trainer COMMAND [--flags]", ""]
+    lines += [f"  {name:10}{what}" for name, what in COMMANDS.items()]
+    lines += ["", "python -m trainer COMMAND --help lists the flags of a command."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,77 @@
+"""`generate`: images from a run's newest checkpoint."""
+
+import logging
+from pathlib import Path
+
+from trainer import flags, startup
+from trainer.config import Config
+from trainer.console import Console, log_to
+from trainer.errors import UsageError
+from trainer.rundir import RunDir
+
+SUMMARY = """Draws images from a run: into one picture (--out=FILE.png), a folder of pictures
+(--out=DIR) or arrays (--out=FILE.npz: images uint8 [N, H, W, C], labels int [N])."""
+
+log = logging.getLogger(__name__)
+
+
+def run(arguments: list[str]) -> None:
+    """Runs the command; `arguments` are those behind its name."""
+    line = flags.CommandLine("generate", SUMMARY)
+    line.text("run_dir", "the run to draw from")
+    line.integer("num", "how many images", default=64)
+    line.text("label", "the class of all images, by number or name")
+    line.text("labels", "classes to cycle through, as 0,1,2 (default: all)")
+    line.integer("seed", "seed of the latents", default=0)
+    line.text("out", "FILE.png, FILE.npz or a folder (default: RUN_DIR/generated.png)")
+    line.text("devices", "auto, cpu or gpu:N", default="auto")
+    values = line.parse(arguments)
+    count, seed = values["num"].value, values["seed"].value
+    if not values["run_dir"].value:
+        raise UsageError("--run_dir is missing: name the run to draw from.")
+    if count < 1:
+        raise UsageError(f"--num={count} must be 1 or more.")
+    if not 0 <= seed < 2**31:
+        raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
+    run_dir = RunDir(Path(values["run_dir"].value))
+    config = run_dir.read_config().replace(devices=values["devices"].value)
+    classes = _classes(config, run_dir, values["label"].value, values["labels"].value)
+    out = Path(values["out"].value or run_dir.path / "generated.png")
+    if out.suffix not in ("", ".png", ".npz"):
+        raise UsageError(f"--out={out}: give a name ending in .png or .npz, or a folder.")
+
+    log_to(Console())
+    with startup.quiet():
+        from trainer.generate import generate  # late: TensorFlow takes seconds to import
+
+    generate(run_dir, config, count=count, classes=classes, seed=seed, out=out)
+
+
+def _classes(
+    config: Config, run_dir: RunDir, label: str | None, labels: str | None
+) -> list[int] | None:
+    """The classes to cycle through, or None for a run without."""
+    if label is not None and labels is not None:
+        raise UsageError("--label and --labels both name classes: give one of them.")
+    wanted = label if label is not None else labels
+    if not config.conditional:
+        if wanted is not None:
+            raise UsageError(
+                f"--label={wanted}: the run in {run_dir.path} is not conditional and cannot draw "
+                "a class; train one with --conditional."
+            )
+        return None
+    _, names = run_dir.read_shape()
+    if wanted is None:
+        return list(range(len(names)))
+    return [_class_number(text.strip(), names) for text in wanted.split(",")]
+
+
+def _class_number(text: str, names: tuple[str, ...]) -> int:
+    if text in names:
+        return names.index(text)
+    if text.isdecimal() and int(text) < len(names):
+        return int(text)
+    raise UsageError(
+        f"--label={text!r} is no class of this run: 0 to {len(names) - 1}, or {', '.join(names)}."
+    )

@@ -1,0 +1,35 @@
+"""`train`: a recipe on a data set, from where the run directory says it is."""
+
+from pathlib import Path
+
+from trainer import flags, startup
+from trainer.console import Console, log_to
+from trainer.data import sources
+from trainer.rundir import RunDir
+from trainer.signals import StopRequest
+
+SUMMARY = "Trains a recipe on a data set.  The same command again goes on where it stopped."
+
+
+def run(arguments: list[str]) -> None:
+    """Runs the command; `arguments` are those behind its name."""
+    line = flags.CommandLine("train", SUMMARY)
+    line.boolean("dry_run", "print the resolved configuration as JSON and stop", default=False)
+    line.boolean("fresh", "set an old run in the run directory aside and start anew", default=False)
+    flags.define_settings(line)
+    values = line.parse(arguments)
+    config = flags.config_from_flags(values)
+    if values["dry_run"].value:
+        print(config.to_json(), end="")
+        return
+
+    stop_requested = StopRequest()
+    terminal = Console()
+    log_to(terminal)
+    data = sources.load(config)
+    if values["fresh"].value:
+        RunDir(Path(config.run_dir)).set_aside()
+    with startup.quiet():
+        from trainer.train import train  # late: TensorFlow takes seconds to import
+
+    train(config, data, terminal=terminal, stop_requested=stop_requested)

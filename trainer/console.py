@@ -1,0 +1,88 @@
+"""What a person sees: a progress bar on a terminal, else a line now and then."""
+
+import logging
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+
+class Console:
+    """Writes lines, and below them, on a terminal, a bar that moves."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self.has_bar = self._stream.isatty()
+        self._bar = ""
+
+    def line(self, text: str) -> None:
+        """Writes a line above the bar."""
+        self._stream.write(f"\r\x1b[K{text}\n{self._bar}" if self._bar else f"{text}\n")
+        self._stream.flush()
+
+    def bar(self, share: float, text: str) -> None:
+        """Redraws the bar, on a terminal.  `share` is what is done, 0 to 1."""
+        if not self.has_bar:
+            return
+        done = round(20 * share)
+        width = shutil.get_terminal_size().columns - 1
+        self._bar = f"[{'#' * done}{'.' * (20 - done)}] {text}"[:width]
+        self._stream.write(f"\r\x1b[K{self._bar}")
+        self._stream.flush()
+
+    def end_bar(self) -> None:
+        """Leaves the bar where it is; lines go below it."""
+        if self._bar:
+            self._stream.write("\n")
+        self._bar = ""
+
+
+class ConsoleHandler(logging.Handler):
+    """Sends the log of this package to a console."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record, warnings and worse with their level."""
+        level = f"{record.levelname}: " if record.levelno > logging.INFO else ""
+        self._console.line(level + record.getMessage())
+
+
+def log_to(console: Console) -> None:
+    """Makes a console the place where this package logs."""
+    logger = logging.getLogger("trainer")
+    logger.handlers[:] = [ConsoleHandler(console)]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def progress(record: Mapping[str, Any], total_kimg: float, secs_left: float) -> str:
+    """A line of progress from a line of metrics."""
+    return "  ".join(
+        [
+            f"{record['kimg']:.1f}/{total_kimg:.6g} kimg",
+            f"{record['images_per_sec']:,.0f} images/s",
+            f"{1000 / record['images_per_sec']:.3g} s/kimg",
+            metrics(record),
+            f"{duration(secs_left)} left",
+            "  ".join(f"{name} {gib:.2f} GiB" for name, gib in record["memory_gib"].items()),
+        ]
+    )
+
+
+def metrics(record: Mapping[str, Any]) -> str:
+    """Losses and accuracies of a line of metrics."""
+    return (
+        f"D loss {record['d_loss']:.3f}  G loss {record['g_loss']:.3f}  "
+        f"D acc {record['d_acc']:.0%} (real {record['d_real_acc']:.0%}, "
+        f"fake {record['d_fake_acc']:.0%})  G acc {record['g_acc']:.0%}"
+    )
+
+
+def duration(secs: float) -> str:
+    """Seconds as 0:07, 12:34 or 1:02:03."""
+    minutes, seconds = divmod(round(secs), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

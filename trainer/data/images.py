@@ -1,0 +1,80 @@
+"""A labelled set of images in memory."""
+
+import dataclasses
+import functools
+import hashlib
+
+import numpy as np
+from PIL import Image
+
+from trainer.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageShape:
+    """What the networks need to know of the data.
+
+    Attributes:
+      size: height and width in pixels.
+      channels: 1 (gray) or 3 (colour).
+      classes: number of classes; 0 where there are no labels.
+    """
+
+    size: int
+    channels: int
+    classes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """Images [N, H, W, C] uint8 with labels [N] int32 in [0, len(class_names))."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> ImageShape:
+        """Size, channels and classes."""
+        _, height, _, channels = self.images.shape
+        return ImageShape(height, channels, len(self.class_names))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of all pixels and labels, equal for equal data only."""
+        digest = hashlib.sha256(f"{self.images.shape} {self.class_names}".encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels, np.int32).data)
+        return digest.hexdigest()[:32]
+
+
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Resizes [N, H, W, C] uint8 to [N, size, size, C], antialiased (Lanczos)."""
+    if images.shape[1:3] == (size, size):
+        return images
+    resized = np.empty((len(images), size, size, images.shape[3]), np.uint8)
+    for source, target in zip(images, resized, strict=True):
+        picture = Image.fromarray(source[..., 0] if source.shape[-1] == 1 else source)
+        scaled = np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS))
+        target[...] = scaled.reshape(target.shape)
+    return resized
+
+
+def check(images: np.ndarray, labels: np.ndarray, classes: int, source: str) -> None:
+    """Raises a DataError that names `source` unless the arrays are a labelled set."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise DataError(
+            f"{source}: images must be uint8 [N, H, W, 1 or 3], not "
+            f"{images.dtype} {list(images.shape)}."
+        )
+    if len(images) == 0:
+        raise DataError(f"{source} holds no images.")
+    if labels.shape != (len(images),):
+        raise DataError(f"{source}: {len(images)} images but labels of shape {labels.shape}.")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(
+            f"{source}: labels run from {labels.min()} to {labels.max()}, not 0 to {classes - 1}."
+        )

@@ -1,0 +1,150 @@
+"""The named data sets: from --data_dir in their published forms, else downloaded."""
+
+import dataclasses
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from trainer.config import Config
+from trainer.data import formats
+from trainer.data.formats import Arrays
+from trainer.data.images import ImageSet, check, resize
+from trainer.errors import DataError, UsageError, one_of
+
+DIGITS = tuple(str(digit) for digit in range(10))
+CLOTHES = tuple("top trouser pullover dress coat sandal shirt sneaker bag boot".split())
+OBJECTS = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+IDX_NAMES = {"train": "train", "test": "t10k"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A named data set.
+
+    Attributes:
+      size: side of its images, unless --image_size says otherwise.
+      class_names: its classes in the order of their labels.
+      files: its published forms, as an error names them.
+      origin: where they come from.
+      find: reads the splits below a folder, or returns None if they are not there.
+      fetch: name under keras.datasets for the download; "" for none.
+    """
+
+    size: int
+    class_names: tuple[str, ...]
+    files: str
+    origin: str
+    find: Callable[[Path, tuple[str, ...]], Arrays | None]
+    fetch: str = ""
+
+
+def load(config: Config) -> ImageSet:
+    """The images and labels that `config` names, at its image size.
+
+    Raises:
+      UsageError: for an unknown data set.
+      DataError: for one that is missing, damaged or smaller than a batch.
+    """
+    source = SOURCES[one_of("--dataset", config.dataset, SOURCES)]
+    splits = ("train", "test") if config.split == "all" else (config.split,)
+    images, labels = _read(config.dataset, source, splits, config.data_dir)
+    check(images, labels, len(source.class_names), config.dataset)
+    if len(images) < config.batch_size:
+        raise DataError(
+            f"--dataset={config.dataset} --split={config.split} has {len(images)} images, fewer "
+            f"than --batch_size={config.batch_size}: lower the batch size."
+        )
+    images = resize(images, config.image_size or source.size)
+    return ImageSet(images, labels, source.class_names)
+
+
+def _read(name: str, source: Source, splits: tuple[str, ...], data_dir: str) -> Arrays:
+    if data_dir and not Path(data_dir).is_dir():
+        raise UsageError(f"--data_dir={data_dir} is not a folder.")
+    found = source.find(Path(data_dir), splits) if data_dir or not source.fetch else None
+    return found if found is not None else _download(name, source, splits, data_dir)
+
+
+def _download(name: str, source: Source, splits: tuple[str, ...], data_dir: str) -> Arrays:
+    import keras  # late: it takes seconds, and data on disk do not need it
+
+    print(f"Downloading {name} from {source.origin}", flush=True)
+    try:
+        parts = dict(zip(("train", "test"), getattr(keras.datasets, source.fetch).load_data()))
+    except Exception as error:  # whatever the network may raise
+        reason = " ".join(str(error).split())
+        where = f"in --data_dir={data_dir}" if data_dir else "in a folder named by --data_dir"
+        raise DataError(
+            f"--dataset={name} is not at hand and its download failed ({reason}). "
+            f"Put {source.files} {where}; it comes from {source.origin}."
+        ) from None
+    images = np.concatenate([parts[split][0] for split in splits])
+    labels = np.concatenate([parts[split][1] for split in splits]).reshape(-1)
+    return images if images.ndim == 4 else images[..., None], labels.astype(np.int32)
+
+
+def _find_digits(_: Path, splits: tuple[str, ...]) -> Arrays:
+    with resources.as_file(resources.files(__package__) / "digits.npz") as path:
+        return formats.read_npz(path, splits)
+
+
+def _find_npz_or_idx(folders: tuple[str, ...], npz: str = "") -> Callable[..., Arrays | None]:
+    def find(data_dir: Path, splits: tuple[str, ...]) -> Arrays | None:
+        if npz and (data_dir / npz).is_file():
+            return formats.read_npz(data_dir / npz, splits)
+        for folder in folders:
+            pairs = [
+                tuple(
+                    data_dir / folder / f"{IDX_NAMES[split]}-{kind}-ubyte.gz"
+                    for kind in ("images-idx3", "labels-idx1")
+                )
+                for split in splits
+            ]
+            if all(path.is_file() for pair in pairs for path in pair):
+                images, labels = zip(*[formats.read_idx_pair(*pair) for pair in pairs])
+                return np.concatenate(images), np.concatenate(labels)
+        return None
+
+    return find
+
+
+def _find_cifar10(data_dir: Path, splits: tuple[str, ...]) -> Arrays | None:
+    files = {"train": [f"data_batch_{k}" for k in range(1, 6)], "test": ["test_batch"]}
+    names = [name for split in splits for name in files[split]]
+    for path in (data_dir / "cifar-10-batches-py", data_dir / "cifar-10-python.tar.gz"):
+        if path.exists():
+            return formats.read_cifar(path, names)
+    return None
+
+
+SOURCES = {
+    "digits": Source(28, DIGITS, "", "the UCI machine learning repository", _find_digits),
+    "mnist": Source(
+        28,
+        DIGITS,
+        "mnist.npz, or train- and t10k- images-idx3-ubyte.gz and labels-idx1-ubyte.gz",
+        "keras.datasets.mnist (http://yann.lecun.com/exdb/mnist)",
+        # Loose IDX files carry the same names for MNIST and Fashion-MNIST: those in a
+        # folder of the set's name come first.
+        _find_npz_or_idx(("mnist", "MNIST", "."), "mnist.npz"),
+        "mnist",
+    ),
+    "fashion_mnist": Source(
+        28,
+        CLOTHES,
+        "fashion-mnist/ with train- and t10k- images-idx3-ubyte.gz and labels-idx1-ubyte.gz",
+        "keras.datasets.fashion_mnist (https://github.com/zalandoresearch/fashion-mnist)",
+        _find_npz_or_idx(("fashion-mnist", "fashion_mnist", "."), "fashion_mnist.npz"),
+        "fashion_mnist",
+    ),
+    "cifar10": Source(
+        32,
+        OBJECTS,
+        "cifar-10-batches-py/ or cifar-10-python.tar.gz",
+        "keras.datasets.cifar10 (https://www.cs.toronto.edu/~kriz/cifar.html)",
+        _find_cifar10,
+        "cifar10",
+    ),
+}

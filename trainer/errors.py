@@ -1,0 +1,72 @@
+"""Exit codes and the errors that end a command with one line.
+
+The codes follow sysexits.h where it has a fitting one.  A batch system tells by
+them what to do next: retry, give up, or start again without counting a failure.
+"""
+
+import difflib
+import enum
+from collections.abc import Iterable
+
+
+class ExitCode(enum.IntEnum):
+    """What the exit status of a command means."""
+
+    OK = 0  # complete, also when it already was
+    CRASH = 1  # a fault of the program: retried a limited number of times
+    STOPPED = 42  # stopped on request after a save: start me again
+    USAGE = 64  # the command line or the configuration is wrong
+    DATA = 65  # the data are unusable
+    DIVERGED = 70  # training diverged
+    CHECKPOINT = 73  # checkpoints exist that do not load, or do not fit
+    BUSY = 75  # another job holds the run directory
+
+
+class TrainerError(Exception):
+    """An error that its reader can mend: one line, no traceback."""
+
+    exit_code = ExitCode.CRASH
+
+
+class UsageError(TrainerError):
+    """A flag or a configuration value is wrong."""
+
+    exit_code = ExitCode.USAGE
+
+
+class DataError(TrainerError):
+    """The data set is missing, damaged or does not fit."""
+
+    exit_code = ExitCode.DATA
+
+
+class DivergedError(TrainerError):
+    """A loss is no longer finite."""
+
+    exit_code = ExitCode.DIVERGED
+
+
+class CheckpointError(TrainerError):
+    """A run directory holds checkpoints that cannot be used."""
+
+    exit_code = ExitCode.CHECKPOINT
+
+
+class StoppedError(TrainerError):
+    """The run was asked to stop, has saved, and can be started again."""
+
+    exit_code = ExitCode.STOPPED
+
+
+def one_of(what: str, value: str, known: Iterable[str]) -> str:
+    """Returns `value` if it is `known`.
+
+    Raises:
+      UsageError: otherwise, naming the nearest spelling and all known values.
+    """
+    names = list(known)
+    if value in names:
+        return value
+    near = difflib.get_close_matches(value.lower(), names, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UsageError(f"{what}={value!r} is not known.{hint} Known: {', '.join(names)}.")

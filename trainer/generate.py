@@ -1,0 +1,75 @@
+"""Draws images from a run and writes them."""
+
+import itertools
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from trainer import models, runtime
+from trainer.config import Config
+from trainer.errors import UsageError
+from trainer.rundir import RunDir
+from trainer.samples import Sampler, grid
+from trainer.train import load_networks
+
+log = logging.getLogger(__name__)
+
+
+def generate(
+    run_dir: RunDir, config: Config, *, count: int, classes: list[int] | None, seed: int, out: Path
+) -> None:
+    """Draws `count` images from the run's newest checkpoint into `out`.
+
+    Args:
+      run_dir: the run.
+      config: its configuration, with the devices to draw on.
+      count: number of images.
+      classes: to cycle through, if the run is conditional.
+      seed: of the latents.
+      out: FILE.png (one grid), FILE.npz, or a folder (one picture per image).
+
+    Raises:
+      TrainerError: if the run has no checkpoint, or `out` cannot be written.
+    """
+    shape, _ = run_dir.read_shape()
+    runtime.start(config)
+    generator, _ = models.build(config, shape)
+    name = "average" if config.ema_half_life_kimg else "generator"
+    source = load_networks(run_dir, {name: generator})
+    labels = None
+    if classes is not None:
+        labels = np.fromiter(itertools.cycle(classes), np.int32, count)
+    images = np.concatenate(list(Sampler(config, generator).draw(count, seed, labels)))
+    try:
+        write(out, images, labels, columns=_columns(count, classes))
+    except OSError as error:
+        raise UsageError(f"--out={out} cannot be written ({error.strerror}).") from None
+    log.info("Drew %d images from %s into %s", count, source, out)
+
+
+def write(out: Path, images: np.ndarray, labels: np.ndarray | None, columns: int) -> None:
+    """Writes uint8 [N, H, W, C] as one grid, as arrays or as a folder of pictures."""
+    if out.suffix == ".npz":
+        arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(out, **arrays)
+    elif out.suffix == ".png":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        grid(images, columns).save(out)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        digits = len(str(len(images) - 1))
+        for number, image in enumerate(images):
+            label = "" if labels is None else f"-class{labels[number]}"
+            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+            picture.save(out / f"{number:0{digits}}{label}.png")
+
+
+def _columns(count: int, classes: list[int] | None) -> int:
+    """Columns of the grid: one per class where they fit, else a square."""
+    if classes is not None and 1 < len(classes) <= 20 and count > len(classes):
+        return len(classes)
+    return math.ceil(math.sqrt(count))

@@ -1,0 +1,41 @@
+"""Generators and discriminators by the name of the recipe they belong to."""
+
+import importlib
+
+import keras
+
+from trainer.config import Config
+from trainer.data.images import ImageShape
+from trainer.errors import UsageError
+
+
+def build(config: Config, shape: ImageShape) -> tuple[keras.Model, keras.Model]:
+    """Makes the generator and the discriminator of `config.networks`.
+
+    The generator maps [latents, labels] to images [N, H, W, C] float32 in the image
+    range; the discriminator maps [images, labels] to logits [N] float32.  Labels are
+    there if conditional.
+
+    Raises:
+      UsageError: if the networks cannot make such images.
+    """
+    if shape.size < 8 or shape.size % 4:
+        raise UsageError(
+            f"--image_size={shape.size}: the networks double 4 pixels or more at least once; "
+            "give a multiple of 4 from 8 up."
+        )
+    module = importlib.import_module(f"trainer.models.{config.networks.replace('-', '_')}")
+    generator = module.generator(config, shape)
+    conditional_norm = config.conditional and config.g_conditioning == "batchnorm"
+    kinds = {type(layer) for layer in generator.layers}
+    if conditional_norm and keras.layers.BatchNormalization not in kinds:
+        raise UsageError(
+            f"--g_conditioning=batchnorm: the generator of {config.networks} has no batch norm; "
+            "use concat or multiply."
+        )
+    return generator, module.discriminator(config, shape)
+
+
+def scaled(filters: int, width: float) -> int:
+    """A number of filters times a width setting, at least 1."""
+    return max(1, round(filters * width))

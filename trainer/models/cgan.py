@@ -1,0 +1,32 @@
+"""Networks of `cgan`."""
+
+import keras
+
+from trainer.config import Config
+from trainer.data.images import ImageShape
+from trainer.models import layers, scaled
+
+
+def generator(config: Config, shape: ImageShape) -> keras.Model:
+    """A quarter of the side, then 3x3 transposed convolutions, each with a norm."""
+    side, width = shape.size // 4, config.g_width
+    inputs, x, onehot = layers.generator_inputs(config, shape)
+    filters = scaled(256, width)
+    x = keras.layers.Dense(side * side * filters, kernel_initializer=layers.initializer(config))(x)
+    x = keras.layers.Reshape([side, side, filters])(x)
+    for count, stride in ((scaled(128, width), 2), (scaled(64, width), 1)):
+        x = layers.conv_transpose(x, config, count, 3, stride)
+        x = keras.layers.LeakyReLU(0.01)(layers.batch_norm(x, config, onehot))
+    x = layers.conv_transpose(x, config, shape.channels, 3, 2)
+    return keras.Model(inputs, layers.image_output(x, config), name="generator")
+
+
+def discriminator(config: Config, shape: ImageShape) -> keras.Model:
+    """Three 3x3 convolutions of stride 2, a norm behind all but the first."""
+    inputs, x, onehot = layers.discriminator_inputs(config, shape)
+    for count in (32, 64, 128):
+        x = layers.conv(x, config, scaled(count, config.d_width), 3, 2)
+        x = x if count == 32 else layers.batch_norm(x, config)
+        x = keras.layers.LeakyReLU(0.01)(x)
+    x = keras.layers.Flatten()(x)
+    return keras.Model(inputs, layers.logit(x, config, onehot), name="discriminator")

@@ -1,0 +1,48 @@
+"""Networks of `dcgan`, sized to the image."""
+
+import keras
+
+from trainer.config import Config
+from trainer.data.images import ImageShape
+from trainer.models import layers, scaled
+
+
+def halvings(size: int) -> int:
+    """How often a side can be halved before it is odd or less than 4 pixels."""
+    count = 0
+    while size % 2 == 0 and size >= 8:
+        size, count = size // 2, count + 1
+    return count
+
+
+def generator(config: Config, shape: ImageShape) -> keras.Model:
+    """4x4 transposed convolutions of stride 2 up to the side, then a 3x3 convolution."""
+    ups = halvings(shape.size)
+    side = shape.size >> ups
+    # 64 filters at full size, 128 below; twice as many for each doubling beyond two.
+    filters = [scaled(128 * 2 ** max(0, k - 2), config.g_width) for k in range(ups, 0, -1)]
+    inputs, x, onehot = layers.generator_inputs(config, shape)
+    x = keras.layers.Dense(
+        side * side * filters[0], use_bias=False, kernel_initializer=layers.initializer(config)
+    )(x)
+    x = keras.layers.Reshape([side, side, filters[0]])(x)
+    x = keras.layers.ReLU()(layers.batch_norm(x, config, onehot))
+    for count in [*filters[1:], scaled(64, config.g_width)]:
+        x = layers.conv_transpose(x, config, count, 4, 2, use_bias=False)
+        x = keras.layers.ReLU()(layers.batch_norm(x, config, onehot))
+    x = keras.layers.Conv2D(
+        shape.channels, 3, padding="same", kernel_initializer=layers.initializer(config)
+    )(x)
+    return keras.Model(inputs, layers.image_output(x, config), name="generator")
+
+
+def discriminator(config: Config, shape: ImageShape) -> keras.Model:
+    """4x4 convolutions of stride 2 down to 4 to 7 pixels."""
+    inputs, x, onehot = layers.discriminator_inputs(config, shape)
+    count, side = 32, shape.size
+    while side > 4:
+        x = layers.conv(x, config, scaled(count, config.d_width), 4, 2)
+        x = keras.layers.LeakyReLU(0.2)(x)
+        count, side = 2 * count, -(-side // 2)
+    x = keras.layers.Flatten()(x)
+    return keras.Model(inputs, layers.logit(x, config, onehot), name="discriminator")

@@ -1,0 +1,30 @@
+"""Networks of `dcgan-kstep`."""
+
+import keras
+
+from trainer.config import Config
+from trainer.data.images import ImageShape
+from trainer.models import layers, scaled
+
+
+def generator(config: Config, shape: ImageShape) -> keras.Model:
+    """A quarter of the side, then 3x3 transposed convolutions, without norm."""
+    side, filters = shape.size // 4, scaled(256, config.g_width)
+    inputs, x, _ = layers.generator_inputs(config, shape)
+    x = keras.layers.Dense(side * side * filters, kernel_initializer=layers.initializer(config))(x)
+    x = keras.layers.Reshape([side, side, filters])(x)
+    for count in (filters, scaled(128, config.g_width)):
+        x = keras.layers.LeakyReLU(0.3)(layers.conv_transpose(x, config, count, 3, 2))
+    x = layers.conv_transpose(x, config, shape.channels, 3, 1)
+    return keras.Model(inputs, layers.image_output(x, config), name="generator")
+
+
+def discriminator(config: Config, shape: ImageShape) -> keras.Model:
+    """Two 3x3 convolutions of stride 2, a dense layer and dropout."""
+    inputs, x, onehot = layers.discriminator_inputs(config, shape)
+    for count in (256, 128):
+        x = keras.layers.ReLU()(layers.conv(x, config, scaled(count, config.d_width), 3, 2))
+    x = keras.layers.Flatten()(x)
+    x = keras.layers.ReLU()(layers.dense(x, config, scaled(64, config.d_width)))
+    x = layers.Dropout(0.2)(x)
+    return keras.Model(inputs, layers.logit(x, config, onehot), name="discriminator")

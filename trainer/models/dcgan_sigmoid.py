@@ -1,0 +1,32 @@
+"""Networks of `dcgan-sigmoid`."""
+
+import keras
+
+from trainer.config import Config
+from trainer.data.images import ImageShape
+from trainer.models import layers, scaled
+
+
+def generator(config: Config, shape: ImageShape) -> keras.Model:
+    """A quarter of the side, then 5x5 transposed convolutions, the norm before each."""
+    side, width = shape.size // 4, config.g_width
+    inputs, x, onehot = layers.generator_inputs(config, shape)
+    filters = [scaled(128, width), scaled(64, width), scaled(32, width), shape.channels]
+    x = keras.layers.Dense(
+        side * side * filters[0], kernel_initializer=layers.initializer(config)
+    )(x)
+    x = keras.layers.Reshape([side, side, filters[0]])(x)
+    for count, stride in zip(filters, (2, 2, 1, 1), strict=True):
+        x = keras.layers.ReLU()(layers.batch_norm(x, config, onehot))
+        x = layers.conv_transpose(x, config, count, 5, stride)
+    return keras.Model(inputs, layers.image_output(x, config), name="generator")
+
+
+def discriminator(config: Config, shape: ImageShape) -> keras.Model:
+    """5x5 convolutions, each behind a LeakyReLU, the first one's on the image itself."""
+    inputs, x, onehot = layers.discriminator_inputs(config, shape)
+    for count, stride in zip((32, 64, 128, 256), (2, 2, 2, 1), strict=True):
+        x = keras.layers.LeakyReLU(0.2)(x)
+        x = layers.conv(x, config, scaled(count, config.d_width), 5, stride)
+    x = keras.layers.Flatten()(x)
+    return keras.Model(inputs, layers.logit(x, config, onehot), name="discriminator")

@@ -1,0 +1,38 @@
+"""Networks of `dcgan-studiogan`."""
+
+import keras
+
+from trainer.config import Config
+from trainer.data.images import ImageShape
+from trainer.errors import UsageError
+from trainer.models import layers, scaled
+
+
+def generator(config: Config, shape: ImageShape) -> keras.Model:
+    """4x4, then three 4x4 transposed convolutions of stride 2, then a convolution."""
+    if shape.size != 32:
+        raise UsageError(
+            f"--image_size={shape.size}: the networks of dcgan-studiogan make 32 pixels only."
+        )
+    filters = [scaled(count, config.g_width) for count in (512, 256, 128, 64)]
+    inputs, x, onehot = layers.generator_inputs(config, shape)
+    x = keras.layers.Dense(16 * filters[0], kernel_initializer=layers.initializer(config))(x)
+    x = keras.layers.Reshape([4, 4, filters[0]])(x)
+    for count in filters[1:]:
+        x = layers.conv_transpose(x, config, count, 4, 2)
+        x = keras.layers.ReLU()(layers.batch_norm(x, config, onehot))
+    x = keras.layers.Conv2D(
+        shape.channels, 3, padding="same", kernel_initializer=layers.initializer(config)
+    )(x)
+    return keras.Model(inputs, layers.image_output(x, config), name="generator")
+
+
+def discriminator(config: Config, shape: ImageShape) -> keras.Model:
+    """Three pairs of convolutions 3x3 and 4x4 of stride 2, one more, and a sum over pixels."""
+    inputs, x, onehot = layers.discriminator_inputs(config, shape)
+    pairs = [(count, *kind) for count in (64, 128, 256) for kind in ((3, 1), (4, 2))]
+    for count, size, stride in [*pairs, (512, 3, 1)]:
+        x = layers.conv(x, config, scaled(count, config.d_width), size, stride)
+        x = keras.layers.ReLU()(layers.batch_norm(x, config))
+    x = keras.ops.sum(x, axis=(1, 2))
+    return keras.Model(inputs, layers.logit(x, config, onehot), name="discriminator")

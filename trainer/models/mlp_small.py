@@ -1,0 +1,22 @@
+"""Networks of `mlp-small`."""
+
+import keras
+
+from trainer.config import Config
+from trainer.data.images import ImageShape
+from trainer.models import layers, scaled
+from trainer.models.mlp import dense_discriminator, g_dense, to_image
+
+
+def generator(config: Config, shape: ImageShape) -> keras.Model:
+    """Dense 256, 512, 1024; Dense, LeakyReLU, BatchNorm."""
+    inputs, x, onehot = layers.generator_inputs(config, shape)
+    for count in (256, 512, 1024):
+        x = keras.layers.LeakyReLU(0.2)(g_dense(x, config, scaled(count, config.g_width)))
+        x = layers.batch_norm(x, config, onehot)
+    return keras.Model(inputs, to_image(x, config, shape), name="generator")
+
+
+def discriminator(config: Config, shape: ImageShape) -> keras.Model:
+    """Dense 512, 256."""
+    return dense_discriminator(config, shape, (512, 256))

@@ -1,0 +1,51 @@
+"""Adversarial losses per image, as functions of the discriminator's logits.
+
+D is the discriminator's logit; a positive one means "real".
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import tensorflow as tf
+
+Loss = Callable[[tf.Tensor], tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Losses [N] of logits [N]: D's on reals and on fakes, and G's on fakes."""
+
+    d_real: Loss
+    d_fake: Loss
+    g_fake: Loss
+
+
+OBJECTIVES = {
+    # -log sigmoid(D(x)); -log(1 - sigmoid(D(G(z)))); -log sigmoid(D(G(z))).
+    # Goodfellow et al., arXiv:1406.2661, section 3.
+    "nonsaturating": Objective(
+        d_real=lambda logits: tf.nn.softplus(-logits),
+        d_fake=lambda logits: tf.nn.softplus(logits),
+        g_fake=lambda logits: tf.nn.softplus(-logits),
+    ),
+    # max(0, 1 - D(x)); max(0, 1 + D(G(z))); -D(G(z)).
+    # Lim and Ye, arXiv:1705.02894; Miyato et al., arXiv:1802.05957, equations 16 and 17.
+    "hinge": Objective(
+        d_real=lambda logits: tf.nn.relu(1.0 - logits),
+        d_fake=lambda logits: tf.nn.relu(1.0 + logits),
+        g_fake=lambda logits: -logits,
+    ),
+    # (D(x) - b)^2 / 2; (D(G(z)) - a)^2 / 2; (D(G(z)) - c)^2 / 2 with a = -1, b = c = 1:
+    # the paper's 0-1 coding moved so that the sign of a logit tells real from fake.
+    # Mao et al., arXiv:1611.04076, section 3.2.
+    "least_squares": Objective(
+        d_real=lambda logits: 0.5 * tf.square(logits - 1.0),
+        d_fake=lambda logits: 0.5 * tf.square(logits + 1.0),
+        g_fake=lambda logits: 0.5 * tf.square(logits - 1.0),
+    ),
+}
+
+
+def share_real(logits: tf.Tensor) -> tf.Tensor:
+    """1 where the discriminator says real, else 0; [N] float32."""
+    return tf.cast(logits > 0, tf.float32)

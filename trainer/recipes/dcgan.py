@@ -1,0 +1,24 @@
+"""This project's default: the DCGAN guidelines with today's stabilisers."""
+
+from trainer.recipes.recipe import Recipe
+
+RECIPE = Recipe(
+    source="Radford et al., arXiv:1511.06434; spectral norm and hinge: Miyato et al., "
+    "arXiv:1802.05957; projection: Miyato and Koyama, arXiv:1802.05637",
+    networks=dict(
+        latent_dim=100,
+        g_conditioning="batchnorm",
+        d_conditioning="projection",
+        d_spectral_norm=True,
+        initializer="normal",
+    ),
+    loop=dict(
+        conditional=True,
+        batch_size=64,
+        length="300 kimg",
+        loss="hinge",
+        d_update="joint",
+        beta1=0.5,
+        ema_half_life_kimg=10.0,
+    ),
+)

@@ -1,0 +1,16 @@
+"""The DCGAN of the StudioGAN benchmark on CIFAR-10."""
+
+from trainer.recipes.recipe import Recipe
+
+RECIPE = Recipe(
+    source="Kang et al., StudioGAN, arXiv:2206.09479; after Radford et al., arXiv:1511.06434",
+    networks=dict(latent_dim=128, image_size=32, initializer="orthogonal"),
+    loop=dict(
+        horizontal_flip=True,
+        batch_size=64,
+        length="200000 steps",
+        d_update="separate",
+        d_steps=2,
+        beta1=0.5,
+    ),
+)

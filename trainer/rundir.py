@@ -1,0 +1,181 @@
+"""A run's directory: where its files are, and whether it may be gone on with."""
+
+import dataclasses
+import json
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer import __version__
+from trainer.config import Config, frozen_differences
+from trainer.data.images import ImageSet, ImageShape
+from trainer.errors import CheckpointError, UsageError
+from trainer.files import write_text
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDir:
+    """The files of a run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.json"
+
+    @property
+    def data(self) -> Path:
+        """What the run was trained on."""
+        return self.path / "data.json"
+
+    @property
+    def provenance(self) -> Path:
+        """What the run was started with: versions, devices."""
+        return self.path / "provenance.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """The folder of sample grids."""
+        return self.path / "samples"
+
+    @property
+    def reals(self) -> Path:
+        """The grid of real images."""
+        return self.samples / "reals.png"
+
+    @property
+    def gif(self) -> Path:
+        """The sample grids through training."""
+        return self.path / "training.gif"
+
+    @property
+    def generator(self) -> Path:
+        """The generator alone, once the run is complete."""
+        return self.path / "generator.keras"
+
+    def read_config(self) -> Config:
+        """The configuration of the run in this directory.
+
+        Raises:
+          UsageError: if there is none.
+        """
+        try:
+            text = self.config.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UsageError(f"{self.path} is not a run directory: no {self.config.name}.") from None
+        return Config.from_json(text, str(self.config))
+
+    def read_shape(self) -> tuple[ImageShape, tuple[str, ...]]:
+        """The image shape and the class names of the run's data."""
+        data = json.loads(self.data.read_text(encoding="utf-8"))
+        shape = ImageShape(data["size"], data["channels"], data["classes"])
+        return shape, tuple(data["class_names"])
+
+    def set_aside(self, environment: Mapping[str, str] = os.environ) -> None:
+        """Renames an old run directory, so that a fresh run can start.
+
+        Raises:
+          UsageError: in a Kubernetes Job, whose retries would each start from zero.
+        """
+        for name in ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"):
+            if name in environment:
+                raise UsageError(
+                    f"--fresh is refused where {name} is set: each retry of a Job would start "
+                    "from zero; give another --run_dir."
+                )
+        if not self.path.exists():
+            return
+        number = 1
+        while (target := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        self.path.rename(target)
+        log.info("Set the old run aside as %s", target)
+
+    def claim(self, config: Config, data: ImageSet) -> None:
+        """Writes configuration and data into the directory, or checks those there.
+
+        Raises:
+          CheckpointError: if the run there has other settings or other data.
+          UsageError: if the directory cannot be written.
+        """
+        try:
+            self.samples.mkdir(parents=True, exist_ok=True)
+            if self.config.exists():
+                self._check(config, data)
+            write_text(self.data, json.dumps(describe(data), indent=2) + "\n")
+            write_text(self.config, config.to_json())
+        except OSError as error:
+            raise UsageError(
+                f"--run_dir={self.path} cannot be written ({error.strerror}): give another."
+            ) from None
+
+    def _check(self, config: Config, data: ImageSet) -> None:
+        try:
+            old = self.read_config()
+        except UsageError as error:
+            raise CheckpointError(f"{error} Mend it, or use --fresh.") from None
+        differences = frozen_differences(old, config)
+        if differences:
+            raise CheckpointError(
+                f"{self.path} holds a run with other settings ({'; '.join(differences)}): give "
+                "the old ones, another --run_dir, or --fresh."
+            )
+        if self.data.exists():
+            known = json.loads(self.data.read_text(encoding="utf-8"))["fingerprint"]
+            if known != data.fingerprint:
+                raise CheckpointError(
+                    f"--dataset={config.dataset} is not what the run in {self.path} began with "
+                    f"(fingerprint {data.fingerprint[:8]}, then {known[:8]}): bring the old data "
+                    "back, give another --run_dir, or --fresh."
+                )
+
+
+def describe(data: ImageSet) -> dict[str, Any]:
+    """What data.json holds."""
+    return {
+        "images": len(data),
+        "size": data.shape.size,
+        "channels": data.shape.channels,
+        "classes": data.shape.classes,
+        "class_names": list(data.class_names),
+        "fingerprint": data.fingerprint,
+    }
+
+
+def provenance(versions: Mapping[str, str], devices: tuple[str, ...], precision: str) -> str:
+    """What provenance.json holds: with what the run was (last) started."""
+    values = {
+        "trainer": __version__,
+        **versions,
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "machine": platform.machine(),
+        "devices": list(devices),
+        "precision": precision,
+    }
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from, if it does from one."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return None
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,140 @@
+"""Images drawn from a generator, grids of them, and the GIF of a run's grids."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from trainer import randomness
+from trainer.config import Config
+from trainer.data.images import ImageSet
+from trainer.randomness import Draws
+
+BATCH = 100
+GRID_ROWS = 100  # classes shown at most
+GIF_FRAMES = 200  # grids in a GIF at most
+GIF_SECS = 12.0
+
+
+class Sampler:
+    """Draws images from a generator, which may train on meanwhile."""
+
+    def __init__(self, config: Config, generator: keras.Model) -> None:
+        self._conditional = config.conditional
+
+        @tf.function
+        def images(seed: tf.Tensor, start: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+            latents = randomness.latents(config, Draws(seed, start, BATCH, scope="samples"))
+            inputs = [latents, labels] if config.conditional else latents
+            return to_bytes(generator(inputs, training=False), config.image_range)
+
+        self._images = images
+
+    def draw(self, count: int, seed: int, labels: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """Draws `count` images in batches.
+
+        Args:
+          count: number of images.
+          seed: image i is a function of the seed, i and its label.
+          labels: [count] int, the class of each image, if the run is conditional.
+
+        Yields:
+          uint8 [B, H, W, C], `count` in all.
+        """
+        if self._conditional != (labels is not None):
+            raise ValueError("labels are for conditional generators, and those need them")
+        padded = np.zeros(-(-count // BATCH) * BATCH, np.int32)
+        if labels is not None:
+            padded[:count] = labels
+        for start in range(0, count, BATCH):
+            batch = padded[start : start + BATCH]
+            key = tf.constant(seed, tf.int64)
+            images = self._images(key, tf.constant(start, tf.int64), tf.constant(batch))
+            yield images.numpy()[: count - start]
+
+
+def to_bytes(images: tf.Tensor, image_range: str) -> tf.Tensor:
+    """Images in [-1, 1] ("tanh") or [0, 1] ("sigmoid") to uint8."""
+    unit = (images + 1.0) / 2.0 if image_range == "tanh" else images
+    return tf.cast(tf.round(tf.clip_by_value(unit, 0.0, 1.0) * 255.0), tf.uint8)
+
+
+def grid(images: np.ndarray, columns: int) -> Image.Image:
+    """Tiles [N, H, W, C] uint8 row by row into one picture."""
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    tiles = np.zeros((rows * columns, height, width, channels), np.uint8)
+    tiles[:count] = images
+    sheet = tiles.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    sheet = sheet.reshape(rows * height, columns * width, channels)
+    return Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSheet:
+    """A run's grid of samples: the same latents every time, a row per class if conditional."""
+
+    config: Config
+    classes: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of the grid."""
+        if not self.config.conditional:
+            return self.config.sample_grid
+        return min(self.classes, GRID_ROWS)
+
+    def labels(self) -> np.ndarray:
+        """The class of each image of the grid, [N] int32."""
+        return np.repeat(np.arange(self.rows, dtype=np.int32), self.config.sample_grid)
+
+    def fakes(self, sampler: Sampler) -> Image.Image:
+        """The grid as the generator draws it now."""
+        count = self.rows * self.config.sample_grid
+        labels = self.labels() if self.config.conditional else None
+        batches = sampler.draw(count, self.config.seed, labels)
+        return grid(np.concatenate(list(batches)), self.config.sample_grid)
+
+    def reals(self, data: ImageSet) -> Image.Image:
+        """A grid of the same form from the data."""
+        columns = self.config.sample_grid
+        if not self.config.conditional:
+            return grid(data.images[: self.rows * columns], columns)
+        empty = np.zeros_like(data.images[:columns])
+        rows = []
+        for label in range(self.rows):
+            chosen = data.images[data.labels == label][:columns]
+            rows.append(np.concatenate([chosen, empty[len(chosen) :]]))
+        return grid(np.concatenate(rows), columns)
+
+
+def sheet_path(folder: Path, kimg: float) -> Path:
+    """Where the grid drawn after so many images goes."""
+    return folder / f"fakes-{kimg:09.3f}.png"
+
+
+def write_gif(folder: Path, target: Path) -> int:
+    """Makes a GIF of the grids in a folder and returns how many it shows.
+
+    The last frame stays for two seconds.  Of more than GIF_FRAMES grids every second,
+    third, ... is taken, and the last.
+    """
+    paths = sorted(p for p in folder.glob("fakes-*.png") if re.search(r"-[\d.]+\.png$", p.name))
+    paths = _thinned(paths)
+    frames = [Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE) for path in paths]
+    pause = int(np.clip(1000 * GIF_SECS / len(frames), 40, 500))
+    durations = [pause] * (len(frames) - 1) + [2000]
+    frames[0].save(
+        target, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=False
+    )
+    return len(frames)
+
+
+def _thinned(paths: Sequence[Path]) -> list[Path]:
+    stride = -(-len(paths) // GIF_FRAMES)
+    return [*paths[:-1:stride], paths[-1]]

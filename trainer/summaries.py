@@ -1,0 +1,212 @@
+"""The record of a run: metrics.jsonl, TensorBoard, and progress on the console.
+
+metrics.jsonl is the one record: its lines cover every step once, also where a run was
+interrupted, and no line crosses the edge of an epoch, so that the means of an epoch
+are means of its lines.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from trainer import console
+from trainer.console import Console
+from trainer.errors import DivergedError
+from trainer.events import EventWriter
+from trainer.files import write_text
+from trainer.loop import Trained
+
+log = logging.getLogger(__name__)
+
+SCALARS = ("images_per_sec", "d_loss", "g_loss", "d_acc", "d_real_acc", "d_fake_acc", "g_acc")
+
+
+class Recorder:
+    """Takes in what each call of the device did and writes lines when they are due."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        names: tuple[str, ...],
+        first_step: int,
+        last_step: int,
+        batch_size: int,
+        epoch_size: int,
+        every_secs: float,
+        every_steps: int,
+        memory: Callable[[], dict[str, float]],
+        terminal: Console,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Opens the record and cuts off what a resumed run will do again.
+
+        Args:
+          run_dir: where metrics.jsonl and tensorboard/ are.
+          names: of the columns of `Trained.rows`.
+          first_step, last_step: of this part of the run.
+          batch_size: images per step.
+          epoch_size: images in the data set.
+          every_secs: pace of lines; 0 for a line at each call.
+          every_steps: pace of lines of metrics.jsonl; 0 for by time only.
+          memory: peak memory in GiB by device.
+          terminal: where progress goes.
+          clock: seconds since 1970.
+        """
+        self._names, self._batch_size, self._epoch_size = names, batch_size, epoch_size
+        self._last_step = last_step
+        self._every_secs, self._every_steps = every_secs, every_steps
+        self._memory, self._console, self._clock = memory, terminal, clock
+        self._path = run_dir / "metrics.jsonl"
+        kept = self._cut(first_step)
+        self._epoch_lines = [r for r in kept if r["epoch"] == self._epoch_of(first_step + 1)]
+        self._file = open(self._path, "a", encoding="utf-8")
+        self._events = EventWriter(run_dir / "tensorboard")
+        self._step = first_step
+        self._rows: list[np.ndarray] = []
+        self._secs = 0.0
+        self._pace = 0.0  # seconds per step, lately
+        self._last = kept[-1] if kept else None
+        self._shown = self._epoch_shown = clock()
+
+    def observe(self, trained: Trained) -> None:
+        """Takes in a call, and writes the lines that are due.
+
+        Raises:
+          DivergedError: if a metric is not finite.
+        """
+        check_finite(trained, self._names)
+        per_step = trained.secs / len(trained.rows)
+        self._pace = per_step if not self._pace else 0.8 * self._pace + 0.2 * per_step
+        for row in trained.rows:
+            self._rows.append(row)
+            self._secs += per_step
+            self._step += 1
+            ends_epoch = self._epoch_of(self._step + 1) > self._epoch_of(self._step)
+            if ends_epoch or (self._every_steps and self._step % self._every_steps == 0):
+                self._write_line()
+            if ends_epoch:
+                self._end_epoch()
+        # Now, if by the end of the next call it would be too late.
+        if self._clock() - self._shown + trained.secs > self._every_secs:
+            self._show()
+        self._draw_bar()
+
+    def flush(self) -> None:
+        """Writes the line that is begun, so that a checkpoint and the record agree."""
+        self._write_line()
+        self._file.flush()
+        self._events.flush()
+
+    def image(self, tag: str, picture: Image.Image, step: int) -> None:
+        """Shows a picture in TensorBoard."""
+        self._events.image(tag, picture, step)
+
+    def close(self) -> None:
+        """Writes what is left and closes the files."""
+        if self._rows:
+            self._show()
+        self._console.end_bar()
+        self._file.close()
+        self._events.close()
+
+    def _cut(self, first_step: int) -> list[dict[str, Any]]:
+        """Drops lines beyond `first_step`, and one torn by a kill; returns the others."""
+        if not self._path.exists():
+            return []
+        records = []
+        for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if not line.endswith("\n") or json.loads(line)["step"] > first_step:
+                break
+            records.append(json.loads(line))
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        write_text(self._path, text)
+        return records
+
+    def _epoch_of(self, step: int) -> int:
+        """The epoch, from 0, that the last image of a step belongs to."""
+        return (step * self._batch_size - 1) // self._epoch_size
+
+    def _write_line(self) -> None:
+        if not self._rows:
+            return
+        means = dict(zip(self._names, np.mean(self._rows, 0, np.float64).tolist(), strict=True))
+        means["d_acc"] = 0.5 * (means["d_real_acc"] + means["d_fake_acc"])
+        record = {
+            "step": self._step,
+            "kimg": self._step * self._batch_size / 1000,
+            "epoch": self._epoch_of(self._step),
+            "steps": len(self._rows),
+            "secs": self._secs,
+            "images_per_sec": len(self._rows) * self._batch_size / max(self._secs, 1e-9),
+            **means,
+            "memory_gib": self._memory(),
+            "time": self._clock(),
+        }
+        self._file.write(json.dumps(record) + "\n")
+        self._epoch_lines.append(record)
+        self._last, self._rows, self._secs = record, [], 0.0
+
+    def _show(self) -> None:
+        """Puts the newest line on the console and into TensorBoard."""
+        self._write_line()
+        self._shown = self._clock()
+        self._file.flush()
+        if not self._console.has_bar:
+            log.info("%s", console.progress(self._last, self._total_kimg, self._secs_left))
+        self._scalars("train", self._last, self._last["step"])
+
+    def _draw_bar(self) -> None:
+        if self._console.has_bar and self._last:
+            text = console.progress(
+                {**self._last, "kimg": self._step * self._batch_size / 1000},
+                self._total_kimg,
+                self._secs_left,
+            )
+            self._console.bar(self._step / self._last_step, text)
+
+    def _end_epoch(self) -> None:
+        """Logs the means of an epoch; of short epochs only one now and then."""
+        lines, last = self._epoch_lines, self._epoch_lines[-1]
+        self._epoch_lines = []
+        if self._clock() - self._epoch_shown < self._every_secs:
+            return
+        self._epoch_shown = self._clock()
+        weights = [line["steps"] for line in lines]
+        means = {
+            name: float(np.average([line[name] for line in lines], weights=weights))
+            for name in SCALARS
+        }
+        secs = sum(line["secs"] for line in lines)
+        log.info("epoch %d: %s  %.1f s", last["epoch"] + 1, console.metrics(means), secs)
+        self._scalars("epoch", means, last["step"])
+
+    def _scalars(self, group: str, record: Mapping[str, Any], step: int) -> None:
+        self._events.scalars({f"{group}/{name}": record[name] for name in SCALARS}, step)
+
+    @property
+    def _total_kimg(self) -> float:
+        return self._last_step * self._batch_size / 1000
+
+    @property
+    def _secs_left(self) -> float:
+        return (self._last_step - self._step) * self._pace
+
+
+def check_finite(trained: Trained, names: tuple[str, ...]) -> None:
+    """Raises a DivergedError that names the step if a metric is not finite."""
+    bad = ~np.isfinite(trained.rows)
+    if not bad.any():
+        return
+    row = int(np.argmax(bad.any(1)))
+    what = ", ".join(name for name, is_bad in zip(names, bad[row], strict=True) if is_bad)
+    raise DivergedError(
+        f"Training diverged: {what} not finite at step {trained.first_step + row + 1}. "
+        "Lower --g_lr and --d_lr, or take --precision=float32."
+    )

@@ -1,0 +1,226 @@
+"""Puts the parts of a run together and trains it."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from trainer import checkpoint, loop, runtime, state, step
+from trainer.checkpoint import Checkpoints
+from trainer.config import Config, Duration
+from trainer.console import Console
+from trainer.data import pipeline
+from trainer.data.images import ImageSet
+from trainer.errors import CheckpointError, StoppedError
+from trainer.files import write_text
+from trainer.rundir import RunDir, provenance
+from trainer.runtime import Runtime
+from trainer.samples import Sampler, SampleSheet, sheet_path, write_gif
+from trainer.state import TrainState
+from trainer.summaries import Recorder
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    config: Config, data: ImageSet, *, terminal: Console, stop_requested: Callable[[], bool]
+) -> None:
+    """Trains a run to its end, from where its directory says it is.
+
+    Args:
+      config: the run.
+      data: its images.
+      terminal: where progress goes.
+      stop_requested: whether to save and stop now.
+
+    Raises:
+      TrainerError: if the run cannot go on; StoppedError once a requested stop is saved.
+    """
+    run_dir = RunDir(Path(config.run_dir))
+    devices = runtime.start(config)
+    run_dir.claim(config, data)
+    with devices.scope():
+        variables = state.create(config, data.shape)
+    checkpoints = Checkpoints(run_dir.checkpoints, variables.trackables(), config.keep_checkpoints)
+    _begin(config, checkpoints, variables)
+
+    first_step = int(variables.images.numpy()) // config.batch_size
+    last_step = config.length.steps(config.batch_size, len(data))
+    if first_step >= last_step and run_dir.generator.exists():
+        log.info("%s is complete: %d steps. A greater length goes on.", run_dir.path, first_step)
+        return
+    _log_start(config, devices, variables, data, last_step)
+    versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
+    write_text(run_dir.provenance, provenance(versions, devices.devices, devices.precision))
+
+    recorder = Recorder(
+        run_dir.path,
+        names=step.METRICS,
+        first_step=first_step,
+        last_step=last_step,
+        batch_size=config.batch_size,
+        epoch_size=len(data),
+        every_secs=config.log_every_secs,
+        every_steps=config.log_every_steps,
+        memory=devices.memory,
+        terminal=terminal,
+    )
+    sample = _sampling(config, data, variables, run_dir, recorder)
+
+    def save(done: int) -> None:
+        recorder.flush()  # first, so that the record covers what the checkpoint holds
+        checkpoints.save(done)
+
+    def every(period: Duration, action: Callable[[int], None]) -> loop.Periodic:
+        return loop.Periodic(period.images(config.batch_size, len(data)), action)
+
+    try:
+        done = loop.run(
+            first_step=first_step,
+            last_step=last_step,
+            batch_size=config.batch_size,
+            advance=_advance(config, devices, variables, data, first_step),
+            observe=recorder.observe,
+            periodic=[every(config.sample_every, sample), every(config.checkpoint_every, save)],
+            stop_requested=stop_requested,
+        )
+        save(done)
+        if done < last_step:
+            raise StoppedError(
+                f"Stopped on request after {done} of {last_step} steps, which are saved in "
+                f"{run_dir.checkpoints}. The same command goes on."
+            )
+        sample(done)
+    finally:
+        recorder.close()
+    _finish(variables, run_dir)
+
+
+def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> None:
+    """Restores the newest checkpoint, or takes over the networks of --init_from."""
+    restored = checkpoints.restore_newest()
+    if restored:
+        log.info("Resuming from %s", restored)
+    elif config.init_from:
+        source = RunDir(Path(config.init_from))
+        load_networks(source, variables.networks())
+        log.info("Starting from the networks of %s", source.path)
+
+
+def load_networks(run_dir: RunDir, networks: dict[str, keras.Model]) -> Path:
+    """Reads networks, by their names in checkpoints, from a run's newest checkpoint.
+
+    Raises:
+      UsageError: if `run_dir` is no run.
+      CheckpointError: if it has no checkpoint that holds such networks.
+    """
+    run_dir.read_config()
+    paths = checkpoint.found(run_dir.checkpoints)
+    if not paths:
+        raise CheckpointError(f"{run_dir.path} has no checkpoint yet.")
+    try:
+        checkpoint.restore(tf.train.Checkpoint(**networks), paths[0], partial=True)
+    except checkpoint.UNREADABLE as error:
+        raise CheckpointError(
+            f"{paths[0]} does not fit the networks asked for, or is damaged "
+            f"({checkpoint.first_line(error)})."
+        ) from None
+    return paths[0]
+
+
+def _log_start(
+    config: Config, devices: Runtime, variables: TrainState, data: ImageSet, last_step: int
+) -> None:
+    log.info(
+        "Recipe %s on %s: %s images %dx%dx%d, %d classes%s",
+        config.recipe,
+        config.dataset,
+        f"{len(data):,}",
+        data.shape.size,
+        data.shape.size,
+        data.shape.channels,
+        data.shape.classes,
+        ", conditional" if config.conditional else "",
+    )
+    log.info(
+        "Generator of %s weights, discriminator of %s",
+        f"{variables.generator.count_params():,}",
+        f"{variables.discriminator.count_params():,}",
+    )
+    kind = devices.devices[0].partition(":")[0]
+    log.info(
+        "Devices: %s (%s), %s%s",
+        ", ".join(devices.devices),
+        "no GPU in use" if kind == "CPU" else f"{len(devices.devices)} GPU in use",
+        devices.precision,
+        ", deterministic" if devices.deterministic else "",
+    )
+    images = last_step * config.batch_size
+    log.info(
+        "Length: %s = %s steps of %d images = %.6g kimg = %.4g epochs",
+        config.length,
+        f"{last_step:,}",
+        config.batch_size,
+        images / 1000,
+        images / len(data),
+    )
+    log.info("Run directory: %s", config.run_dir)
+
+
+def _sampling(
+    config: Config, data: ImageSet, variables: TrainState, run_dir: RunDir, recorder: Recorder
+) -> Callable[[int], None]:
+    """Draws the grids of reals and of the first fakes; returns what draws the others."""
+    sheet = SampleSheet(config, data.shape.classes)
+    sampler = Sampler(config, variables.drawing)
+
+    def sample(done: int) -> None:
+        picture = sheet.fakes(sampler)
+        picture.save(sheet_path(run_dir.samples, done * config.batch_size / 1000))
+        recorder.image("fakes", picture, done)
+
+    if not int(variables.images.numpy()):
+        reals = sheet.reals(data)
+        reals.save(run_dir.reals)
+        recorder.image("reals", reals, 0)
+        sample(0)
+    return sample
+
+
+def _advance(
+    config: Config, devices: Runtime, variables: TrainState, data: ImageSet, first_step: int
+) -> step.Advance:
+    """The compiled step on its data, from `first_step` on."""
+
+    def batches(replicas: range) -> tf.data.Dataset:
+        return pipeline.batches(
+            data,
+            seed=config.seed,
+            first_step=first_step,
+            batch_size=config.batch_size,
+            batches_per_step=step.real_batches_per_step(config),
+            replicas=replicas,
+            num_replicas=devices.num_replicas,
+        )
+
+    iterator = devices.distribute(batches)
+    return step.make_advance(config, devices, variables, data.shape.classes, iterator)
+
+
+def _finish(variables: TrainState, run_dir: RunDir) -> None:
+    """Saves the generator alone, makes the GIF and names what was written."""
+    variables.drawing.save(run_dir.generator)
+    frames = write_gif(run_dir.samples, run_dir.gif)
+    newest = max(run_dir.samples.glob("fakes-*.png"))
+    for what, path in (
+        ("Samples", newest),
+        (f"GIF of {frames} grids", run_dir.gif),
+        ("Reals", run_dir.reals),
+        ("Generator", run_dir.generator),
+        ("Checkpoints", run_dir.checkpoints),
+        ("Metrics", run_dir.path / "metrics.jsonl"),
+        ("TensorBoard", run_dir.path / "tensorboard"),
+    ):
+        log.info("%-16s%s", what, path)
