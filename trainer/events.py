@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 from PIL import Image
@@ -39,7 +40,7 @@ class EventWriter:
         self._writer.close()
 
 
-def _metadata(plugin: str, data_class: str) -> Metadata:
+def _metadata(plugin: str, data_class: str) -> Any:
     return Metadata(
         plugin_data=Metadata.PluginData(plugin_name=plugin),
         data_class=data_class,

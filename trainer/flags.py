@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -28,53 +28,53 @@ class CommandLine:
     """The flags of one command: define, parse, explain."""
 
     def __init__(self, command: str, summary: str) -> None:
-        self.values = flags.FlagValues()
+        self._flags = flags.FlagValues()
         self._command, self._summary = command, summary
         self.boolean("help", "show this text", default=False)
 
     def text(self, name: str, help: str, default: str | None = None) -> None:
         """Defines a flag that takes a text."""
-        flags.DEFINE_string(name, default, help, flag_values=self.values)
+        flags.DEFINE_string(name, default, help, flag_values=self._flags)
 
     def integer(self, name: str, help: str, default: int | None = None) -> None:
         """Defines a flag that takes a whole number."""
-        flags.DEFINE_integer(name, default, help, flag_values=self.values)
+        flags.DEFINE_integer(name, default, help, flag_values=self._flags)
 
     def real(self, name: str, help: str, default: float | None = None) -> None:
         """Defines a flag that takes a number."""
-        flags.DEFINE_float(name, default, help, flag_values=self.values)
+        flags.DEFINE_float(name, default, help, flag_values=self._flags)
 
     def boolean(self, name: str, help: str, default: bool | None = None) -> None:
         """Defines a flag that is on as --name and off as --noname."""
-        flags.DEFINE_boolean(name, default, help, flag_values=self.values)
+        flags.DEFINE_boolean(name, default, help, flag_values=self._flags)
 
-    def parse(self, arguments: Sequence[str]) -> flags.FlagValues:
-        """Parses the arguments behind the command's name.
+    def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """The values of the flags by name, from the arguments behind the command's name.
 
         Raises:
           UsageError: for an unknown flag, a wrong value or a stray word.
           HelpRequested: if they ask for help.
         """
         try:
-            rest = self.values([self._command, *arguments])[1:]
+            rest = self._flags([self._command, *arguments])[1:]
         except flags.UnrecognizedFlagError as error:
-            near = difflib.get_close_matches(error.flagname, list(self.values), n=1)
+            near = difflib.get_close_matches(error.flagname, list(self._flags), n=1)
             hint = f" Did you mean --{near[0]}?" if near else ""
             raise UsageError(
                 f"--{error.flagname} is not a flag of {self._command}.{hint} "
-                f"Known: {', '.join('--' + name for name in sorted(self.values))}."
+                f"Known: {', '.join('--' + name for name in sorted(self._flags))}."
             ) from None
         except flags.Error as error:
             raise UsageError(" ".join(str(error).split())) from None
-        if self.values["help"].value:
+        if self._flags["help"].value:
             raise HelpRequested(self._help())
         if rest:
             raise UsageError(f"{rest[0]!r} is not a flag; flags begin with --.")
-        return self.values
+        return self._flags.flag_values_dict()
 
     def _help(self) -> str:
         lines = [f"usage: python -m trainer {self._command} [--flags]", "", self._summary, ""]
-        for flag in self.values._flags().values():
+        for flag in self._flags._flags().values():
             name = f"[no]{flag.name}" if flag.boolean else flag.name
             known = f" (default: {flag.default})" if flag.default not in (None, False, "") else ""
             lines += textwrap.wrap(
@@ -89,9 +89,14 @@ class CommandLine:
 
 def define_settings(line: CommandLine) -> None:
     """Defines a flag for each setting of `Config`, and those of the run's length."""
-    for name, help in LENGTHS.items():
-        line.real(name, f"{help}; at most one of --{', --'.join(LENGTHS)}")
-    defines = {int: line.integer, float: line.real, bool: line.boolean, str: line.text}
+    for name, meaning in LENGTHS.items():
+        line.real(name, f"{meaning}; at most one of --{', --'.join(LENGTHS)}")
+    defines: dict[type, Callable[..., None]] = {
+        int: line.integer,
+        float: line.real,
+        bool: line.boolean,
+        str: line.text,
+    }
     for field in dataclasses.fields(Config):
         kind = value_types()[field.name][0]
         if kind is Duration:
@@ -116,7 +121,7 @@ def _explain(field: "dataclasses.Field[Any]") -> str:
 
 
 def config_from_flags(
-    values: flags.FlagValues, environment: Mapping[str, str] = os.environ
+    values: Mapping[str, Any], environment: Mapping[str, str] = os.environ
 ) -> Config:
     """The configuration that the flags ask for, on top of the recipe's.
 
@@ -128,16 +133,16 @@ def config_from_flags(
         flag = field.name
         if value_types()[field.name][0] is Duration:
             flag = f"{field.name}_kimg"
-        value = values[flag].value if flag in values else None
+        value = values.get(flag)
         if value is not None:
             given[field.name] = Duration(value, "kimg") if flag != field.name else value
-    lengths = [unit for unit in LENGTHS if values[unit].value is not None]
+    lengths = [unit for unit in LENGTHS if values[unit] is not None]
     if len(lengths) > 1:
         raise UsageError(
             f"--{' and --'.join(lengths)} both say how long to train: give at most one."
         )
     if lengths:
-        given["length"] = Duration(values[lengths[0]].value, lengths[0])
+        given["length"] = Duration(values[lengths[0]], lengths[0])
     given.setdefault("data_dir", environment.get("TRAINER_DATA_DIR", ""))
     config = recipes.resolve(given)
     if not config.run_dir:

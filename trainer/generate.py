@@ -53,9 +53,11 @@ def generate(
 def write(out: Path, images: np.ndarray, labels: np.ndarray | None, columns: int) -> None:
     """Writes uint8 [N, H, W, C] as one grid, as arrays or as a folder of pictures."""
     if out.suffix == ".npz":
-        arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
         out.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(out, **arrays)
+        if labels is None:
+            np.savez_compressed(out, images=images)
+        else:
+            np.savez_compressed(out, images=images, labels=labels)
     elif out.suffix == ".png":
         out.parent.mkdir(parents=True, exist_ok=True)
         grid(images, columns).save(out)

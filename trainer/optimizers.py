@@ -34,6 +34,8 @@ class Adam(keras.optimizers.Adam):
 class RMSprop(keras.optimizers.RMSprop):
     """RMSprop (Tieleman and Hinton, 2012), with a slot for momentum."""
 
+    momentum: float
+
     def update_step(self, gradient, variable, learning_rate):
         """Updates a variable and its moving averages."""
         index = self._get_variable_index(variable)
@@ -50,7 +52,8 @@ class RMSprop(keras.optimizers.RMSprop):
 
     def build(self, variables):
         """Makes the slots; the fused operation wants the momentum's even at 0."""
-        wanted, self.momentum = self.momentum, self.momentum or 1.0
+        wanted = self.momentum
+        self.momentum = wanted or 1.0
         super().build(variables)
         self.momentum = wanted
 
@@ -63,7 +66,7 @@ def make(config: Config, rate: Rate) -> keras.optimizers.Optimizer:
 
 
 def inverse_time(rate: float, decay_per_kimg: float, images: tf.Variable) -> Rate:
-    """rate / (1 + decay * kimg), of the images seen so far."""
+    """The rate divided by 1 + decay * kimg, kimg of the images seen so far."""
 
     def current() -> tf.Tensor:
         kimg = tf.cast(images, tf.float32) / 1000.0

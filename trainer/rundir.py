@@ -74,7 +74,9 @@ class RunDir:
         try:
             text = self.config.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise UsageError(f"{self.path} is not a run directory: no {self.config.name}.") from None
+            raise UsageError(
+                f"{self.path} is not a run directory: no {self.config.name}."
+            ) from None
         return Config.from_json(text, str(self.config))
 
     def read_shape(self) -> tuple[ImageShape, tuple[str, ...]]:

@@ -12,7 +12,6 @@ from trainer.config import Config
 from trainer.errors import UsageError
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Runtime:
     """The replicas that carry a run, with one code path for one or many.
@@ -141,8 +140,6 @@ def _choose_precision(wanted: str, devices: list[str]) -> str:
         return wanted
     if devices[0].startswith("CPU"):
         return "float32"
-    details = map(
-        tf.config.experimental.get_device_details, tf.config.get_visible_devices("GPU")
-    )
+    details = map(tf.config.experimental.get_device_details, tf.config.get_visible_devices("GPU"))
     capable = all(d.get("compute_capability", (0, 0)) >= (8, 0) for d in details)
     return "bfloat16" if capable else "float32"

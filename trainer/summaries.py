@@ -72,7 +72,7 @@ class Recorder:
         self._rows: list[np.ndarray] = []
         self._secs = 0.0
         self._pace = 0.0  # seconds per step, lately
-        self._last = kept[-1] if kept else None
+        self._last: dict[str, Any] = kept[-1] if kept else {}
         self._shown = self._epoch_shown = clock()
 
     def observe(self, trained: Trained) -> None:
@@ -136,7 +136,9 @@ class Recorder:
     def _write_line(self) -> None:
         if not self._rows:
             return
-        means = dict(zip(self._names, np.mean(self._rows, 0, np.float64).tolist(), strict=True))
+        means = dict(
+            zip(self._names, np.stack(self._rows).astype(np.float64).mean(0).tolist(), strict=True)
+        )
         means["d_acc"] = 0.5 * (means["d_real_acc"] + means["d_fake_acc"])
         record = {
             "step": self._step,

@@ -26,17 +26,17 @@ def run(arguments: list[str]) -> None:
     line.text("out", "FILE.png, FILE.npz or a folder (default: RUN_DIR/generated.png)")
     line.text("devices", "auto, cpu or gpu:N", default="auto")
     values = line.parse(arguments)
-    count, seed = values["num"].value, values["seed"].value
-    if not values["run_dir"].value:
+    count, seed = values["num"], values["seed"]
+    if not values["run_dir"]:
         raise UsageError("--run_dir is missing: name the run to draw from.")
     if count < 1:
         raise UsageError(f"--num={count} must be 1 or more.")
     if not 0 <= seed < 2**31:
         raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
-    run_dir = RunDir(Path(values["run_dir"].value))
-    config = run_dir.read_config().replace(devices=values["devices"].value)
-    classes = _classes(config, run_dir, values["label"].value, values["labels"].value)
-    out = Path(values["out"].value or run_dir.path / "generated.png")
+    run_dir = RunDir(Path(values["run_dir"]))
+    config = run_dir.read_config().replace(devices=values["devices"])
+    classes = _classes(config, run_dir, values["label"], values["labels"])
+    out = Path(values["out"] or run_dir.path / "generated.png")
     if out.suffix not in ("", ".png", ".npz"):
         raise UsageError(f"--out={out}: give a name ending in .png or .npz, or a folder.")
 

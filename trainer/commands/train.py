@@ -19,7 +19,7 @@ def run(arguments: list[str]) -> None:
     flags.define_settings(line)
     values = line.parse(arguments)
     config = flags.config_from_flags(values)
-    if values["dry_run"].value:
+    if values["dry_run"]:
         print(config.to_json(), end="")
         return
 
@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> None:
     terminal = Console()
     log_to(terminal)
     data = sources.load(config)
-    if values["fresh"].value:
+    if values["fresh"]:
         RunDir(Path(config.run_dir)).set_aside()
     with startup.quiet():
         from trainer.train import train  # late: TensorFlow takes seconds to import

@@ -14,8 +14,30 @@ from trainer.data.images import ImageSet, check, resize
 from trainer.errors import DataError, UsageError, one_of
 
 DIGITS = tuple(str(digit) for digit in range(10))
-CLOTHES = tuple("top trouser pullover dress coat sandal shirt sneaker bag boot".split())
-OBJECTS = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+CLOTHES = (
+    "top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "boot",
+)
+OBJECTS = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 IDX_NAMES = {"train": "train", "test": "t10k"}
 
 

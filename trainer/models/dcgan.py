@@ -16,23 +16,21 @@ def halvings(size: int) -> int:
 
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
-    """4x4 transposed convolutions of stride 2 up to the side, then a 3x3 convolution."""
+    """4x4 transposed convolutions of stride 2 up to the image, the last one makes it."""
     ups = halvings(shape.size)
     side = shape.size >> ups
-    # 64 filters at full size, 128 below; twice as many for each doubling beyond two.
-    filters = [scaled(128 * 2 ** max(0, k - 2), config.g_width) for k in range(ups, 0, -1)]
+    # 64 filters at half the side, twice as many at each smaller one, 512 at most.
+    filters = [scaled(min(512, 32 << k), config.g_width) for k in range(ups, 0, -1)]
     inputs, x, onehot = layers.generator_inputs(config, shape)
     x = keras.layers.Dense(
         side * side * filters[0], use_bias=False, kernel_initializer=layers.initializer(config)
     )(x)
     x = keras.layers.Reshape([side, side, filters[0]])(x)
     x = keras.layers.ReLU()(layers.batch_norm(x, config, onehot))
-    for count in [*filters[1:], scaled(64, config.g_width)]:
+    for count in filters[1:]:
         x = layers.conv_transpose(x, config, count, 4, 2, use_bias=False)
         x = keras.layers.ReLU()(layers.batch_norm(x, config, onehot))
-    x = keras.layers.Conv2D(
-        shape.channels, 3, padding="same", kernel_initializer=layers.initializer(config)
-    )(x)
+    x = layers.conv_transpose(x, config, shape.channels, 4, 2)
     return keras.Model(inputs, layers.image_output(x, config), name="generator")
 
 

@@ -1,5 +1,7 @@
 """What the networks are built from: inputs, conditions, norms, weights, heads."""
 
+from typing import Any, TypeAlias
+
 import keras
 import tensorflow as tf
 
@@ -7,7 +9,7 @@ from trainer import randomness
 from trainer.config import Config
 from trainer.data.images import ImageShape
 
-Tensor = keras.KerasTensor
+Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor
 
 register = keras.saving.register_keras_serializable(package="trainer")
 
@@ -182,7 +184,9 @@ class _SpectralLayer(keras.layers.Layer):
     of the weights alone, so that every replica has the same one.
     """
 
-    def __init__(self, units: int, *, use_bias=True, kernel_initializer="glorot_uniform", **options):
+    def __init__(
+        self, units: int, *, use_bias=True, kernel_initializer="glorot_uniform", **options
+    ):
         super().__init__(**options)
         self.units, self.use_bias = units, use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -207,7 +211,7 @@ class _SpectralLayer(keras.layers.Layer):
             self.bias = self.add_weight(shape=[self.units], initializer="zeros", name="bias")
 
     def normalized_kernel(self, training: bool | None) -> tf.Tensor:
-        """kernel / (v' kernel u), in the layer's compute dtype."""
+        """The kernel divided by v' kernel u, in the layer's compute dtype."""
         kernel = tf.convert_to_tensor(self.kernel)
         matrix = tf.reshape(kernel, [-1, self.units])
         constant = tf.stop_gradient(matrix)

@@ -34,9 +34,7 @@ def to_image(x: keras.KerasTensor, config: Config, shape: ImageShape) -> keras.K
     return layers.image_output(x, config)
 
 
-def dense_discriminator(
-    config: Config, shape: ImageShape, units: tuple[int, ...]
-) -> keras.Model:
+def dense_discriminator(config: Config, shape: ImageShape, units: tuple[int, ...]) -> keras.Model:
     """Fully connected layers with LeakyReLU on the flat image."""
     inputs, x, onehot = layers.discriminator_inputs(config, shape)
     x = keras.layers.Flatten()(x)

@@ -1,0 +1,40 @@
+"""Package metadata; the settings of the tools are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "trainer/__init__.py").read_text())[1]
+
+setup(
+    name="gan-trainer",
+    version=VERSION,
+    description="Distributed training of generative adversarial networks on TensorFlow",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["trainer", "trainer.*"]),
+    package_data={"trainer.data": ["digits.npz", "DIGITS.md"]},
+    install_requires=[
+        "tensorflow>=2.21,<2.22",
+        "numpy>=2.0,<3",
+        "pillow>=11,<14",
+        "absl-py>=2.1,<3",
+        "google-cloud-storage>=3.4,<4",
+    ],
+    extras_require={
+        "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "tensorboard": ["tensorboard>=2.20,<3"],
+        "test": [
+            "pytest>=8.4,<10",
+            "scikit-learn>=1.5,<2",
+            "tensorboard>=2.20,<3",
+            "ruff>=0.14,<1",
+            "mypy>=1.18,<3",
+        ],
+    },
+)
