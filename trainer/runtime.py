@@ -129,8 +129,8 @@ def _choose_devices(wanted: str) -> list[str]:
 
 def _logical_cpus(count: int) -> list[str]:
     cpu = tf.config.list_physical_devices("CPU")[0]
-    wanted = [tf.config.LogicalDeviceConfiguration()] * count
-    if tf.config.get_logical_device_configuration(cpu) != wanted:
+    if count > len(tf.config.get_logical_device_configuration(cpu) or [cpu]):
+        wanted = [tf.config.LogicalDeviceConfiguration()] * count
         tf.config.set_logical_device_configuration(cpu, wanted)
     return [f"CPU:{k}" for k in range(count)]
 

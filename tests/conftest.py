@@ -1,0 +1,87 @@
+"""Real runs, small: tiny networks on the embedded digits, on two logical CPUs."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+DATA_DIR = os.environ.pop("TRAINER_DATA_DIR", "")  # for the tests that ask for it only
+
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
+)
+
+from trainer import recipes
+from trainer.config import Config
+from trainer.console import Console
+from trainer.data import sources
+from trainer.train import train
+
+# Small enough for a step in milliseconds; every recipe's networks shrink by them.
+TINY = dict(g_width=0.05, d_width=0.05, batch_size=8, sample_grid=2, devices="cpu:1")
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Makes the configuration of a tiny run."""
+
+    def make(**given) -> Config:
+        return recipes.resolve({**TINY, "run_dir": str(tmp_path / "run"), **given})
+
+    return make
+
+
+@pytest.fixture
+def run():
+    """Trains a configuration in this process and returns what it printed."""
+
+    def train_here(config: Config, stop_requested=lambda: False) -> str:
+        stream = io.StringIO()
+        from trainer.console import log_to
+
+        terminal = Console(stream)
+        log_to(terminal)
+        train(config, sources.load(config), terminal=terminal, stop_requested=stop_requested)
+        return stream.getvalue()
+
+    return train_here
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """Runs the command line in a process of its own, in an empty folder."""
+
+    def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "trainer", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return call
+
+
+@pytest.fixture
+def data_dir() -> str:
+    """The folder of real data sets, where there is one."""
+    if not DATA_DIR:
+        pytest.skip("TRAINER_DATA_DIR names no folder of real data sets")
+    return DATA_DIR
+
+
+def variables(run_dir: str | Path) -> dict:
+    """All that the newest checkpoint of a run holds, by name."""
+    from trainer.checkpoint import found
+
+    reader = tf.train.load_checkpoint(str(found(Path(run_dir) / "checkpoints")[0]))
+    names = [n for n in reader.get_variable_to_shape_map() if n.endswith("VARIABLE_VALUE")]
+    return {name: reader.get_tensor(name) for name in sorted(names)}

@@ -1,0 +1,77 @@
+"""What a user meets first: help, errors in one line, exit codes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from trainer.errors import ExitCode
+
+
+def test_help_does_not_import_tensorflow(trainer):
+    answer = trainer("train", "--help")
+    assert answer.returncode == 0
+    assert "--batch_size" in answer.stdout
+    code = (
+        "import sys; from trainer.__main__ import main; main(['train', '--help']); "
+        "main(['train', '--nonsense']); main(['train', '--dry_run']); "
+        "sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_dry_run_prints_the_resolved_configuration(trainer):
+    answer = trainer(
+        "train", "--dry_run", "--recipe=mlp", "--epochs=3", "--sample_every_kimg=2",
+        TRAINER_DATA_DIR="/somewhere",
+    )
+    config = json.loads(answer.stdout)
+    assert answer.returncode == 0
+    assert config["length"] == "3 epochs"
+    assert config["sample_every"] == "2 kimg"
+    assert config["data_dir"] == "/somewhere"
+    assert config["run_dir"] == "runs/mlp-digits"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("trian", "command='trian' is not known. Did you mean train?"),
+        ("train --recipe=dcgn", "Did you mean dcgan? Known: dcgan, dcgan-sigmoid"),
+        ("train --dataset=mnits", "--dataset='mnits' is not known. Did you mean mnist?"),
+        ("train --batchsize=3", "--batchsize is not a flag of train. Did you mean --batch_size?"),
+        ("train --batch_size=many", "batch_size"),
+        ("train --steps=3 --kimg=1", "--steps and --kimg both say how long to train"),
+        ("train stray", "'stray' is not a flag"),
+        ("train --kimg=-1", "is too small"),
+        ("train --data_dir=nowhere --dataset=mnist", "--data_dir=nowhere is not a folder."),
+        ("generate", "--run_dir is missing"),
+        ("generate --run_dir=nowhere", "nowhere is not a run directory"),
+    ],
+)
+def test_errors_are_one_line_and_64(trainer, arguments, message):
+    answer = trainer(*arguments.split())
+    assert answer.returncode == ExitCode.USAGE
+    assert answer.stderr.startswith("error: ")
+    assert message in answer.stderr
+    assert answer.stderr.count("\n") == 1
+
+
+def test_task_is_train(tmp_path):
+    answer = subprocess.run(
+        [sys.executable, "-m", "trainer.task", "--dry_run"], capture_output=True, cwd=tmp_path
+    )
+    assert json.loads(answer.stdout)["recipe"] == "dcgan"
+
+
+def test_devices_that_do_not_fit_are_usage_errors(tiny, run):
+    from trainer.errors import UsageError
+
+    for devices, message in (
+        ("cpu:3", "--batch_size=8 cannot be shared by 3 devices"),
+        ("tpu", "--devices='tpu' is not understood"),
+        ("gpu", "TensorFlow lists no GPU here"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run(tiny(devices=devices))

@@ -1,0 +1,162 @@
+"""Networks: the shapes, sizes and layers that the recipes name."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer import models, recipes
+from trainer.data.images import ImageShape
+from trainer.errors import UsageError
+from trainer.models import layers
+
+GRAY, COLOUR = ImageShape(28, 1, 10), ImageShape(32, 3, 10)
+
+
+def build(recipe, shape, **given):
+    return models.build(recipes.resolve(dict(recipe=recipe, **given)), shape)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_every_recipe_fits_gray_and_colour(recipe, conditional):
+    for shape in (GRAY, COLOUR, ImageShape(32, 1, 10)):
+        if recipe == "dcgan-studiogan" and shape.size != 32:
+            with pytest.raises(UsageError, match="make 32 pixels only"):
+                build(recipe, shape)
+            continue
+        generator, discriminator = build(
+            recipe, shape, conditional=conditional, g_width=0.05, d_width=0.05
+        )
+        latents = tf.zeros([2, generator.inputs[0].shape[1]])
+        labels = [tf.constant([0, 9])] if conditional else []
+        images = generator([latents, *labels] if labels else latents)
+        assert images.shape == (2, shape.size, shape.size, shape.channels)
+        assert discriminator([images, *labels] if labels else images).shape == (2,)
+
+
+# Weights of generator and discriminator on MNIST (dcgan-studiogan: CIFAR-10), counted by
+# hand from the published layers; batch norm has four vectors.
+@pytest.mark.parametrize(
+    ("recipe", "shape", "g_count", "d_count"),
+    [
+        (
+            "dcgan-sigmoid",
+            GRAY,
+            101 * 6272 + 4 * (128 + 128 + 64 + 32)
+            + 25 * (128 * 128 + 128 * 64 + 64 * 32 + 32) + 128 + 64 + 32 + 1,
+            25 * (32 + 32 * 64 + 64 * 128 + 128 * 256) + 480 + 4 * 4 * 256 + 1,
+        ),
+        (
+            "mlp",
+            GRAY,
+            101 * 256 + 257 * 512 + 513 * 1024 + 4 * 1536 + 1025 * 784,
+            785 * 1024 + 1025 * 512 + 513 * 256 + 257,
+        ),
+        (
+            "mlp-small",
+            GRAY,
+            101 * 256 + 257 * 512 + 513 * 1024 + 4 * 1792 + 1025 * 784,
+            785 * 512 + 513 * 256 + 257,
+        ),
+        (
+            "dcgan-kstep",
+            GRAY,
+            151 * 12544 + 9 * (256 * 256 + 256 * 128 + 128) + 256 + 128 + 1,
+            9 * (256 + 256 * 128) + 384 + (49 * 128 + 1) * 64 + 65,
+        ),
+        (
+            "cgan",
+            GRAY,
+            1000 + 101 * 12544 + 9 * (256 * 128 + 128 * 64 + 64) + 192 + 1 + 4 * 192,
+            7840 + 9 * (32 + 32 * 64 + 64 * 128) + 224 + 4 * 192 + 2048 + 1,
+        ),
+        (
+            "dcgan-studiogan",
+            COLOUR,
+            129 * 8192 + 16 * (512 * 256 + 256 * 128 + 128 * 64) + 448 + 4 * 448 + 9 * 64 * 3 + 3,
+            9 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512) + 16 * (64**2 + 128**2 + 256**2)
+            + 5 * (2 * 448 + 512) + 513,
+        ),
+    ],
+)
+def test_networks_have_the_published_sizes(recipe, shape, g_count, d_count):
+    generator, discriminator = build(recipe, shape)
+    assert generator.count_params() == g_count
+    assert discriminator.count_params() == d_count
+
+
+def test_dcgan_sigmoid_activates_the_image_before_the_first_convolution():
+    _, discriminator = build("dcgan-sigmoid", GRAY)
+    kinds = [type(layer) for layer in discriminator.layers]
+    assert kinds[1:3] == [keras.layers.LeakyReLU, keras.layers.Conv2D]
+    generator, _ = build("dcgan-sigmoid", GRAY)
+    kinds = [type(layer).__name__ for layer in generator.layers]
+    assert kinds[3:6] == ["BatchNormalization", "ReLU", "Conv2DTranspose"]
+
+
+@pytest.mark.parametrize("size", [28, 32, 48, 64, 100, 128])
+def test_dcgan_is_sized_to_the_image(size):
+    generator, discriminator = build("dcgan", ImageShape(size, 3, 4), g_width=0.03, d_width=0.03)
+    assert generator.output_shape == (None, size, size, 3)
+    assert discriminator.layers[-1].output.shape == (None,)
+
+
+def test_dcgan_costs_at_most_0_7_gflop_per_image_at_28_pixels():
+    def products(network):
+        """Multiplications of a forward pass of one image."""
+        total = 0
+        for layer in network.layers:
+            if hasattr(layer, "kernel"):
+                size = int(np.prod(layer.kernel.shape))
+                transposed = isinstance(layer, keras.layers.Conv2DTranspose)
+                pixels = (layer.input if transposed else layer.output).shape[1:-1]
+                total += size * int(np.prod(pixels))
+        return total
+
+    generator, discriminator = map(products, build("dcgan", GRAY))
+    assert generator > 5e6  # the count sees the convolutions
+    # G runs forward twice and backward (two products) once; D forward on three batches
+    # and backward on two for its weights and images, on one for its images.
+    assert 2 * (4 * generator + 8 * discriminator) < 0.7e9
+
+
+def test_sides_that_cannot_be_made_are_refused():
+    for size in (30, 4):
+        with pytest.raises(UsageError, match=f"--image_size={size}"):
+            build("dcgan", ImageShape(size, 1, 10))
+
+
+def test_conditional_batch_norm_needs_batch_norm():
+    with pytest.raises(UsageError, match="the generator of dcgan-kstep has no batch norm"):
+        build("dcgan-kstep", GRAY, conditional=True, g_conditioning="batchnorm")
+
+
+@pytest.mark.parametrize("way", ["concat", "multiply", "batchnorm"])
+def test_labels_change_what_is_drawn(way):
+    generator, _ = build("dcgan", GRAY, g_conditioning=way, g_width=0.1)
+    for variable in generator.trainable_variables:
+        variable.assign_add(0.1 * tf.random.stateless_normal(variable.shape, [1, 2]))
+    latents = tf.random.stateless_normal([1, 100], [0, 0])
+    one, two = (generator([latents, tf.constant([label])]) for label in (1, 2))
+    assert np.abs(one - two).max() > 1e-3
+
+
+@pytest.mark.parametrize("way", ["projection", "multiply", "concat"])
+def test_labels_change_the_verdict(way):
+    _, discriminator = build("dcgan", GRAY, d_conditioning=way, initializer="glorot")
+    images = tf.random.stateless_normal([1, 28, 28, 1], [0, 0])
+    one, two = (discriminator([images, tf.constant([label])]) for label in (1, 2))
+    assert abs(one - two) > 1e-5
+
+
+def test_spectral_norm_is_one():
+    layer = layers.SpectralConv2D(6, 3, kernel_initializer="glorot_uniform")
+    images = tf.random.stateless_normal([1, 5, 5, 4], [0, 0])
+    for _ in range(100):
+        layer(images, training=True)
+    kernel = layer.normalized_kernel(training=False).numpy()
+    assert np.linalg.norm(kernel.reshape(-1, 6), 2) == pytest.approx(1.0, rel=1e-3)
+    kept = layer.u.numpy()
+    layer(images, training=False)
+    np.testing.assert_array_equal(layer.u, kept)  # no iteration in inference
