@@ -79,9 +79,12 @@ def data_dir() -> str:
 
 
 def variables(run_dir: str | Path) -> dict:
-    """All that the newest checkpoint of a run holds, by name."""
+    """All that the newest checkpoint of a run holds, by name, but the number of saves."""
     from trainer.checkpoint import found
 
     reader = tf.train.load_checkpoint(str(found(Path(run_dir) / "checkpoints")[0]))
-    names = [n for n in reader.get_variable_to_shape_map() if n.endswith("VARIABLE_VALUE")]
-    return {name: reader.get_tensor(name) for name in sorted(names)}
+    return {
+        name: reader.get_tensor(name)
+        for name in sorted(reader.get_variable_to_shape_map())
+        if name.endswith("VARIABLE_VALUE") and not name.startswith("save_counter")
+    }

@@ -23,7 +23,11 @@ def test_help_does_not_import_tensorflow(trainer):
 
 def test_dry_run_prints_the_resolved_configuration(trainer):
     answer = trainer(
-        "train", "--dry_run", "--recipe=mlp", "--epochs=3", "--sample_every_kimg=2",
+        "train",
+        "--dry_run",
+        "--recipe=mlp",
+        "--epochs=3",
+        "--sample_every_kimg=2",
         TRAINER_DATA_DIR="/somewhere",
     )
     config = json.loads(answer.stdout)

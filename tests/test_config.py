@@ -158,8 +158,9 @@ def test_recipes_are_as_published():
     for name, settings in expected.items():
         config = dataclasses.asdict(recipes.resolve(dict(recipe=name, dataset="mnist")))
         found = {key: config[key] for key in settings}
-        assert found == {k: dataclasses.asdict(v) if isinstance(v, Duration) else v
-                         for k, v in settings.items()}, name
+        assert found == {
+            k: dataclasses.asdict(v) if isinstance(v, Duration) else v for k, v in settings.items()
+        }, name
     assert recipes.resolve(dict(recipe="mlp", dataset="cifar10")).batch_size == 64
     # 6e-8 per step of 64 images is what the book's decay of the rate comes to.
     decay = recipes.resolve(dict(recipe="dcgan-sigmoid")).d_lr_decay_per_kimg

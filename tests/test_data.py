@@ -134,7 +134,12 @@ def test_a_failed_download_names_file_place_and_origin(tmp_path, monkeypatch):
     with pytest.raises(DataError) as error:
         sources.load(config(dataset="cifar10", data_dir=str(tmp_path)))
     message = str(error.value)
-    for part in ("cifar-10-python.tar.gz", f"--data_dir={tmp_path}", "cs.toronto.edu", "no network"):
+    for part in (
+        "cifar-10-python.tar.gz",
+        f"--data_dir={tmp_path}",
+        "cs.toronto.edu",
+        "no network",
+    ):
         assert part in message
 
 

@@ -66,7 +66,7 @@ def restore(checkpoint: tf.train.Checkpoint, path: Path, partial: bool = False) 
     Raises:
       OpError, IndexError, ValueError, AssertionError: if it does not load or fit.
     """
-    status = checkpoint.read(str(path))
+    status = checkpoint.restore(str(path))
     status.assert_existing_objects_matched()
     if partial:
         status.expect_partial()

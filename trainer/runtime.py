@@ -1,6 +1,7 @@
 """Devices, replicas, number formats: the only module that knows tf.distribute."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -96,8 +97,14 @@ def start(config: Config) -> Runtime:
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
-    strategy = tf.distribute.MirroredStrategy(devices)
-    return Runtime(strategy, tuple(devices), precision, deterministic)
+    return Runtime(_strategy(tuple(devices)), tuple(devices), precision, deterministic)
+
+
+@functools.cache
+def _strategy(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    # One per set of devices in a process: a second one would number its collective
+    # operations like the first, and TensorFlow would take them for the same.
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def _choose_devices(wanted: str) -> list[str]:

@@ -10,7 +10,7 @@ from trainer.config import Config
 from trainer.data.images import ImageShape
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainState:
     """The variables of a run.
 

@@ -20,7 +20,7 @@ EMA_RAMP = 0.05  # early on the half-life is this share of the images seen
 Advance = Callable[[int], np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Step:
     """The updates of one step.
 

@@ -26,5 +26,5 @@ def discriminator(config: Config, shape: ImageShape) -> keras.Model:
         x = keras.layers.ReLU()(layers.conv(x, config, scaled(count, config.d_width), 3, 2))
     x = keras.layers.Flatten()(x)
     x = keras.layers.ReLU()(layers.dense(x, config, scaled(64, config.d_width)))
-    x = layers.Dropout(0.2)(x)
+    x = layers.Dropout(0.2, name="dropout")(x)
     return keras.Model(inputs, layers.logit(x, config, onehot), name="discriminator")

@@ -156,10 +156,13 @@ def logit(features: Tensor, config: Config, onehot: Tensor | None) -> Tensor:
 
 @register
 class Dropout(keras.layers.Layer):
-    """Dropout whose mask is a function of the step and the position in the batch."""
+    """Dropout whose mask is a function of the step and the position in the batch.
 
-    def __init__(self, rate: float, **options) -> None:
-        super().__init__(**options)
+    Its name, which must be given, sets its masks apart from those of other layers.
+    """
+
+    def __init__(self, rate: float, *, name: str, **options) -> None:
+        super().__init__(name=name, **options)
         self.rate = rate
 
     def call(self, inputs, training=None):
