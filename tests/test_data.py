@@ -116,7 +116,7 @@ def test_damaged_files_are_named(tmp_path, gray):
     write_idx_set(tmp_path, gray)
     images = tmp_path / "train-images-idx3-ubyte.gz"
     images.write_bytes(images.read_bytes()[:-20])
-    with pytest.raises(DataError, match="train-images-idx3-ubyte.gz cannot be read"):
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz cannot be read"):
         sources.load(config(dataset="mnist", data_dir=str(tmp_path)))
     write_idx(images, gray["train"][0])
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.full(12, 10, np.uint8))

@@ -65,6 +65,13 @@ class RunDir:
         """The generator alone, once the run is complete."""
         return self.path / "generator.keras"
 
+    def is_finished(self, newest: Path | None) -> bool:
+        """Whether the generator alone was saved after the `newest` checkpoint."""
+        if newest is None or not self.generator.exists():
+            return False
+        saved = newest.with_name(newest.name + ".index").stat().st_mtime
+        return self.generator.stat().st_mtime >= saved
+
     def read_config(self) -> Config:
         """The configuration of the run in this directory.
 

@@ -44,29 +44,18 @@ def train(
     with devices.scope():
         variables = state.create(config, data.shape)
     checkpoints = Checkpoints(run_dir.checkpoints, variables.trackables(), config.keep_checkpoints)
-    _begin(config, checkpoints, variables)
+    restored = _begin(config, checkpoints, variables)
 
     first_step = int(variables.images.numpy()) // config.batch_size
     last_step = config.length.steps(config.batch_size, len(data))
-    if first_step >= last_step and run_dir.generator.exists():
+    if first_step >= last_step and run_dir.is_finished(restored):
         log.info("%s is complete: %d steps. A greater length goes on.", run_dir.path, first_step)
         return
     _log_start(config, devices, variables, data, last_step)
     versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
     write_text(run_dir.provenance, provenance(versions, devices.devices, devices.precision))
 
-    recorder = Recorder(
-        run_dir.path,
-        names=step.METRICS,
-        first_step=first_step,
-        last_step=last_step,
-        batch_size=config.batch_size,
-        epoch_size=len(data),
-        every_secs=config.log_every_secs,
-        every_steps=config.log_every_steps,
-        memory=devices.memory,
-        terminal=terminal,
-    )
+    recorder = _recorder(config, data, devices, terminal, range(first_step, last_step))
     sample = _sampling(config, data, variables, run_dir, recorder)
 
     def save(done: int) -> None:
@@ -98,7 +87,7 @@ def train(
     _finish(variables, run_dir)
 
 
-def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> None:
+def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> Path | None:
     """Restores the newest checkpoint, or takes over the networks of --init_from."""
     restored = checkpoints.restore_newest()
     if restored:
@@ -107,6 +96,7 @@ def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> N
         source = RunDir(Path(config.init_from))
         load_networks(source, variables.networks())
         log.info("Starting from the networks of %s", source.path)
+    return restored
 
 
 def load_networks(run_dir: RunDir, networks: dict[str, keras.Model]) -> Path:
@@ -167,6 +157,24 @@ def _log_start(
         images / len(data),
     )
     log.info("Run directory: %s", config.run_dir)
+
+
+def _recorder(
+    config: Config, data: ImageSet, devices: Runtime, terminal: Console, steps: range
+) -> Recorder:
+    """The record of the `steps` to train."""
+    return Recorder(
+        Path(config.run_dir),
+        names=step.METRICS,
+        first_step=steps.start,
+        last_step=steps.stop,
+        batch_size=config.batch_size,
+        epoch_size=len(data),
+        every_secs=config.log_every_secs,
+        every_steps=config.log_every_steps,
+        memory=devices.memory,
+        terminal=terminal,
+    )
 
 
 def _sampling(
