@@ -19,6 +19,9 @@ from trainer.errors import UsageError, one_of
 
 FORMAT_VERSION = 1
 UNITS = ("steps", "epochs", "kimg")
+NORMS = ("batch", "instance", "layer", "none")
+KERNELS = ("plain", "spectral", "weight")
+SCHEDULES = ("constant", "linear", "cosine", "inverse_time")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +101,8 @@ class Config:
     latent_dim: int = setting(100, "size of the latent vector", low=1, high=65536)
     latent_distribution: str = setting(
         "normal",
-        "distribution of the latents: N(0, 1) or uniform on [-1, 1]",
-        choices=("normal", "uniform"),
+        "distribution of the latents: N(0, 1), uniform on [-1, 1], or N(0, 1) cut off at 2",
+        choices=("normal", "uniform", "truncated_normal"),
     )
     image_range: str = setting(
         "tanh",
@@ -110,8 +113,8 @@ class Config:
     d_width: float = setting(1.0, "multiplies the discriminator's filters", low=0.03, high=64)
     g_conditioning: str = setting(
         "concat",
-        "how labels enter the generator: next to the latents, times the latents, "
-        "or as scale and shift of its batch norm",
+        "how labels enter the generator: next to the latents, times the latents, or next "
+        "to them and as scale and shift of its batch norm",
         choices=("concat", "multiply", "batchnorm"),
     )
     d_conditioning: str = setting(
@@ -120,17 +123,52 @@ class Config:
         "image, or as one more channel",
         choices=("projection", "multiply", "concat"),
     )
-    d_spectral_norm: bool = setting(False, "spectral norm on the discriminator's weights")
+    g_norm: str = setting("batch", "norm in the generator's hidden layers", choices=NORMS)
+    d_norm: str = setting("none", "norm in the discriminator's, all but the first", choices=NORMS)
+    g_weights: str = setting(
+        "plain", "the generator's kernels: as they are or normalised", choices=KERNELS
+    )
+    d_weights: str = setting("plain", "norm of the discriminator's kernels", choices=KERNELS)
+    d_activation: str = setting(
+        "leaky_relu",
+        "activation of the discriminator",
+        choices=("leaky_relu", "relu", "elu", "tanh", "swish"),
+    )
+    d_slope: float = setting(0.2, "slope of its leaky_relu below zero", low=0, high=1)
     initializer: str = setting(
         "glorot",
-        "initial weights: Glorot's uniform, N(0, 0.02) or orthogonal",
-        choices=("glorot", "normal", "orthogonal"),
+        "initial weights: Glorot's or He's uniform, N(0, 0.02) or orthogonal",
+        choices=("glorot", "he", "normal", "orthogonal"),
     )
     bn_momentum: float = setting(0.99, "momentum of batch norm's moving statistics", low=0, high=1)
 
     # Objective and updates.
     loss: str = setting(
-        "nonsaturating", "adversarial loss", choices=("nonsaturating", "hinge", "least_squares")
+        "nonsaturating",
+        "adversarial loss",
+        choices=("nonsaturating", "minimax", "least_squares", "hinge", "wasserstein"),
+    )
+    gradient_penalty: float = setting(
+        0.0, "weight of the penalty on D's gradient between reals and fakes (WGAN-GP: 10)", low=0
+    )
+    d_clip: float = setting(
+        0.0, "clip the discriminator's weights to this size after each update (WGAN: 0.01)", low=0
+    )
+    smooth_real: float = setting(0.0, "label smoothing: reals count 1 - this", low=0, high=0.5)
+    smooth_fake: float = setting(
+        0.0, "two-sided label smoothing: fakes count this", low=0, high=0.5
+    )
+    flip_labels: float = setting(
+        0.0, "share of the discriminator's images with the label flipped", low=0, high=0.5
+    )
+    d_input_noise: float = setting(
+        0.0, "standard deviation of Gaussian noise on the discriminator's input", low=0, high=10
+    )
+    d_layer_noise: float = setting(
+        0.0, "the same on the inputs of its hidden layers", low=0, high=10
+    )
+    noise_decay_kimg: float = setting(
+        0.0, "kimg over which both noises fall linearly to 0; 0: they stay", low=0
     )
     d_update: str = setting(
         "joint",
@@ -143,17 +181,26 @@ class Config:
     )
     d_steps: int = setting(1, "discriminator updates per generator update", low=1, high=100)
     repeat_reals: bool = setting(False, "use the same real batch in all d_steps")
-    optimizer: str = setting("adam", "optimizer of both networks", choices=("adam", "rmsprop"))
+    optimizer: str = setting(
+        "adam", "optimizer of both networks", choices=("adam", "rmsprop", "sgd")
+    )
     g_lr: float = setting(2e-4, "learning rate of the generator", low=0, high=10)
     d_lr: float = setting(2e-4, "learning rate of the discriminator", low=0, high=10)
+    g_lr_schedule: str = setting("constant", "how the generator's rate falls", choices=SCHEDULES)
+    d_lr_schedule: str = setting("constant", "the same of the discriminator's", choices=SCHEDULES)
+    lr_decay_kimg: float = setting(
+        0.0, "kimg after which a linear or cosine schedule has reached lr_end", low=0
+    )
+    lr_end: float = setting(0.0, "share of the rate left then", low=0, high=1)
     g_lr_decay_per_kimg: float = setting(
-        0.0, "generator's rate is divided by 1 + this times kimg", low=0
+        0.0, "inverse_time: the generator's rate is divided by 1 + this times kimg", low=0
     )
     d_lr_decay_per_kimg: float = setting(
-        0.0, "discriminator's rate is divided by 1 + this times kimg", low=0
+        0.0, "inverse_time: the discriminator's rate is divided by 1 + this times kimg", low=0
     )
     beta1: float = setting(0.9, "first decay of Adam", low=0, high=0.9999)
     beta2: float = setting(0.999, "second decay of Adam; of RMSprop its only one", low=0, high=1)
+    momentum: float = setting(0.9, "momentum of SGD", low=0, high=0.9999)
     ema_half_life_kimg: float = setting(
         0.0, "half-life of the generator's moving average; 0: no average", low=0
     )
@@ -162,8 +209,15 @@ class Config:
     precision: str = setting(
         "auto",
         "number format of the networks; auto: bfloat16 on GPUs of compute capability 8.0 "
-        "and up, else float32",
-        choices=("auto", "float32", "bfloat16"),
+        "and up, float16 from 7.0, else float32",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    batch_per_replica: int = setting(
+        0,
+        "images that a device takes at once; a larger share of the batch is accumulated, with "
+        "the same result but for batch norm, whose statistics are of those images; 0: all",
+        low=0,
+        may_change=True,
     )
     devices: str = setting(
         "auto",
@@ -207,11 +261,7 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             check_value(field, getattr(self, field.name))
-        if self.simultaneous and (self.d_steps > 1 or self.d_update == "sequential"):
-            raise UsageError(
-                "--simultaneous needs one discriminator update per step: "
-                f"not --d_steps={self.d_steps} --d_update={self.d_update}."
-            )
+        check_together(self)
 
     def to_json(self) -> str:
         """The configuration as JSON text, `format_version` first."""
@@ -303,6 +353,31 @@ def check_value(field: "dataclasses.Field[Any]", value: Any) -> None:
         raise UsageError(f"--{name}={value} is too small: it must be {low:g} or more.")
     if high is not None and number > high:
         raise UsageError(f"--{name}={value} is too large: it must be {high:g} or less.")
+
+
+def check_together(config: Config) -> None:
+    """Raises a UsageError that names settings which make no sense together."""
+    if config.simultaneous and (config.d_steps > 1 or config.d_update == "sequential"):
+        raise UsageError(
+            "--simultaneous needs one discriminator update per step: "
+            f"not --d_steps={config.d_steps} --d_update={config.d_update}."
+        )
+    if config.gradient_penalty and config.d_norm == "batch":
+        raise UsageError(
+            "--gradient_penalty is of single images, which --d_norm=batch mixes: take "
+            "--d_norm=layer, instance or none."
+        )
+    if config.gradient_penalty and config.d_update == "sequential":
+        raise UsageError(
+            "--gradient_penalty needs reals and fakes in one update: take --d_update=separate "
+            "or joint, not sequential."
+        )
+    for name in ("g_lr", "d_lr"):
+        schedule = getattr(config, f"{name}_schedule")
+        if schedule in ("linear", "cosine") and not config.lr_decay_kimg:
+            raise UsageError(f"--{name}_schedule={schedule} needs --lr_decay_kimg.")
+        if schedule == "inverse_time" and not getattr(config, f"{name}_decay_per_kimg"):
+            raise UsageError(f"--{name}_schedule=inverse_time needs --{name}_decay_per_kimg.")
 
 
 def frozen_differences(old: Config, new: Config) -> list[str]:

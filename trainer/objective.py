@@ -28,6 +28,20 @@ OBJECTIVES = {
         d_fake=lambda logits: tf.nn.softplus(logits),
         g_fake=lambda logits: tf.nn.softplus(-logits),
     ),
+    # As above, but G minimises log(1 - sigmoid(D(G(z)))), which saturates while D wins.
+    # Goodfellow et al., arXiv:1406.2661, equation 1.
+    "minimax": Objective(
+        d_real=lambda logits: tf.nn.softplus(-logits),
+        d_fake=lambda logits: tf.nn.softplus(logits),
+        g_fake=lambda logits: -tf.nn.softplus(logits),
+    ),
+    # -D(x); D(G(z)); -D(G(z)), for a D held 1-Lipschitz by a penalty or by clipping.
+    # Arjovsky et al., arXiv:1701.07875, algorithm 1.
+    "wasserstein": Objective(
+        d_real=lambda logits: -logits,
+        d_fake=lambda logits: logits,
+        g_fake=lambda logits: -logits,
+    ),
     # max(0, 1 - D(x)); max(0, 1 + D(G(z))); -D(G(z)).
     # Lim and Ye, arXiv:1705.02894; Miyato et al., arXiv:1802.05957, equations 16 and 17.
     "hinge": Objective(
@@ -44,6 +58,26 @@ OBJECTIVES = {
         g_fake=lambda logits: 0.5 * tf.square(logits - 1.0),
     ),
 }
+
+
+def towards(target: tf.Tensor | float, as_real: Loss, as_fake: Loss) -> Loss:
+    """D's loss for images that it should call real with weight `target`, in [0, 1].
+
+    With the cross-entropies this is the cross-entropy with the label `target`, which
+    makes label smoothing (Salimans et al., arXiv:1606.03498, section 3.4) and flipped
+    labels the same thing for every loss.
+    """
+    return lambda logits: target * as_real(logits) + (1.0 - target) * as_fake(logits)
+
+
+def gradient_penalty(gradients: tf.Tensor) -> tf.Tensor:
+    """(|gradient| - 1)^2 of each image's gradient [N, H, W, C]; [N] float32.
+
+    Gulrajani et al., arXiv:1704.00028, equation 3.
+    """
+    squares = tf.reduce_sum(tf.square(tf.cast(gradients, tf.float32)), [1, 2, 3])
+    # The root of zero has no gradient.
+    return tf.square(tf.sqrt(squares + 1e-12) - 1.0)
 
 
 def share_real(logits: tf.Tensor) -> tf.Tensor:

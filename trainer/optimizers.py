@@ -1,5 +1,6 @@
 """Keras optimizers whose update of a variable is one fused operation, and their rates."""
 
+import math
 from collections.abc import Callable
 
 import keras
@@ -52,24 +53,63 @@ class RMSprop(keras.optimizers.RMSprop):
 
     def build(self, variables):
         """Makes the slots; the fused operation wants the momentum's even at 0."""
-        wanted = self.momentum
-        self.momentum = wanted or 1.0
-        super().build(variables)
-        self.momentum = wanted
+        _build_with_momentum(self, super().build, variables)
+
+
+class SGD(keras.optimizers.SGD):
+    """Stochastic gradient descent with momentum."""
+
+    momentum: float
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Updates a variable and its momentum."""
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=variable.handle,
+            accum=self.momentums[self._get_variable_index(variable)].value.handle,
+            lr=learning_rate,
+            grad=gradient,
+            momentum=self.momentum,
+        )
+
+    def build(self, variables):
+        """Makes the slots; the fused operation wants the momentum's even at 0."""
+        _build_with_momentum(self, super().build, variables)
+
+
+def _build_with_momentum(optimizer, build, variables) -> None:
+    wanted = optimizer.momentum
+    optimizer.momentum = wanted or 1.0
+    build(variables)
+    optimizer.momentum = wanted
 
 
 def make(config: Config, rate: Rate) -> keras.optimizers.Optimizer:
     """The optimizer that `config` names, with a rate that is read at each update."""
     if config.optimizer == "rmsprop":
         return RMSprop(rate, rho=config.beta2)
+    if config.optimizer == "sgd":
+        return SGD(rate, momentum=config.momentum)
     return Adam(rate, beta_1=config.beta1, beta_2=config.beta2)
 
 
-def inverse_time(rate: float, decay_per_kimg: float, images: tf.Variable) -> Rate:
-    """The rate divided by 1 + decay * kimg, kimg of the images seen so far."""
+def scheduled(config: Config, network: str, images: tf.Variable) -> Rate:
+    """The rate of network "g" or "d" as its schedule has it after the images seen.
+
+    constant: the rate; inverse_time: rate / (1 + decay * kimg); linear and cosine: from
+    the rate to its share `lr_end` over `lr_decay_kimg`, and constant from there.
+    """
+    rate = getattr(config, f"{network}_lr")
+    schedule = getattr(config, f"{network}_lr_schedule")
+    decay = getattr(config, f"{network}_lr_decay_per_kimg")
 
     def current() -> tf.Tensor:
         kimg = tf.cast(images, tf.float32) / 1000.0
-        return rate / (1.0 + decay_per_kimg * kimg)
+        if schedule == "constant":
+            return tf.constant(rate)
+        if schedule == "inverse_time":
+            return rate / (1.0 + decay * kimg)
+        done = tf.minimum(1.0, kimg / config.lr_decay_kimg)
+        left = 1.0 - done if schedule == "linear" else 0.5 * (1.0 + tf.cos(math.pi * done))
+        return rate * (config.lr_end + (1.0 - config.lr_end) * left)
 
     return current

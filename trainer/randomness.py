@@ -26,6 +26,7 @@ class Draws:
       first_row: the replica's first row in it.
       rows: how many rows are the replica's.
       scope: names the part of the step, so that no two parts share their numbers.
+      noise_level: what noise that decays over training is scaled by.
     """
 
     seed: tf.Tensor | int
@@ -34,14 +35,23 @@ class Draws:
     first_row: tf.Tensor | int = 0
     rows: int | None = None
     scope: str = ""
+    noise_level: tf.Tensor | float = 1.0
 
     def within(self, name: str) -> "Draws":
         """The same step's draws for another part of it."""
         return dataclasses.replace(self, scope=f"{self.scope}/{name}")
 
-    def normal(self, purpose: str, shape: tuple[int, ...]) -> tf.Tensor:
-        """N(0, 1), [rows, *shape] float32."""
-        return self._draw(tf.random.stateless_normal, purpose, shape)
+    def part(self, first: int, rows: int) -> "Draws":
+        """The draws of some of the rows, from the replica's row `first` on."""
+        return dataclasses.replace(self, first_row=self.first_row + first, rows=rows)
+
+    def normal(self, purpose: str, shape: tuple[int, ...], parts: int = 1) -> tf.Tensor:
+        """N(0, 1), [parts * rows, *shape] float32."""
+        return self._draw(tf.random.stateless_normal, purpose, shape, parts)
+
+    def truncated_normal(self, purpose: str, shape: tuple[int, ...]) -> tf.Tensor:
+        """N(0, 1) without what is beyond 2, [rows, *shape] float32."""
+        return self._draw(tf.random.stateless_truncated_normal, purpose, shape)
 
     def uniform(self, purpose: str, shape: tuple[int, ...], parts: int = 1) -> tf.Tensor:
         """Uniform on [0, 1), [parts * rows, *shape] float32.
@@ -71,6 +81,8 @@ def latents(config: Config, draws: Draws) -> tf.Tensor:
     shape = (config.latent_dim,)
     if config.latent_distribution == "uniform":
         return 2.0 * draws.uniform("latents", shape) - 1.0
+    if config.latent_distribution == "truncated_normal":
+        return draws.truncated_normal("latents", shape)
     return draws.normal("latents", shape)
 
 

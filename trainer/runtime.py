@@ -20,7 +20,7 @@ class Runtime:
     Attributes:
       strategy: TensorFlow's strategy over the chosen devices.
       devices: their names, such as "GPU:0".
-      precision: "float32" or "bfloat16".
+      precision: "float32", "bfloat16" or "float16".
       deterministic: whether operations repeat bit for bit.
     """
 
@@ -75,6 +75,20 @@ def replica_index() -> tf.Tensor | int:
     return context.replica_id_in_sync_group if context else 0
 
 
+def sum_over_replicas(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Sums float32 tensors over all replicas; call it on every replica.
+
+    They travel as one buffer: a transfer costs more than a copy.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return tensors
+    flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
+    total = context.all_reduce(tf.distribute.ReduceOp.SUM, flat)
+    parts = tf.split(total, [tensor.shape.num_elements() for tensor in tensors])
+    return [tf.reshape(part, t.shape) for part, t in zip(parts, tensors, strict=True)]
+
+
 def start(config: Config) -> Runtime:
     """Chooses devices and number format for the whole process.
 
@@ -84,13 +98,9 @@ def start(config: Config) -> Runtime:
       UsageError: if --devices asks for what is not there, or does not divide the batch.
     """
     devices = _choose_devices(config.devices)
-    if config.batch_size % len(devices):
-        raise UsageError(
-            f"--batch_size={config.batch_size} cannot be shared by {len(devices)} devices "
-            f"(--devices={config.devices}): make it a multiple of {len(devices)}."
-        )
+    _check_batch(config, len(devices))
     precision = _choose_precision(config.precision, devices)
-    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
+    keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
     deterministic = config.deterministic
     if deterministic is None:
         deterministic = devices[0].startswith("CPU")
@@ -105,6 +115,20 @@ def _strategy(devices: tuple[str, ...]) -> tf.distribute.Strategy:
     # One per set of devices in a process: a second one would number its collective
     # operations like the first, and TensorFlow would take them for the same.
     return tf.distribute.MirroredStrategy(devices)
+
+
+def _check_batch(config: Config, replicas: int) -> None:
+    if config.batch_size % replicas:
+        raise UsageError(
+            f"--batch_size={config.batch_size} cannot be shared by {replicas} devices "
+            f"(--devices={config.devices}): make it a multiple of {replicas}."
+        )
+    share, at_once = config.batch_size // replicas, config.batch_per_replica
+    if at_once and at_once < share and share % at_once:
+        raise UsageError(
+            f"--batch_per_replica={at_once} does not divide a device's share of {share} images "
+            f"(--batch_size={config.batch_size} over {replicas})."
+        )
 
 
 def _choose_devices(wanted: str) -> list[str]:
@@ -148,5 +172,7 @@ def _choose_precision(wanted: str, devices: list[str]) -> str:
     if devices[0].startswith("CPU"):
         return "float32"
     details = map(tf.config.experimental.get_device_details, tf.config.get_visible_devices("GPU"))
-    capable = all(d.get("compute_capability", (0, 0)) >= (8, 0) for d in details)
-    return "bfloat16" if capable else "float32"
+    capability = min(d.get("compute_capability", (0, 0)) for d in details)
+    if capability >= (8, 0):
+        return "bfloat16"
+    return "float16" if capability >= (7, 0) else "float32"

@@ -8,6 +8,7 @@ import tensorflow as tf
 from trainer import models, optimizers
 from trainer.config import Config
 from trainer.data.images import ImageShape
+from trainer.updates import LossScale, Updater
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -15,18 +16,25 @@ class TrainState:
     """The variables of a run.
 
     Attributes:
-      generator, discriminator: the networks that train.
+      g, d: the generator and the discriminator that train, with their optimizers.
       average: the generator with averaged weights and batch-norm statistics, or None.
-      g_optimizer, d_optimizer: with their slots made.
       images: images seen, int64; a step adds the batch size.
     """
 
-    generator: keras.Model
-    discriminator: keras.Model
+    g: Updater
+    d: Updater
     average: keras.Model | None
-    g_optimizer: keras.optimizers.Optimizer
-    d_optimizer: keras.optimizers.Optimizer
     images: tf.Variable
+
+    @property
+    def generator(self) -> keras.Model:
+        """The generator that trains."""
+        return self.g.network
+
+    @property
+    def discriminator(self) -> keras.Model:
+        """The discriminator."""
+        return self.d.network
 
     @property
     def drawing(self) -> keras.Model:
@@ -40,16 +48,23 @@ class TrainState:
 
     def trackables(self) -> dict[str, object]:
         """Everything that a checkpoint holds, by name."""
-        return dict(
-            **self.networks(),
-            g_optimizer=self.g_optimizer,
-            d_optimizer=self.d_optimizer,
-            images=self.images,
-        )
+        named: dict[str, object] = dict(**self.networks(), images=self.images)
+        for name, updater in (("g", self.g), ("d", self.d)):
+            named[f"{name}_optimizer"] = updater.optimizer
+            if updater.scale is not None:
+                named[f"{name}_loss_scale"] = updater.scale.value
+                named[f"{name}_finite_steps"] = updater.scale.finite_steps
+        return named
 
 
-def create(config: Config, shape: ImageShape) -> TrainState:
-    """Makes the variables of a run; call it inside the runtime's scope."""
+def create(config: Config, shape: ImageShape, precision: str) -> TrainState:
+    """Makes the variables of a run; call it inside the runtime's scope.
+
+    Args:
+      config: the run.
+      shape: of its images.
+      precision: of the runtime; in float16 the losses are scaled.
+    """
     generator, discriminator = models.build(config, shape)
     images = tf.Variable(
         0,
@@ -58,19 +73,20 @@ def create(config: Config, shape: ImageShape) -> TrainState:
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         name="images",
     )
-    rates = [
-        optimizers.inverse_time(config.g_lr, config.g_lr_decay_per_kimg, images),
-        optimizers.inverse_time(config.d_lr, config.d_lr_decay_per_kimg, images),
-    ]
-    g_optimizer, d_optimizer = (optimizers.make(config, rate) for rate in rates)
-    g_optimizer.build(generator.trainable_variables)
-    d_optimizer.build(discriminator.trainable_variables)
+
+    def updater(network: keras.Model, name: str, clip: float) -> Updater:
+        optimizer = optimizers.make(config, optimizers.scheduled(config, name, images))
+        optimizer.build(network.trainable_variables)
+        scale = LossScale.create() if precision == "float16" else None
+        return Updater(network, optimizer, scale, clip)
+
+    g, d = updater(generator, "g", 0.0), updater(discriminator, "d", config.d_clip)
     average = None
     if config.ema_half_life_kimg:
         average = keras.models.clone_model(generator)
         average.trainable = False
         copy_weights(generator, average)
-    return TrainState(generator, discriminator, average, g_optimizer, d_optimizer, images)
+    return TrainState(g, d, average, images)
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:

@@ -1,23 +1,31 @@
 """One step of training on one replica, and many of them per call of the device."""
 
 import dataclasses
+import operator
 from collections.abc import Callable
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from trainer import randomness
 from trainer.config import Config
-from trainer.objective import OBJECTIVES, share_real
+from trainer.errors import UsageError
+from trainer.objective import OBJECTIVES, Loss, gradient_penalty, share_real, towards
 from trainer.randomness import Draws
 from trainer.runtime import Runtime, replica_index
 from trainer.state import TrainState
 
-METRICS = ("d_loss", "g_loss", "d_real_acc", "d_fake_acc", "g_acc")
 EMA_RAMP = 0.05  # early on the half-life is this share of the images seen
+PENALTY_SCALE = 1024.0  # of the inner gradient of a penalty in half precision
 
 Advance = Callable[[int], np.ndarray]
+Gradients = list[tf.Tensor]
+
+
+def metric_names(precision: str) -> tuple[str, ...]:
+    """What a step returns, in order."""
+    names = ("d_loss", "g_loss", "d_real_acc", "d_fake_acc", "g_acc")
+    return (*names, "d_loss_scale", "g_loss_scale") if precision == "float16" else names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,19 +34,14 @@ class Step:
 
     A step is `d_steps` updates of the discriminator, each on a real batch of its own
     unless the recipe repeats them, and one of the generator.  Losses are sums over the
-    replica's rows divided by the global batch, so that summed over replicas (as the
-    optimizers sum gradients) they are means.
+    replica's rows divided by the global batch, so that summed over replicas, as
+    gradients are, they are means.
     """
 
     config: Config
     state: TrainState
     classes: int
     num_replicas: int
-
-    @property
-    def rows(self) -> int:
-        """Images of a batch on one replica."""
-        return self.config.batch_size // self.num_replicas
 
     def __call__(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Trains on a replica's share of the real batches.
@@ -48,97 +51,130 @@ class Step:
           labels: [batches, rows] int32.
 
         Returns:
-          The replica's share of METRICS, float32; d_* are means over the d_steps.
+          The replica's share of the metrics, float32; d_* are means over the d_steps.
         """
-        draws = Draws(
-            seed=self.config.seed,
-            step=self.state.images // self.config.batch_size,
-            batch_size=self.config.batch_size,
-            first_row=replica_index() * self.rows,
-            rows=self.rows,
-        )
+        draws = self._draws()
         updates = []
         for k in range(self.config.d_steps):
-            part = draws.within(f"d{k}")
             batch = 0 if self.config.repeat_reals else k
-            reals = self._to_reals(images[batch], part)
+            real = (images[batch], labels[batch])
             if self.config.simultaneous:
-                metrics, g_metrics = self._update_both(reals, labels[batch], part)
+                d_metrics, g_metrics = self._update_both(real, draws.within(f"d{k}"))
             else:
-                metrics = self._update_discriminator(reals, labels[batch], part)
-            updates.append(metrics)
+                d_metrics = self._update_d(real, draws.within(f"d{k}"))
+            updates.append(d_metrics)
         if not self.config.simultaneous:
-            g_metrics = self._update_generator(draws.within("g"))
+            g_metrics = self._update_g(draws.within("g"))
         self._update_average()
         d_loss, d_real, d_fake = tf.unstack(tf.reduce_mean(tf.stack(updates), 0))
-        g_loss, g_real = g_metrics
-        return tf.stack([d_loss, g_loss, d_real, d_fake, g_real])
+        metrics = [d_loss, g_metrics[0], d_real, d_fake, g_metrics[1]]
+        for updater in (self.state.d, self.state.g):
+            if updater.scale is not None:
+                metrics.append(updater.scale.value / self.num_replicas)
+        return tf.stack(metrics)
 
-    def _update_discriminator(self, reals, labels, draws):
-        """One update of D, or two one after the other."""
-        fakes = self._generate(labels, draws)
-        if self.config.d_update == "sequential":
-            return self._update_sequentially(reals, fakes, labels, draws)
+    # The updates: prepare, gradients of all micro-batches, apply.
+
+    def _update_d(self, real, draws):
+        """One update of D on reals and fakes, or one on each; returns D's metrics."""
+        if self.config.d_update != "sequential":
+            return self._update_d_by(self._d_gradients, real, draws)
+        on_reals = self._update_d_by(self._d_gradients_on_reals, real, draws)
+        on_fakes = self._update_d_by(self._d_gradients_on_fakes, real, draws)
+        return on_reals + on_fakes  # each has its half of the loss and its accuracy
+
+    def _update_d_by(self, gradients_of, real, draws):
+        self.state.d.prepare()
+        gradients, metrics = self._accumulate(gradients_of, real, draws)
+        self.state.d.apply(gradients)
+        return metrics
+
+    def _update_g(self, draws):
+        """One update of G on fresh latents and labels; returns G's metrics."""
+        self.state.g.prepare()
+        gradients, metrics = self._accumulate(self._g_gradients, (), draws)
+        self.state.g.apply(gradients)
+        return metrics
+
+    def _update_both(self, real, draws):
+        """Both gradients from the same weights and the same fakes, then both updates."""
+        self.state.d.prepare()
+        self.state.g.prepare()
+        result = self._accumulate(self._both_gradients, real, draws)
+        d_gradients, g_gradients, d_metrics, g_metrics = result
+        self.state.d.apply(d_gradients)
+        self.state.g.apply(g_gradients)
+        return d_metrics, g_metrics
+
+    def _accumulate(self, gradients_of: Callable, batch: tuple, draws: Draws):
+        """Sums what `gradients_of` returns for the micro-batches of the replica's rows."""
+        rows = self.config.batch_size // self.num_replicas
+        at_once = min(rows, self.config.batch_per_replica or rows)
+        total = None
+        for first in range(0, rows, at_once):
+            part = [tensor[first : first + at_once] for tensor in batch]
+            # One after the other: run side by side they would need the memory of all.
+            with tf.control_dependencies([] if total is None else tf.nest.flatten(total)):
+                part = [tf.identity(tensor) for tensor in part]
+                result = gradients_of(*part, draws=draws.part(first, at_once))
+                total = (
+                    result if total is None else tf.nest.map_structure(operator.add, total, result)
+                )
+        return total
+
+    # The gradients of one micro-batch, with its share of the metrics.
+
+    def _d_gradients(self, images, labels, *, draws):
+        reals, fakes = self._to_reals(images, draws), self._generate(labels, draws)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(self._weights(self.state.discriminator))
+            tape.watch(self.state.d.weights)
             logits = self._judge_both(reals, fakes, labels, draws)
-            loss = self._d_loss(*logits)
-        self._apply(self.state.discriminator, self.state.d_optimizer, tape, loss)
-        return self._d_metrics(loss, *logits)
+            loss = self._d_loss(logits, draws)
+            loss += self._penalty(reals, fakes, labels, draws)
+        return self.state.d.gradients(tape, loss), self._d_metrics(loss, *logits)
 
-    def _update_sequentially(self, reals, fakes, labels, draws):
-        """An update of D on reals, then one on fakes; the loss is their mean."""
-        objective = OBJECTIVES[self.config.loss]
-        losses, logits = [], []
-        for name, images, loss_of in (
-            ("reals", reals, objective.d_real),
-            ("fakes", fakes, objective.d_fake),
-        ):
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(self._weights(self.state.discriminator))
-                logits.append(self._judge(images, labels, draws.within(name)))
-                losses.append(self._mean(loss_of(logits[-1])))
-            self._apply(self.state.discriminator, self.state.d_optimizer, tape, losses[-1])
-        return self._d_metrics(0.5 * (losses[0] + losses[1]), *logits)
+    def _d_gradients_on_reals(self, images, labels, *, draws):
+        loss_of = self._d_losses(draws)[0]
+        return self._d_gradients_on(self._to_reals(images, draws), labels, loss_of, draws, "reals")
 
-    def _update_generator(self, draws):
-        """One update of G on fresh latents and labels."""
+    def _d_gradients_on_fakes(self, images, labels, *, draws):
+        loss_of = self._d_losses(draws)[1]
+        return self._d_gradients_on(self._generate(labels, draws), labels, loss_of, draws, "fakes")
+
+    def _d_gradients_on(self, images, labels, loss_of: Loss, draws, name: str):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self.state.d.weights)
+            logits = self._judge(images, labels, draws.within(name))
+            loss = self._mean(loss_of(logits))
+        real = self._mean(share_real(logits)) if name == "reals" else 0.0
+        fake = self._mean(1.0 - share_real(logits)) if name == "fakes" else 0.0
+        return self.state.d.gradients(tape, loss), tf.stack([0.5 * loss, real, fake])
+
+    def _g_gradients(self, *, draws):
         labels = draws.integers("labels", self.classes) if self.config.conditional else None
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(self._weights(self.state.generator))
+            tape.watch(self.state.g.weights)
             logits = self._judge(self._generate(labels, draws), labels, draws)
             loss = self._mean(OBJECTIVES[self.config.loss].g_fake(logits))
-        self._apply(self.state.generator, self.state.g_optimizer, tape, loss)
-        return loss, self._mean(share_real(logits))
+        return self.state.g.gradients(tape, loss), self._g_metrics(loss, logits)
 
-    def _update_both(self, reals, labels, draws):
-        """Both gradients from the same weights and the same fakes, then both updates."""
-        generator, discriminator = self.state.generator, self.state.discriminator
+    def _both_gradients(self, images, labels, *, draws):
+        reals = self._to_reals(images, draws)
         with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
-            tape.watch(self._weights(generator) + self._weights(discriminator))
+            tape.watch(self.state.g.weights + self.state.d.weights)
             fakes = self._generate(labels, draws)
             logits = self._judge_both(reals, fakes, labels, draws)
-            d_loss = self._d_loss(*logits)
             g_loss = self._mean(OBJECTIVES[self.config.loss].g_fake(logits[1]))
-        d_gradients = tape.gradient(d_loss, self._weights(discriminator))
-        g_gradients = tape.gradient(g_loss, self._weights(generator))
-        self.state.d_optimizer.apply(d_gradients, discriminator.trainable_variables)
-        self.state.g_optimizer.apply(g_gradients, generator.trainable_variables)
-        g_metrics = (g_loss, self._mean(share_real(logits[1])))
-        return self._d_metrics(d_loss, *logits), g_metrics
+            d_loss = self._d_loss(logits, draws)
+            d_loss += self._penalty(reals, tf.stop_gradient(fakes), labels, draws)
+        return (
+            self.state.d.gradients(tape, d_loss),
+            self.state.g.gradients(tape, g_loss),
+            self._d_metrics(d_loss, *logits),
+            self._g_metrics(g_loss, logits[1]),
+        )
 
-    def _update_average(self) -> None:
-        """Moves the average towards the generator, by a half-life in images."""
-        if self.state.average is None:
-            return
-        seen = tf.cast(self.state.images + self.config.batch_size, tf.float32)
-        half_life = tf.minimum(1000.0 * self.config.ema_half_life_kimg, EMA_RAMP * seen)
-        weight = 1.0 - tf.pow(0.5, self.config.batch_size / half_life)
-        for new, old in zip(
-            self.state.generator.variables, self.state.average.variables, strict=True
-        ):
-            if new.dtype == "float32":  # not the seeds of random layers
-                old.assign_add(weight * (new - old))
+    # What the networks see and say.
 
     def _generate(self, labels, draws):
         latents = randomness.latents(self.config, draws)
@@ -146,6 +182,10 @@ class Step:
         return self.state.generator(inputs, training=True)
 
     def _judge(self, images, labels, draws):
+        if self.config.d_input_noise:
+            parts = images.shape[0] // draws.rows
+            noise = draws.normal("input_noise", tuple(images.shape[1:]), parts)
+            images += self.config.d_input_noise * draws.noise_level * noise
         inputs = [images, labels] if self.config.conditional else images
         with randomness.use(draws):
             return self.state.discriminator(inputs, training=True)
@@ -160,23 +200,49 @@ class Step:
             self._judge(fakes, labels, draws.within("fakes")),
         )
 
-    def _d_loss(self, real_logits, fake_logits):
-        """The mean over one joint batch, or the sum of the means over two batches."""
+    def _d_losses(self, draws: Draws) -> tuple[Loss, Loss]:
+        """D's losses on reals and on fakes, with smoothed and flipped labels."""
         objective = OBJECTIVES[self.config.loss]
-        total = self._mean(objective.d_real(real_logits) + objective.d_fake(fake_logits))
+        targets = [1.0 - self.config.smooth_real, self.config.smooth_fake]
+        if targets == [1.0, 0.0] and not self.config.flip_labels:
+            return objective.d_real, objective.d_fake
+        losses = []
+        for name, target in zip(("reals", "fakes"), targets, strict=True):
+            if self.config.flip_labels:
+                flipped = draws.uniform(f"flip_{name}", ()) < self.config.flip_labels
+                target = tf.where(flipped, 1.0 - target, target)
+            losses.append(towards(target, objective.d_real, objective.d_fake))
+        return losses[0], losses[1]
+
+    def _d_loss(self, logits, draws):
+        """The mean over one joint batch, or the sum of the means over two batches."""
+        on_reals, on_fakes = self._d_losses(draws)
+        total = self._mean(on_reals(logits[0]) + on_fakes(logits[1]))
         return 0.5 * total if self.config.d_update == "joint" else total
 
+    def _penalty(self, reals, fakes, labels, draws):
+        """The gradient penalty at points between reals and fakes, if there is one."""
+        if not self.config.gradient_penalty:
+            return 0.0
+        between = draws.uniform("between", (1, 1, 1))
+        images = between * reals + (1.0 - between) * fakes
+        half = self.state.discriminator.compute_dtype != "float32"
+        scale = PENALTY_SCALE if half else 1.0
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            verdict = scale * tf.reduce_sum(self._judge(images, labels, draws.within("between")))
+        gradients = tape.gradient(verdict, images) / scale
+        return self.config.gradient_penalty * self._mean(gradient_penalty(gradients))
+
     def _d_metrics(self, loss, real_logits, fake_logits):
-        return tf.stack(
-            [
-                loss,
-                self._mean(share_real(real_logits)),
-                self._mean(1.0 - share_real(fake_logits)),
-            ]
-        )
+        real = self._mean(share_real(real_logits))
+        return tf.stack([loss, real, self._mean(1.0 - share_real(fake_logits))])
+
+    def _g_metrics(self, loss, logits):
+        return tf.stack([loss, self._mean(share_real(logits))])
 
     def _mean(self, values: tf.Tensor) -> tf.Tensor:
-        """The replica's share of the mean over the global batch."""
+        """These rows' share of the mean over the global batch."""
         return tf.reduce_sum(values) / self.config.batch_size
 
     def _to_reals(self, images: tf.Tensor, draws: Draws) -> tf.Tensor:
@@ -184,17 +250,37 @@ class Step:
         reals = tf.cast(images, tf.float32)
         reals = reals / 127.5 - 1.0 if self.config.image_range == "tanh" else reals / 255.0
         if self.config.horizontal_flip:
-            mirrored = draws.uniform("flip", (1, 1, 1)) < 0.5
+            mirrored = draws.uniform("mirror", (1, 1, 1)) < 0.5
             reals = tf.where(mirrored, tf.reverse(reals, [2]), reals)
         return reals
 
-    @staticmethod
-    def _weights(network: keras.Model) -> list[tf.Variable]:
-        return [variable.value for variable in network.trainable_variables]
+    def _draws(self) -> Draws:
+        """The random numbers of this step on this replica."""
+        rows = self.config.batch_size // self.num_replicas
+        level: tf.Tensor | float = 1.0
+        if self.config.noise_decay_kimg:
+            seen = tf.cast(self.state.images, tf.float32)
+            level = tf.maximum(0.0, 1.0 - seen / (1000.0 * self.config.noise_decay_kimg))
+        return Draws(
+            seed=self.config.seed,
+            step=self.state.images // self.config.batch_size,
+            batch_size=self.config.batch_size,
+            first_row=replica_index() * rows,
+            rows=rows,
+            noise_level=level,
+        )
 
-    def _apply(self, network, optimizer, tape, loss) -> None:
-        gradients = tape.gradient(loss, self._weights(network))
-        optimizer.apply(gradients, network.trainable_variables)
+    def _update_average(self) -> None:
+        """Moves the average towards the generator, by a half-life in images."""
+        if self.state.average is None:
+            return
+        seen = tf.cast(self.state.images + self.config.batch_size, tf.float32)
+        half_life = tf.minimum(1000.0 * self.config.ema_half_life_kimg, EMA_RAMP * seen)
+        weight = 1.0 - tf.pow(0.5, self.config.batch_size / half_life)
+        for new, old in zip(
+            self.state.generator.variables, self.state.average.variables, strict=True
+        ):
+            old.assign_add(weight * (new - old))
 
 
 def real_batches_per_step(config: Config) -> int:
@@ -213,17 +299,28 @@ def make_advance(
       batches: an iterator over the replicas' real batches, a step each.
 
     Returns:
-      A function of a number of steps that trains so many and returns their METRICS,
-      [steps, len(METRICS)] float32.
+      A function of a number of steps that trains so many and returns their metrics,
+      [steps, M] float32.
     """
     step = Step(config, state, classes, runtime.num_replicas)
+    width = len(metric_names(runtime.precision))
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.int32)])
     def advance(steps: tf.Tensor) -> tf.Tensor:
-        rows = tf.TensorArray(tf.float32, size=steps, element_shape=[len(METRICS)])
+        rows = tf.TensorArray(tf.float32, size=steps, element_shape=[width])
         for k in tf.range(steps):
             rows = rows.write(k, runtime.run(step, *next(batches)))
             state.images.assign_add(config.batch_size)
         return rows.stack()
 
-    return lambda steps: advance(tf.constant(steps, tf.int32)).numpy()
+    def advance_within_memory(steps: int) -> np.ndarray:
+        try:
+            return advance(tf.constant(steps, tf.int32)).numpy()
+        except tf.errors.ResourceExhaustedError as error:
+            at_once = config.batch_per_replica or config.batch_size // runtime.num_replicas
+            raise UsageError(
+                f"The device's memory is too small for {at_once} images at once: lower "
+                "--batch_per_replica (the result stays the same) or --batch_size."
+            ) from error
+
+    return advance_within_memory

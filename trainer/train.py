@@ -42,7 +42,7 @@ def train(
     devices = runtime.start(config)
     run_dir.claim(config, data)
     with devices.scope():
-        variables = state.create(config, data.shape)
+        variables = state.create(config, data.shape, devices.precision)
     checkpoints = Checkpoints(run_dir.checkpoints, variables.trackables(), config.keep_checkpoints)
     restored = _begin(config, checkpoints, variables)
 
@@ -165,7 +165,7 @@ def _recorder(
     """The record of the `steps` to train."""
     return Recorder(
         Path(config.run_dir),
-        names=step.METRICS,
+        names=step.metric_names(devices.precision),
         first_step=steps.start,
         last_step=steps.stop,
         batch_size=config.batch_size,

@@ -12,11 +12,11 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
     side, width = shape.size // 4, config.g_width
     inputs, x, onehot = layers.generator_inputs(config, shape)
     filters = scaled(256, width)
-    x = keras.layers.Dense(side * side * filters, kernel_initializer=layers.initializer(config))(x)
+    x = layers.g_dense(x, config, side * side * filters)
     x = keras.layers.Reshape([side, side, filters])(x)
     for count, stride in ((scaled(128, width), 2), (scaled(64, width), 1)):
         x = layers.conv_transpose(x, config, count, 3, stride)
-        x = keras.layers.LeakyReLU(0.01)(layers.batch_norm(x, config, onehot))
+        x = keras.layers.LeakyReLU(0.01)(layers.g_norm(x, config, onehot))
     x = layers.conv_transpose(x, config, shape.channels, 3, 2)
     return keras.Model(inputs, layers.image_output(x, config), name="generator")
 
@@ -25,8 +25,8 @@ def discriminator(config: Config, shape: ImageShape) -> keras.Model:
     """Three 3x3 convolutions of stride 2, a norm behind all but the first."""
     inputs, x, onehot = layers.discriminator_inputs(config, shape)
     for count in (32, 64, 128):
-        x = layers.conv(x, config, scaled(count, config.d_width), 3, 2)
-        x = x if count == 32 else layers.batch_norm(x, config)
-        x = keras.layers.LeakyReLU(0.01)(x)
+        first = count == 32
+        x = layers.conv(x, config, scaled(count, config.d_width), 3, 2, first=first)
+        x = layers.d_norm_activation(x, config, first=first)
     x = keras.layers.Flatten()(x)
     return keras.Model(inputs, layers.logit(x, config, onehot), name="discriminator")

@@ -22,14 +22,12 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
     # 64 filters at half the side, twice as many at each smaller one, 512 at most.
     filters = [scaled(min(512, 32 << k), config.g_width) for k in range(ups, 0, -1)]
     inputs, x, onehot = layers.generator_inputs(config, shape)
-    x = keras.layers.Dense(
-        side * side * filters[0], use_bias=False, kernel_initializer=layers.initializer(config)
-    )(x)
+    x = layers.g_dense(x, config, side * side * filters[0], use_bias=False)
     x = keras.layers.Reshape([side, side, filters[0]])(x)
-    x = keras.layers.ReLU()(layers.batch_norm(x, config, onehot))
+    x = keras.layers.ReLU()(layers.g_norm(x, config, onehot))
     for count in filters[1:]:
         x = layers.conv_transpose(x, config, count, 4, 2, use_bias=False)
-        x = keras.layers.ReLU()(layers.batch_norm(x, config, onehot))
+        x = keras.layers.ReLU()(layers.g_norm(x, config, onehot))
     x = layers.conv_transpose(x, config, shape.channels, 4, 2)
     return keras.Model(inputs, layers.image_output(x, config), name="generator")
 
@@ -39,8 +37,9 @@ def discriminator(config: Config, shape: ImageShape) -> keras.Model:
     inputs, x, onehot = layers.discriminator_inputs(config, shape)
     count, side = 32, shape.size
     while side > 4:
-        x = layers.conv(x, config, scaled(count, config.d_width), 4, 2)
-        x = keras.layers.LeakyReLU(0.2)(x)
+        first = count == 32
+        x = layers.conv(x, config, scaled(count, config.d_width), 4, 2, first=first)
+        x = layers.d_norm_activation(x, config, first=first)
         count, side = 2 * count, -(-side // 2)
     x = keras.layers.Flatten()(x)
     return keras.Model(inputs, layers.logit(x, config, onehot), name="discriminator")

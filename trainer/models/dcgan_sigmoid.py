@@ -17,7 +17,7 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
     )
     x = keras.layers.Reshape([side, side, filters[0]])(x)
     for count, stride in zip(filters, (2, 2, 1, 1), strict=True):
-        x = keras.layers.ReLU()(layers.batch_norm(x, config, onehot))
+        x = keras.layers.ReLU()(layers.g_norm(x, config, onehot))
         x = layers.conv_transpose(x, config, count, 5, stride)
     return keras.Model(inputs, layers.image_output(x, config), name="generator")
 
@@ -26,7 +26,8 @@ def discriminator(config: Config, shape: ImageShape) -> keras.Model:
     """5x5 convolutions, each behind a LeakyReLU, the first one's on the image itself."""
     inputs, x, onehot = layers.discriminator_inputs(config, shape)
     for count, stride in zip((32, 64, 128, 256), (2, 2, 2, 1), strict=True):
-        x = keras.layers.LeakyReLU(0.2)(x)
-        x = layers.conv(x, config, scaled(count, config.d_width), 5, stride)
+        first = count == 32
+        x = layers.d_norm_activation(x, config, first=first)
+        x = layers.conv(x, config, scaled(count, config.d_width), 5, stride, first=first)
     x = keras.layers.Flatten()(x)
     return keras.Model(inputs, layers.logit(x, config, onehot), name="discriminator")

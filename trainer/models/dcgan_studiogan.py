@@ -16,14 +16,12 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
         )
     filters = [scaled(count, config.g_width) for count in (512, 256, 128, 64)]
     inputs, x, onehot = layers.generator_inputs(config, shape)
-    x = keras.layers.Dense(16 * filters[0], kernel_initializer=layers.initializer(config))(x)
+    x = layers.g_dense(x, config, 16 * filters[0])
     x = keras.layers.Reshape([4, 4, filters[0]])(x)
     for count in filters[1:]:
         x = layers.conv_transpose(x, config, count, 4, 2)
-        x = keras.layers.ReLU()(layers.batch_norm(x, config, onehot))
-    x = keras.layers.Conv2D(
-        shape.channels, 3, padding="same", kernel_initializer=layers.initializer(config)
-    )(x)
+        x = keras.layers.ReLU()(layers.g_norm(x, config, onehot))
+    x = layers.g_conv(x, config, shape.channels, 3)
     return keras.Model(inputs, layers.image_output(x, config), name="generator")
 
 
@@ -32,7 +30,8 @@ def discriminator(config: Config, shape: ImageShape) -> keras.Model:
     inputs, x, onehot = layers.discriminator_inputs(config, shape)
     pairs = [(count, *kind) for count in (64, 128, 256) for kind in ((3, 1), (4, 2))]
     for count, size, stride in [*pairs, (512, 3, 1)]:
-        x = layers.conv(x, config, scaled(count, config.d_width), size, stride)
-        x = keras.layers.ReLU()(layers.batch_norm(x, config))
+        first = (count, size) == (64, 3)
+        x = layers.conv(x, config, scaled(count, config.d_width), size, stride, first=first)
+        x = layers.d_norm_activation(x, config)  # as published, on the first one too
     x = keras.ops.sum(x, axis=(1, 2))
     return keras.Model(inputs, layers.logit(x, config, onehot), name="discriminator")

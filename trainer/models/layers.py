@@ -8,16 +8,17 @@ import tensorflow as tf
 from trainer import randomness
 from trainer.config import Config
 from trainer.data.images import ImageShape
+from trainer.models import kernels
+from trainer.models.kernels import register
 
 Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor
-
-register = keras.saving.register_keras_serializable(package="trainer")
 
 
 def initializer(config: Config) -> keras.initializers.Initializer:
     """A fresh initial value for a kernel."""
     return {
         "glorot": keras.initializers.GlorotUniform,
+        "he": keras.initializers.HeUniform,
         "normal": lambda: keras.initializers.RandomNormal(stddev=0.02),
         "orthogonal": keras.initializers.Orthogonal,
     }[config.initializer]()
@@ -40,7 +41,8 @@ def generator_inputs(
     if config.g_conditioning == "multiply":
         embedding = _embedding(config.latent_dim)(onehot)
         start = keras.layers.Multiply()([latents, embedding])
-    elif config.g_conditioning == "concat":
+    else:
+        # With conditional batch norm too: its scales and shifts alone learn too slowly.
         start = keras.layers.Concatenate()([latents, onehot])
     return [latents, labels], start, onehot
 
@@ -77,12 +79,20 @@ def _embedding(size: int) -> keras.layers.Layer:
     return keras.layers.Dense(size, use_bias=False, kernel_initializer=start)
 
 
-def batch_norm(x: Tensor, config: Config, onehot: Tensor | None = None) -> Tensor:
-    """Batch norm over all replicas; with `onehot`, as the config says, conditional.
+def norm(x: Tensor, config: Config, kind: str, onehot: Tensor | None = None) -> Tensor:
+    """The norm `kind`: batch (over all replicas), instance, layer or none.
 
-    Conditional batch norm has a scale and a shift for each class (de Vries et al.,
-    arXiv:1707.00683).
+    With `onehot` a batch norm is, where the config says so, conditional: a scale and a
+    shift for each class (de Vries et al., arXiv:1707.00683).
     """
+    if kind == "none":
+        return x
+    if kind == "layer":
+        return keras.layers.LayerNormalization()(x)
+    if kind == "instance":
+        # Of each image and channel; without pixels it is the layer norm.
+        groups = x.shape[-1] if len(x.shape) == 4 else 1
+        return keras.layers.GroupNormalization(groups)(x)
     by_class = onehot is not None and config.g_conditioning == "batchnorm"
     x = keras.layers.BatchNormalization(
         momentum=config.bn_momentum,
@@ -100,44 +110,83 @@ def batch_norm(x: Tensor, config: Config, onehot: Tensor | None = None) -> Tenso
     return keras.layers.Add()([x, keras.layers.Reshape(per_channel)(shift)])
 
 
+def g_norm(x: Tensor, config: Config, onehot: Tensor | None) -> Tensor:
+    """The norm of the generator."""
+    return norm(x, config, config.g_norm, onehot)
+
+
 def image_output(x: Tensor, config: Config) -> Tensor:
     """The generator's last step: values in its image range, float32."""
     return keras.layers.Activation(config.image_range, dtype="float32", name="images")(x)
+
+
+def g_dense(x: Tensor, config: Config, units: int, **options) -> Tensor:
+    """A fully connected layer of the generator."""
+    return _dense(x, config, config.g_weights, units, **options)
+
+
+def g_conv(x: Tensor, config: Config, filters: int, size: int, **options) -> Tensor:
+    """A convolution of the generator, 'same' padding."""
+    return _conv(x, config, config.g_weights, filters, size, 1, **options)
 
 
 def conv_transpose(
     x: Tensor, config: Config, filters: int, size: int, stride: int, **options
 ) -> Tensor:
     """A transposed convolution of the generator, 'same' padding."""
-    layer = keras.layers.Conv2DTranspose(
-        filters,
-        size,
-        strides=stride,
-        padding="same",
-        kernel_initializer=initializer(config),
-        **options,
-    )
-    return layer(x)
+    options.update(strides=stride, kernel_initializer=initializer(config))
+    if config.g_weights != "plain":
+        return kernels.NormalizedConv2DTranspose(filters, size, norm=config.g_weights, **options)(x)
+    return keras.layers.Conv2DTranspose(filters, size, padding="same", **options)(x)
 
 
-def conv(x: Tensor, config: Config, filters: int, size: int, stride: int = 1, **options) -> Tensor:
-    """A convolution of the discriminator, 'same' padding, spectrally normalised if set."""
-    kind = SpectralConv2D if config.d_spectral_norm else keras.layers.Conv2D
-    layer = kind(
-        filters,
-        size,
-        strides=stride,
-        padding="same",
-        kernel_initializer=initializer(config),
-        **options,
-    )
-    return layer(x)
+def conv(
+    x: Tensor, config: Config, filters: int, size: int, stride: int = 1, *, first: bool = False
+) -> Tensor:
+    """A convolution of the discriminator, 'same' padding; noise before all but the first."""
+    if not first:
+        x = _layer_noise(x, config, f"{filters}x{size}x{stride}")
+    return _conv(x, config, config.d_weights, filters, size, stride)
 
 
-def dense(x: Tensor, config: Config, units: int, **options) -> Tensor:
-    """A fully connected layer of the discriminator, spectrally normalised if set."""
-    kind = SpectralDense if config.d_spectral_norm else keras.layers.Dense
-    return kind(units, kernel_initializer=initializer(config), **options)(x)
+def dense(x: Tensor, config: Config, units: int, *, first: bool = False) -> Tensor:
+    """A fully connected layer of the discriminator; noise before all but the first."""
+    if not first:
+        x = _layer_noise(x, config, f"{units}")
+    return _dense(x, config, config.d_weights, units)
+
+
+def d_norm_activation(x: Tensor, config: Config, *, first: bool = False) -> Tensor:
+    """What follows a layer of the discriminator: its norm, but on the first; activation."""
+    return d_activation(x if first else norm(x, config, config.d_norm), config)
+
+
+def d_activation(x: Tensor, config: Config) -> Tensor:
+    """The activation of the discriminator."""
+    if config.d_activation == "leaky_relu":
+        return keras.layers.LeakyReLU(config.d_slope)(x)
+    return keras.layers.Activation(config.d_activation)(x)
+
+
+def _conv(x, config, weights, filters, size, stride, **options):
+    options.update(strides=stride, kernel_initializer=initializer(config))
+    if weights != "plain":
+        return kernels.NormalizedConv2D(filters, size, norm=weights, **options)(x)
+    return keras.layers.Conv2D(filters, size, padding="same", **options)(x)
+
+
+def _dense(x, config, weights, units, **options):
+    options.update(kernel_initializer=initializer(config))
+    if weights != "plain":
+        return kernels.NormalizedDense(units, norm=weights, **options)(x)
+    return keras.layers.Dense(units, **options)(x)
+
+
+def _layer_noise(x: Tensor, config: Config, layer: str) -> Tensor:
+    if not config.d_layer_noise:
+        return x
+    shape = "x".join(map(str, x.shape[1:]))
+    return GaussianNoise(config.d_layer_noise, name=f"noise_{shape}_{layer}")(x)
 
 
 def logit(features: Tensor, config: Config, onehot: Tensor | None) -> Tensor:
@@ -146,9 +195,11 @@ def logit(features: Tensor, config: Config, onehot: Tensor | None) -> Tensor:
     With projection, the product of the features and the class's embedding is added
     (Miyato and Koyama, arXiv:1802.05637).
     """
-    verdict = dense(features, config, 1, dtype="float32")
+    weights = config.d_weights
+    verdict = _dense(features, config, weights, 1, dtype="float32")
     if onehot is not None and config.d_conditioning == "projection":
-        embedding = dense(onehot, config, features.shape[-1], use_bias=False, dtype="float32")
+        size = features.shape[-1]
+        embedding = _dense(onehot, config, weights, size, use_bias=False, dtype="float32")
         product = keras.layers.Dot(axes=1, dtype="float32")([features, embedding])
         verdict = keras.layers.Add(dtype="float32")([verdict, product])
     return keras.layers.Reshape([], dtype="float32")(verdict)
@@ -180,86 +231,26 @@ class Dropout(keras.layers.Layer):
         return {**super().get_config(), "rate": self.rate}
 
 
-class _SpectralLayer(keras.layers.Layer):
-    """A kernel divided by its largest singular value (Miyato et al., arXiv:1802.05957).
+@register
+class GaussianNoise(keras.layers.Layer):
+    """Gaussian noise that is a function of the step and the position in the batch.
 
-    One power iteration per call in training mode.  The vector it keeps is a function
-    of the weights alone, so that every replica has the same one.
+    Its name, which must be given, sets its noise apart from that of other layers.
     """
 
-    def __init__(
-        self, units: int, *, use_bias=True, kernel_initializer="glorot_uniform", **options
-    ):
-        super().__init__(**options)
-        self.units, self.use_bias = units, use_bias
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-
-    def add_weights(self, kernel_shape: tuple[int, ...]) -> None:
-        """Makes kernel, bias and the singular vector `u` [units]."""
-        # float32 whatever the policy: a power iteration in half precision drifts.
-        self.kernel = self.add_weight(
-            shape=kernel_shape,
-            initializer=self.kernel_initializer,
-            name="kernel",
-            autocast=False,
-        )
-        self.u = self.add_weight(
-            shape=[self.units],
-            initializer=keras.initializers.RandomNormal(),
-            name="u",
-            trainable=False,
-            autocast=False,
-        )
-        if self.use_bias:
-            self.bias = self.add_weight(shape=[self.units], initializer="zeros", name="bias")
-
-    def normalized_kernel(self, training: bool | None) -> tf.Tensor:
-        """The kernel divided by v' kernel u, in the layer's compute dtype."""
-        kernel = tf.convert_to_tensor(self.kernel)
-        matrix = tf.reshape(kernel, [-1, self.units])
-        constant = tf.stop_gradient(matrix)
-        old = tf.convert_to_tensor(self.u)
-        v = tf.math.l2_normalize(tf.linalg.matvec(constant, old))
-        u = tf.math.l2_normalize(tf.linalg.matvec(constant, v, transpose_a=True))
-        if training:
-            self.u.assign(u)
-        sigma = tf.tensordot(v, tf.linalg.matvec(matrix, u), 1)
-        return tf.cast(kernel / sigma, self.compute_dtype)
-
-
-@register
-class SpectralDense(_SpectralLayer):
-    """A Dense layer with spectral norm."""
-
-    def build(self, input_shape) -> None:
-        """Makes the weights for inputs [N, F]."""
-        self.add_weights((input_shape[-1], self.units))
+    def __init__(self, stddev: float, *, name: str, **options) -> None:
+        super().__init__(name=name, **options)
+        self.stddev = stddev
 
     def call(self, inputs, training=None):
-        """Maps [N, F] to [N, units]."""
-        outputs = tf.matmul(inputs, self.normalized_kernel(training))
-        return outputs + self.bias if self.use_bias else outputs
+        """Adds noise of `stddev` times the step's noise level, in training."""
+        if not training:
+            return inputs
+        draws = randomness.current()
+        parts = inputs.shape[0] // draws.rows
+        noise = draws.normal(self.name, tuple(inputs.shape[1:]), parts)
+        return inputs + tf.cast(self.stddev * draws.noise_level * noise, inputs.dtype)
 
-
-@register
-class SpectralConv2D(_SpectralLayer):
-    """A Conv2D layer, 'same' padding, with spectral norm."""
-
-    def __init__(self, units: int, kernel_size: int, *, strides=1, padding="same", **options):
-        super().__init__(units, **options)
-        self.kernel_size, self.strides, self.padding = kernel_size, strides, padding.upper()
-
-    def build(self, input_shape) -> None:
-        """Makes the weights for inputs [N, H, W, C]."""
-        self.add_weights((self.kernel_size, self.kernel_size, input_shape[-1], self.units))
-
-    def compute_output_shape(self, input_shape):
-        """[N, ceil(H / strides), ceil(W / strides), units]."""
-        batch, height, width, _ = input_shape
-        return (batch, -(-height // self.strides), -(-width // self.strides), self.units)
-
-    def call(self, inputs, training=None):
-        """Convolves [N, H, W, C]."""
-        kernel = self.normalized_kernel(training)
-        outputs = tf.nn.conv2d(inputs, kernel, self.strides, self.padding)
-        return outputs + self.bias if self.use_bias else outputs
+    def get_config(self):
+        """Its arguments, for saving."""
+        return {**super().get_config(), "stddev": self.stddev}

@@ -11,8 +11,8 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
     """Dense 256, 512, 1024; Dense, BatchNorm, LeakyReLU; no norm behind the first."""
     inputs, x, onehot = layers.generator_inputs(config, shape)
     for count in (256, 512, 1024):
-        x = g_dense(x, config, scaled(count, config.g_width))
-        x = x if count == 256 else layers.batch_norm(x, config, onehot)
+        x = layers.g_dense(x, config, scaled(count, config.g_width))
+        x = x if count == 256 else layers.g_norm(x, config, onehot)
         x = keras.layers.LeakyReLU(0.2)(x)
     return keras.Model(inputs, to_image(x, config, shape), name="generator")
 
@@ -22,22 +22,19 @@ def discriminator(config: Config, shape: ImageShape) -> keras.Model:
     return dense_discriminator(config, shape, (1024, 512, 256))
 
 
-def g_dense(x: keras.KerasTensor, config: Config, units: int) -> keras.KerasTensor:
-    """A fully connected layer of the generator."""
-    return keras.layers.Dense(units, kernel_initializer=layers.initializer(config))(x)
-
-
 def to_image(x: keras.KerasTensor, config: Config, shape: ImageShape) -> keras.KerasTensor:
     """A value for each pixel and channel, in the image range."""
-    x = g_dense(x, config, shape.size**2 * shape.channels)
+    x = layers.g_dense(x, config, shape.size**2 * shape.channels)
     x = keras.layers.Reshape([shape.size, shape.size, shape.channels])(x)
     return layers.image_output(x, config)
 
 
 def dense_discriminator(config: Config, shape: ImageShape, units: tuple[int, ...]) -> keras.Model:
-    """Fully connected layers with LeakyReLU on the flat image."""
+    """Fully connected layers on the flat image."""
     inputs, x, onehot = layers.discriminator_inputs(config, shape)
     x = keras.layers.Flatten()(x)
     for count in units:
-        x = keras.layers.LeakyReLU(0.2)(layers.dense(x, config, scaled(count, config.d_width)))
+        first = count == units[0]
+        x = layers.dense(x, config, scaled(count, config.d_width), first=first)
+        x = layers.d_norm_activation(x, config, first=first)
     return keras.Model(inputs, layers.logit(x, config, onehot), name="discriminator")

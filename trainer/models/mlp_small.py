@@ -5,15 +5,15 @@ import keras
 from trainer.config import Config
 from trainer.data.images import ImageShape
 from trainer.models import layers, scaled
-from trainer.models.mlp import dense_discriminator, g_dense, to_image
+from trainer.models.mlp import dense_discriminator, to_image
 
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
     """Dense 256, 512, 1024; Dense, LeakyReLU, BatchNorm."""
     inputs, x, onehot = layers.generator_inputs(config, shape)
     for count in (256, 512, 1024):
-        x = keras.layers.LeakyReLU(0.2)(g_dense(x, config, scaled(count, config.g_width)))
-        x = layers.batch_norm(x, config, onehot)
+        x = layers.g_dense(x, config, scaled(count, config.g_width))
+        x = layers.g_norm(keras.layers.LeakyReLU(0.2)(x), config, onehot)
     return keras.Model(inputs, to_image(x, config, shape), name="generator")
 
 

@@ -9,7 +9,7 @@ RECIPE = Recipe(
         latent_dim=100,
         g_conditioning="batchnorm",
         d_conditioning="projection",
-        d_spectral_norm=True,
+        d_weights="spectral",
         initializer="normal",
     ),
     loop=dict(

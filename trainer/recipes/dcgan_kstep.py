@@ -5,7 +5,7 @@ from trainer.recipes.recipe import Recipe
 RECIPE = Recipe(
     source="a GAN on Fashion-MNIST with K discriminator steps per generator step, after "
     "Goodfellow et al., arXiv:1406.2661, algorithm 1",
-    networks=dict(latent_dim=150, image_range="sigmoid"),
+    networks=dict(latent_dim=150, image_range="sigmoid", g_norm="none", d_activation="relu"),
     loop=dict(
         split="all",
         batch_size=64,

@@ -13,6 +13,8 @@ RECIPE = Recipe(
         optimizer="rmsprop",
         beta2=0.9,
         d_lr=2e-4,
+        g_lr_schedule="inverse_time",
+        d_lr_schedule="inverse_time",
         g_lr=1e-4,
         # 6e-8 and 3e-8 per step of 64 images.
         d_lr_decay_per_kimg=6e-8 / 0.064,

@@ -4,7 +4,13 @@ from trainer.recipes.recipe import Recipe
 
 RECIPE = Recipe(
     source="Kang et al., StudioGAN, arXiv:2206.09479; after Radford et al., arXiv:1511.06434",
-    networks=dict(latent_dim=128, image_size=32, initializer="orthogonal"),
+    networks=dict(
+        latent_dim=128,
+        image_size=32,
+        initializer="orthogonal",
+        d_norm="batch",
+        d_activation="relu",
+    ),
     loop=dict(
         horizontal_flip=True,
         batch_size=64,
