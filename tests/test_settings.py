@@ -14,7 +14,6 @@ from trainer.models import kernels, layers
 from trainer.objective import OBJECTIVES
 from trainer.randomness import Draws
 
-
 BASE = dict(recipe="cgan", d_norm="none", d_update="separate")
 
 
