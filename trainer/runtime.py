@@ -89,7 +89,7 @@ def start(config: Config) -> Runtime:
             f"--batch_size={config.batch_size} cannot be shared by {len(devices)} devices "
             f"(--devices={config.devices}): make it a multiple of {len(devices)}."
         )
-    precision = _choose_precision(config.precision, devices)
+    precision = auto_precision() if config.precision == "auto" else config.precision
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
     deterministic = config.deterministic
     if deterministic is None:
@@ -142,11 +142,9 @@ def _logical_cpus(count: int) -> list[str]:
     return [f"CPU:{k}" for k in range(count)]
 
 
-def _choose_precision(wanted: str, devices: list[str]) -> str:
-    if wanted != "auto":
-        return wanted
-    if devices[0].startswith("CPU"):
-        return "float32"
-    details = map(tf.config.experimental.get_device_details, tf.config.get_visible_devices("GPU"))
+def auto_precision() -> str:
+    """What --precision=auto means on the devices that this process sees."""
+    gpus = tf.config.get_visible_devices("GPU")
+    details = map(tf.config.experimental.get_device_details, gpus)
     capable = all(d.get("compute_capability", (0, 0)) >= (8, 0) for d in details)
-    return "bfloat16" if capable else "float32"
+    return "bfloat16" if gpus and capable else "float32"
