@@ -52,14 +52,18 @@ def export(run_dir: RunDir, config: Config, out: Path) -> None:
             save_model(config, generator, scratch / SAVED_MODEL)
             check(config, generator, labels, scratch)
             _put_in_place(scratch, out)
-    except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, "strerror", None) or checkpoint.first_line(error)
+    except OSError as error:
+        reason = error.strerror or checkpoint.first_line(error)
         raise UsageError(f"--out={out} cannot be written ({reason}).") from None
     _report(config, generator, source, out)
 
 
 def save_model(config: Config, generator: keras.Model, folder: Path) -> None:
-    """Writes a SavedModel with one signature: latents, labels if conditional -> images uint8."""
+    """Writes a SavedModel with one signature: latents, labels if conditional -> images uint8.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
 
     def serve(latents: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         return {"images": samples.draw_bytes(config, generator, latents, labels)}
@@ -71,7 +75,10 @@ def save_model(config: Config, generator: keras.Model, folder: Path) -> None:
     module = tf.Module()
     module.weights = [variable.value for variable in generator.variables]
     module.serve = tf.function(serve, input_signature=inputs)
-    tf.saved_model.save(module, str(folder), signatures={SIGNATURE: module.serve})
+    try:
+        tf.saved_model.save(module, str(folder), signatures={SIGNATURE: module.serve})
+    except tf.errors.OpError as error:  # TensorFlow's name for a full disk
+        raise OSError(checkpoint.first_line(error)) from None
 
 
 def check(config: Config, generator: keras.Model, labels: np.ndarray | None, folder: Path) -> None:
@@ -86,21 +93,31 @@ def check(config: Config, generator: keras.Model, labels: np.ndarray | None, fol
     Raises:
       TrainerError: naming the form that does not draw the same bytes.
     """
-
-    def draw(network: keras.Model) -> np.ndarray:
-        return next(samples.Sampler(config, network).draw(samples.BATCH, 0, labels))
-
-    wanted = draw(generator)
-    _compare(folder / KERAS_FILE, draw(keras.models.load_model(folder / KERAS_FILE)), wanted)
     first = tf.constant(0, tf.int64)
     inputs = {"latents": samples.latents(config, first, first)}
     if labels is not None:
         inputs["labels"] = tf.constant(labels)
-    serve = tf.saved_model.load(str(folder / SAVED_MODEL)).signatures[SIGNATURE]
-    _compare(folder / SAVED_MODEL, serve(**inputs)["images"].numpy(), wanted)
+
+    def draw(network: keras.Model) -> np.ndarray:
+        return next(samples.Sampler(config, network).draw(samples.BATCH, 0, labels))
+
+    def serve(path: Path) -> np.ndarray:
+        return tf.saved_model.load(str(path)).signatures[SIGNATURE](**inputs)["images"].numpy()
+
+    wanted = draw(generator)
+    for name, draw_again in (
+        (KERAS_FILE, lambda path: draw(keras.models.load_model(path))),
+        (SAVED_MODEL, serve),
+    ):
+        try:
+            drawn = draw_again(folder / name)
+        except Exception as error:  # of any kind: readers of files raise what they like
+            reason = checkpoint.first_line(error)
+            raise TrainerError(f"The exported {name} cannot be used again ({reason}).") from error
+        _compare(name, drawn, wanted)
 
 
-def _compare(path: Path, drawn: np.ndarray, wanted: np.ndarray) -> None:
+def _compare(name: str, drawn: np.ndarray, wanted: np.ndarray) -> None:
     """Raises a TrainerError unless both, uint8 [N, H, W, C], are the same."""
     if np.array_equal(drawn, wanted):
         return
@@ -109,7 +126,7 @@ def _compare(path: Path, drawn: np.ndarray, wanted: np.ndarray) -> None:
         levels = np.abs(drawn.astype(np.int16) - wanted)
         what = f"{np.mean(levels > 0):.2%} of the bytes differ, by up to {levels.max()} of 255"
     raise TrainerError(
-        f"The exported {path.name} does not draw what the run draws ({what}): nothing was "
+        f"The exported {name} does not draw what the run draws ({what}): nothing was "
         "exported; --devices=cpu leaves out what a GPU rounds."
     )
 
@@ -133,13 +150,13 @@ def _report(config: Config, generator: keras.Model, source: Path, out: Path) -> 
         takes, given = f"{takes}, labels int32 [None]", f"{given}, labels=labels"
     low = {"tanh": "-1", "sigmoid": "0"}[config.image_range]
     drawn = {"normal": "N(0, 1)", "uniform": "uniform on [-1, 1]"}[config.latent_distribution]
-    call = f'tf.saved_model.load("{out / SAVED_MODEL}").signatures["{SIGNATURE}"]({given})["images"]'
+    loaded = f'tf.saved_model.load("{out / SAVED_MODEL}").signatures["{SIGNATURE}"]'
     log.info("Exported %s; both forms draw the bytes that the run draws.", source)
     for what, text in (
         ("Keras file", f"{out / KERAS_FILE} (images float32 {form} in [{low}, 1])"),
         ("SavedModel", str(out / SAVED_MODEL)),
         ("Signature", f"{SIGNATURE}({takes}) -> images uint8 {form}"),
         ("Latents", drawn),
-        ("Call it as", call),
+        ("Call it as", f'{loaded}({given})["images"]'),
     ):
         log.info("%-12s%s", what, text)
