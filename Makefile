@@ -14,10 +14,14 @@ LENGTH ?=
 train-gpu: LENGTH ?= $(if $(filter dcgan,$(RECIPE)),--kimg=10000)
 NUM ?= 64
 
+# Python with the CUDA libraries of the environment, if it has any, where the loader finds them.
+CUDA_PYTHON = libs=$$(ls -d $(VENV)/lib/python*/site-packages/nvidia/*/lib 2>/dev/null | \
+	tr '\n' ':'); LD_LIBRARY_PATH="$$libs$$LD_LIBRARY_PATH" $(VENV)/bin/python
+
 RUN = -m trainer train --recipe=$(RECIPE) --dataset=$(DATASET) --run_dir="$(RUN_DIR)"
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-gpu generate tensorboard test lint clean
+.PHONY: help train train-gpu generate export doctor tensorboard test lint clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | \
@@ -33,12 +37,16 @@ train-gpu: ## train RECIPE on DATASET on all GPUs; again to go on
 		echo "No NVIDIA device here (/dev/nvidia0 is missing): install the driver, start the" \
 		"container with its GPUs, or run \`make train\` for the CPU." >&2; exit 64; }
 	@$(MAKE) --no-print-directory $(VENV)/.gpu
-	libs=$$(ls -d $(VENV)/lib/python*/site-packages/nvidia/*/lib | tr '\n' ':'); \
-	LD_LIBRARY_PATH="$$libs$$LD_LIBRARY_PATH" $(VENV)/bin/python $(RUN) \
-		--devices=gpu $(LENGTH) $(ARGS)
+	$(CUDA_PYTHON) $(RUN) --devices=gpu $(LENGTH) $(ARGS)
 
 generate: $(VENV)/.installed ## draw NUM images from RUN_DIR
 	$(VENV)/bin/python -m trainer generate --run_dir="$(RUN_DIR)" --num=$(NUM) $(ARGS)
+
+export: $(VENV)/.installed ## write the generator of RUN_DIR for use without this package
+	$(VENV)/bin/python -m trainer export --run_dir="$(RUN_DIR)" $(ARGS)
+
+doctor: $(VENV)/.installed ## show versions, GPUs, memory; why a GPU is not used
+	$(CUDA_PYTHON) -m trainer doctor $(ARGS)
 
 tensorboard: $(VENV)/.tensorboard ## show all runs in TensorBoard
 	$(VENV)/bin/tensorboard --logdir=runs $(ARGS)

@@ -45,6 +45,7 @@ def test_the_configuration_is_at_the_bottom():
         "console.py",
         "signals.py",
         "startup.py",
+        "nvidia.py",
         "data/sources.py",
         "data/images.py",
         "data/formats.py",

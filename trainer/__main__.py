@@ -10,6 +10,8 @@ from trainer.flags import HelpRequested
 COMMANDS = {
     "train": "train a recipe on a data set; the same command again goes on",
     "generate": "draw images from a run",
+    "export": "write a run's generator for use without this package",
+    "doctor": "show what this machine has, and what keeps TensorFlow from its GPUs",
 }
 
 

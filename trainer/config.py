@@ -257,6 +257,19 @@ class Config:
     log_every_steps: int = setting(
         0, "steps between lines of metrics.jsonl; 0: only by time", low=0, may_change=True
     )
+    max_hours: float = setting(
+        0.0,
+        "save and stop with exit code 42 after so many hours of this process; 0: no limit",
+        low=0,
+        may_change=True,
+    )
+    profile: int = setting(
+        0,
+        "steps to trace for TensorBoard's profiler, after the first 10 of this process; 0: none",
+        low=0,
+        high=1000,
+        may_change=True,
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

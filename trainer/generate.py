@@ -5,6 +5,7 @@ import logging
 import math
 from pathlib import Path
 
+import keras
 import numpy as np
 from PIL import Image
 
@@ -34,11 +35,8 @@ def generate(
     Raises:
       TrainerError: if the run has no checkpoint, or `out` cannot be written.
     """
-    shape, _ = run_dir.read_shape()
     runtime.start(config)
-    generator, _ = models.build(config, shape)
-    name = "average" if config.ema_half_life_kimg else "generator"
-    source = load_networks(run_dir, {name: generator})
+    generator, source = load_drawing(run_dir, config)
     labels = None
     if classes is not None:
         labels = np.fromiter(itertools.cycle(classes), np.int32, count)
@@ -48,6 +46,20 @@ def generate(
     except OSError as error:
         raise UsageError(f"--out={out} cannot be written ({error.strerror}).") from None
     log.info("Drew %d images from %s into %s", count, source, out)
+
+
+def load_drawing(run_dir: RunDir, config: Config) -> tuple[keras.Model, Path]:
+    """The generator that a run draws from, and the checkpoint that it comes from.
+
+    It is the average where the run keeps one.
+
+    Raises:
+      TrainerError: if the run has no checkpoint that holds it.
+    """
+    shape, _ = run_dir.read_shape()
+    generator, _ = models.build(config, shape)
+    name = "average" if config.ema_half_life_kimg else "generator"
+    return generator, load_networks(run_dir, {name: generator})
 
 
 def write(out: Path, images: np.ndarray, labels: np.ndarray | None, columns: int) -> None:

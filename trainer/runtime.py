@@ -99,7 +99,7 @@ def start(config: Config) -> Runtime:
     """
     devices = _choose_devices(config.devices)
     _check_batch(config, len(devices))
-    precision = _choose_precision(config.precision, devices)
+    precision = auto_precision() if config.precision == "auto" else config.precision
     keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
     deterministic = config.deterministic
     if deterministic is None:
@@ -166,12 +166,12 @@ def _logical_cpus(count: int) -> list[str]:
     return [f"CPU:{k}" for k in range(count)]
 
 
-def _choose_precision(wanted: str, devices: list[str]) -> str:
-    if wanted != "auto":
-        return wanted
-    if devices[0].startswith("CPU"):
+def auto_precision() -> str:
+    """What --precision=auto means on the devices that this process sees."""
+    gpus = tf.config.get_visible_devices("GPU")
+    if not gpus:
         return "float32"
-    details = map(tf.config.experimental.get_device_details, tf.config.get_visible_devices("GPU"))
+    details = map(tf.config.experimental.get_device_details, gpus)
     capability = min(d.get("compute_capability", (0, 0)) for d in details)
     if capability >= (8, 0):
         return "bfloat16"

@@ -29,9 +29,7 @@ class Sampler:
 
         @tf.function
         def images(seed: tf.Tensor, start: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-            latents = randomness.latents(config, Draws(seed, start, BATCH, scope="samples"))
-            inputs = [latents, labels] if config.conditional else latents
-            return to_bytes(generator(inputs, training=False), config.image_range)
+            return draw_bytes(config, generator, latents(config, seed, start), labels)
 
         self._images = images
 
@@ -56,6 +54,25 @@ class Sampler:
             key = tf.constant(seed, tf.int64)
             images = self._images(key, tf.constant(start, tf.int64), tf.constant(batch))
             yield images.numpy()[: count - start]
+
+
+def latents(config: Config, seed: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
+    """The latents of a batch of samples, [BATCH, latent_dim] float32.
+
+    Args:
+      config: the run.
+      seed: of the samples, int64.
+      start: number of the first one, a multiple of BATCH, int64.
+    """
+    return randomness.latents(config, Draws(seed, start, BATCH, scope="samples"))
+
+
+def draw_bytes(
+    config: Config, generator: keras.Model, latents: tf.Tensor, labels: tf.Tensor | None
+) -> tf.Tensor:
+    """Images uint8 [N, H, W, C] of latents [N, latent_dim] and, if conditional, labels [N]."""
+    inputs = [latents, labels] if config.conditional else latents
+    return to_bytes(generator(inputs, training=False), config.image_range)
 
 
 def to_bytes(images: tf.Tensor, image_range: str) -> tf.Tensor:

@@ -5,7 +5,8 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+
+from trainer import nvidia
 
 CHATTER = (b"I0000", b"WARNING: All log messages before absl", b"To enable the following")
 
@@ -18,8 +19,7 @@ def quiet() -> Iterator[None]:
     so the lines are caught and only those of warnings and errors passed on.
     """
     # Without an NVIDIA device it also reports, as an error, that there is none.
-    has_gpu = any(Path("/dev").glob("nvidia[0-9]*"))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if has_gpu else "3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if nvidia.device_files() else "3")
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as caught:

@@ -1,13 +1,15 @@
 """Puts the parts of a run together and trains it."""
 
+import contextlib
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
-from trainer import checkpoint, loop, runtime, state, step
+from trainer import checkpoint, loop, profiling, runtime, state, step
 from trainer.checkpoint import Checkpoints
 from trainer.config import Config, Duration
 from trainer.console import Console
@@ -18,6 +20,7 @@ from trainer.files import write_text
 from trainer.rundir import RunDir, provenance
 from trainer.runtime import Runtime
 from trainer.samples import Sampler, SampleSheet, sheet_path, write_gif
+from trainer.signals import TimeLimit
 from trainer.state import TrainState
 from trainer.summaries import Recorder
 
@@ -25,7 +28,12 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    config: Config, data: ImageSet, *, terminal: Console, stop_requested: Callable[[], bool]
+    config: Config,
+    data: ImageSet,
+    *,
+    terminal: Console,
+    stop_requested: Callable[[], bool],
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Trains a run to its end, from where its directory says it is.
 
@@ -34,10 +42,12 @@ def train(
       data: its images.
       terminal: where progress goes.
       stop_requested: whether to save and stop now.
+      clock: seconds, rising, by which --max_hours counts.
 
     Raises:
-      TrainerError: if the run cannot go on; StoppedError once a requested stop is saved.
+      TrainerError: if the run cannot go on; StoppedError once an early stop is saved.
     """
+    stop = TimeLimit(config.max_hours, stop_requested, clock)
     run_dir = RunDir(Path(config.run_dir))
     devices = runtime.start(config)
     run_dir.claim(config, data)
@@ -65,25 +75,28 @@ def train(
     def every(period: Duration, action: Callable[[int], None]) -> loop.Periodic:
         return loop.Periodic(period.images(config.batch_size, len(data)), action)
 
-    try:
+    tracing = profiling.traced(
+        _advance(config, devices, variables, data, first_step),
+        run_dir.path / "tensorboard",
+        config.profile,
+    )
+    with contextlib.closing(recorder), tracing as advance:
         done = loop.run(
             first_step=first_step,
             last_step=last_step,
             batch_size=config.batch_size,
-            advance=_advance(config, devices, variables, data, first_step),
+            advance=advance,
             observe=recorder.observe,
             periodic=[every(config.sample_every, sample), every(config.checkpoint_every, save)],
-            stop_requested=stop_requested,
+            stop_requested=stop,
         )
         save(done)
         if done < last_step:
             raise StoppedError(
-                f"Stopped on request after {done} of {last_step} steps, which are saved in "
+                f"Stopped {stop.reason} after {done} of {last_step} steps, which are saved in "
                 f"{run_dir.checkpoints}. The same command goes on."
             )
         sample(done)
-    finally:
-        recorder.close()
     _finish(variables, run_dir)
 
 

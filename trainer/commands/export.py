@@ -1,0 +1,33 @@
+"""`export`: a run's generator as files that TensorFlow alone can use."""
+
+from pathlib import Path
+
+from trainer import flags, startup
+from trainer.console import Console, log_to
+from trainer.errors import UsageError
+from trainer.rundir import RunDir
+
+SUMMARY = """Writes the generator that a run draws from, as of its newest checkpoint, into a folder:
+generator.keras and saved_model/ with the signature serving_default (latents and, if the run
+is conditional, labels -> images uint8 [N, H, W, C]).  Both are loaded again and must draw the
+bytes that the run draws."""
+
+
+def run(arguments: list[str]) -> None:
+    """Runs the command; `arguments` are those behind its name."""
+    line = flags.CommandLine("export", SUMMARY)
+    line.text("run_dir", "the run to export")
+    line.text("out", "folder to write to (default: RUN_DIR/export)")
+    line.text("devices", "where to check the files: auto, cpu or gpu:N", default="auto")
+    values = line.parse(arguments)
+    if not values["run_dir"]:
+        raise UsageError("--run_dir is missing: name the run to export.")
+    run_dir = RunDir(Path(values["run_dir"]))
+    config = run_dir.read_config().replace(devices=values["devices"])
+    out = Path(values["out"] or run_dir.path / "export")
+
+    log_to(Console())
+    with startup.quiet():
+        from trainer.export import export  # late: TensorFlow takes seconds to import
+
+    export(run_dir, config, out)
