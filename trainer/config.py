@@ -82,10 +82,22 @@ class Config:
     # What is trained.
     recipe: str = setting("dcgan", "settings to start from, by the name of a published system")
     networks: str = setting("", "take the networks of this recipe instead of the recipe's own")
-    dataset: str = setting("digits", "data set: digits, mnist, fashion_mnist or cifar10")
+    dataset: str = setting(
+        "digits",
+        "data set: digits, mnist, fashion_mnist or cifar10; or the path of your own pictures: a "
+        "folder or .zip (folders train/ and test/ are splits, those below are classes; "
+        "transparency becomes white), or an .npz (x and y, or x_train, y_train, ...)",
+    )
     split: str = setting("train", "images to train on", choices=("train", "test", "all"))
     image_size: int = setting(
-        0, "side of the images in pixels; 0: the data set's own", low=0, high=1024
+        0,
+        "side of the images in pixels; 0: the data set's own, for your own pictures the smallest "
+        "side among them rounded down to a multiple of 4, at least 8 and at most 64",
+        low=0,
+        high=1024,
+    )
+    skip_bad_images: bool = setting(
+        False, "leave out pictures of your own that cannot be read, instead of stopping"
     )
     conditional: bool = setting(False, "train on labels and draw the class that is asked for")
     horizontal_flip: bool = setting(False, "mirror every other image at random")
