@@ -24,24 +24,34 @@ def load(path: Path, config: Config) -> ImageSet:
         with zipfile.ZipFile(path) as archive:
             packed = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         pixels, labels = _names(path, config.split, tuple(packed))
-        # Bytes instead of shapes: as much as the arrays take before they are resized.
         total = sum(packed[name].file_size for name in pixels)
-        memory.check_fits(shown(path), total, 1, 1)
+        memory.check_bytes(shown(path), f"the arrays {', '.join(pixels)}", total, "smaller ones")
         with np.load(path, allow_pickle=False) as arrays:
             x = [_images(path, name, _array(path, arrays, name)) for name in pixels]
-            y = [_labels(path, name, _array(path, arrays, name)) for name in labels]
+            every = {
+                name: _labels(path, name, _array(path, arrays, name))
+                for name in (("y", "y_train", "y_test") if labels else ())
+                if name in packed
+            }
     except formats.DAMAGE as error:
         raise formats.damaged(path, error) from None
-    for name, part, xs in zip(labels, y, x, strict=bool(labels)):
-        if len(part) != len(xs):
-            raise DataError(f"{shown(path)}: {name} has {len(part)} labels for {len(xs)} images.")
+    for name, images in zip(labels, x):
+        if len(every[name]) != len(images):
+            raise DataError(
+                f"{shown(path)}: {name} has {len(every[name])} labels for {len(images)} images: "
+                "give one for each."
+            )
     if len({part.shape[1:] for part in x}) > 1:
-        raise DataError(f"{shown(path)}: x_train and x_test hold images of different shapes.")
+        raise DataError(
+            f"{shown(path)}: x_train and x_test hold images of different shapes: give --split=train."
+        )
     images = _square(np.concatenate(x))
     size = config.image_size or default_size(images.shape[1])
     memory.check_fits(shown(path), len(images), size, images.shape[3])
-    numbers = np.concatenate(y).astype(np.int32) if y else np.zeros(len(images), np.int32)
-    return ImageSet(resize(images, size), numbers, _class_names(path, y))
+    class_names = _class_names(path, list(every.values()))
+    parts = [every[name] for name in labels] or [np.zeros(len(images))]
+    numbers = np.concatenate(parts).astype(np.int32)
+    return ImageSet(resize(images, size), numbers, class_names)
 
 
 def _names(path: Path, split: str, found: tuple[str, ...]) -> tuple[list[str], list[str]]:

@@ -92,11 +92,12 @@ def arrange(names: Iterable[str], source: str) -> Listing:
     visible = [tuple(name.split("/")) for name in names if not _is_hidden(name)]
     pictures = sorted(parts for parts in visible if parts[-1].lower().endswith(SUFFIXES))
     if not pictures:
-        others = len(visible)
-        such = f"; it holds {others} other files, such as {shown('/'.join(min(visible)))}"
+        such = ""
+        if visible:
+            such = f", but {len(visible):,} other files, such as {shown('/'.join(min(visible)))}"
         raise DataError(
-            f"{source} holds no pictures ({', '.join(SUFFIXES)}){such if others else ''}: "
-            "give a folder or archive of pictures."
+            f"{source} holds no pictures ({', '.join(SUFFIXES)}){such}: give a folder or archive "
+            "of pictures."
         )
     depth = _wrappers(pictures)
     if any(_split(parts, depth) for parts in pictures):

@@ -42,7 +42,7 @@ def load(config: Config, report: Report) -> ImageSet:
     """
     path = Path(config.dataset).expanduser()
     name = f"--dataset={shown(config.dataset)}"
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"{name} does not exist: give a folder, a .zip or an .npz of pictures.")
     if path.is_file() and path.suffix.lower() == ".npz":
         return arrays.load(path, config)
@@ -58,13 +58,15 @@ def load(config: Config, report: Report) -> ImageSet:
         if decoded is None:
             decoded = _decode(store, listing, config, report)
             cache.write(key, decoded)
+        else:
+            memory.check_fits(name, len(places), *decoded.images.shape[2:])
     _tell(name, listing, decoded)
     rows, chosen = _rows(decoded, places)
     if not len(rows):
-        raise DataError(f"{name} --split={config.split}: none of its pictures can be read.")
-    _, size, _, channels = decoded.images.shape
-    memory.check_fits(name, len(rows), size, channels)
-    return ImageSet(np.array(decoded.images[rows]), labels[chosen], class_names)
+        raise DataError(
+            f"{name} --split={config.split}: none of its {len(places):,} pictures can be read."
+        )
+    return ImageSet(np.asarray(decoded.images[rows]), labels[chosen], class_names)
 
 
 def _rows(decoded: Decoded, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "WEBP", "TIFF")  # MPO: a JPEG of many phones
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 MAX_PIXELS = 100_000_000
 MIN_SIDE, MAX_SIDE = 8, 64  # of a set whose size nobody gave
 GRAY_MODES = ("1", "L", "LA", "La", "I", "F")
@@ -54,7 +54,7 @@ def decode(file: IO[bytes], size: int, channels: int) -> np.ndarray:
     """
     with _opened(file) as image:
         # A JPEG far larger than asked for is scaled down while it is decoded.
-        image.draft(None, (2 * size, 2 * size))  # type: ignore[arg-type]
+        image.draft(None, (2 * size, 2 * size))
         flat = _flat(_to_8_bits(ImageOps.exif_transpose(image), image.format), channels)
         width, height = flat.size
         side = min(width, height)
@@ -73,6 +73,7 @@ def default_size(side: int) -> int:
 @contextlib.contextmanager
 def _opened(file: IO[bytes]) -> Iterator[Image.Image]:
     """Opens a picture; what Pillow raises in the block becomes a PictureError."""
+    Image.init()  # `formats` names plugins that Pillow otherwise loads at need only
     try:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
