@@ -20,19 +20,31 @@ def load(path: Path, config: Config) -> ImageSet:
     Raises:
       DataError: if the file is damaged or holds something else.
     """
+    x, y, class_names = _read(path, config.split)
+    if len({part.shape[1:] for part in x}) > 1:
+        raise DataError(
+            f"{shown(path)}: x_train and x_test hold images of other shapes: give --split=train."
+        )
+    images = _square(np.concatenate(x))
+    size = config.image_size or default_size(images.shape[1])
+    memory.check_fits(shown(path), len(images), size, images.shape[3])
+    labels = np.concatenate(y or [np.zeros(len(images))]).astype(np.int32)
+    return ImageSet(resize(images, size), labels, class_names)
+
+
+def _read(path: Path, split: str) -> tuple[list[np.ndarray], list[np.ndarray], tuple[str, ...]]:
+    """The arrays of images and of labels that make up a split; names of all classes."""
     try:
         with zipfile.ZipFile(path) as archive:
             packed = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        pixels, labels = _names(path, config.split, tuple(packed))
+        pixels, labels = _names(path, split, tuple(packed))
         total = sum(packed[name].file_size for name in pixels)
         memory.check_bytes(shown(path), f"the arrays {', '.join(pixels)}", total, "smaller ones")
         with np.load(path, allow_pickle=False) as arrays:
             x = [_images(path, name, _array(path, arrays, name)) for name in pixels]
-            every = {
-                name: _labels(path, name, _array(path, arrays, name))
-                for name in (("y", "y_train", "y_test") if labels else ())
-                if name in packed
-            }
+            # Classes are those of all splits, so that a label means the same in each.
+            named = [name for name in packed if name in ("y", "y_train", "y_test")]
+            every = {name: _labels(path, name, _array(path, arrays, name)) for name in named}
     except formats.DAMAGE as error:
         raise formats.damaged(path, error) from None
     for name, images in zip(labels, x):
@@ -41,17 +53,8 @@ def load(path: Path, config: Config) -> ImageSet:
                 f"{shown(path)}: {name} has {len(every[name])} labels for {len(images)} images: "
                 "give one for each."
             )
-    if len({part.shape[1:] for part in x}) > 1:
-        raise DataError(
-            f"{shown(path)}: x_train and x_test hold images of different shapes: give --split=train."
-        )
-    images = _square(np.concatenate(x))
-    size = config.image_size or default_size(images.shape[1])
-    memory.check_fits(shown(path), len(images), size, images.shape[3])
-    class_names = _class_names(path, list(every.values()))
-    parts = [every[name] for name in labels] or [np.zeros(len(images))]
-    numbers = np.concatenate(parts).astype(np.int32)
-    return ImageSet(resize(images, size), numbers, class_names)
+    class_names = _class_names(path, list(every.values())) if labels else ()
+    return x, [every[name] for name in labels], class_names
 
 
 def _names(path: Path, split: str, found: tuple[str, ...]) -> tuple[list[str], list[str]]:
