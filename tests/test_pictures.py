@@ -588,6 +588,7 @@ def test_a_size_that_the_networks_cannot_make_is_a_usage_error(tiny, run, place)
     classes(place, {"a": 5, "b": 5}, size=(40, 40))
     with pytest.raises(UsageError, match="--image_size=30"):
         run(tiny(dataset=str(place), image_size=30))
+    assert not (place.parent / "run").exists()  # the same with another size is no other run
 
 
 def test_exit_codes_of_bad_input(trainer, tmp_path, place):

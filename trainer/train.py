@@ -40,9 +40,9 @@ def train(
     """
     run_dir = RunDir(Path(config.run_dir))
     devices = runtime.start(config)
-    run_dir.claim(config, data)
     with devices.scope():
         variables = state.create(config, data.shape)
+    run_dir.claim(config, data)  # last, so that settings which cannot be leave nothing behind
     checkpoints = Checkpoints(run_dir.checkpoints, variables.trackables(), config.keep_checkpoints)
     restored = _begin(config, checkpoints, variables)
 
