@@ -13,6 +13,8 @@ ARGS ?=
 LENGTH ?=
 train-gpu: LENGTH ?= $(if $(filter dcgan,$(RECIPE)),--kimg=10000)
 NUM ?= 64
+# Processes that share the tests: building graphs keeps one core busy each.
+WORKERS ?= 2
 
 # Python with the CUDA libraries of the environment, if it has any, where the loader finds them.
 CUDA_PYTHON = libs=$$(ls -d $(VENV)/lib/python*/site-packages/nvidia/*/lib 2>/dev/null | \
@@ -52,7 +54,7 @@ tensorboard: $(VENV)/.tensorboard ## show all runs in TensorBoard
 	$(VENV)/bin/tensorboard --logdir=runs $(ARGS)
 
 test: $(VENV)/.test ## run the tests (under 10 minutes on 2 cores)
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: $(VENV)/.test ## check style and types
 	$(VENV)/bin/ruff check .

@@ -31,6 +31,7 @@ setup(
         "tensorboard": ["tensorboard>=2.20,<3"],
         "test": [
             "pytest>=8.4,<10",
+            "pytest-xdist>=3.6,<4",
             "scikit-learn>=1.5,<2",
             "tensorboard>=2.20,<3",
             "ruff>=0.14,<1",

@@ -47,7 +47,9 @@ def run():
 
         terminal = Console(stream)
         log_to(terminal)
-        train(config, sources.load(config), terminal=terminal, stop_requested=stop_requested)
+        data = sources.load(config)
+        config = sources.settle(config, data)
+        train(config, data, terminal=terminal, stop_requested=stop_requested)
         return stream.getvalue()
 
     return train_here

@@ -6,8 +6,9 @@ import json
 import pytest
 
 from trainer import recipes
-from trainer.config import Config, Duration, frozen_differences
+from trainer.config import Config, frozen_differences
 from trainer.errors import UsageError
+from trainer.settings import Duration
 
 
 def test_json_round_trip_keeps_every_setting():

@@ -135,7 +135,9 @@ def test_a_gpu_is_shown_with_capability_and_memory(monkeypatch):
     lines = dict(doctor._gpus(gpus, ["/dev/nvidia0"], [], ctypes.CDLL))
     assert lines["GPU:0"] == "NVIDIA TITAN RTX, compute capability 7.5, 24.0 GiB"
     assert lines["Libraries"] == "12 of 12 load"
-    assert runtime.auto_precision() == "float32"
+    for capability, precision in (((6, 1), "float32"), ((7, 5), "float16"), ((8, 0), "bfloat16")):
+        details["compute_capability"] = capability
+        assert runtime.auto_precision() == precision
     details["compute_capability"] = (8, 0)
     assert runtime.auto_precision() == "bfloat16"
 

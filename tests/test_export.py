@@ -11,11 +11,11 @@ import pytest
 import tensorflow as tf
 
 from trainer import export, runtime
-from trainer.config import Duration
 from trainer.errors import CheckpointError, ExitCode, TrainerError, UsageError
 from trainer.generate import load_drawing
 from trainer.rundir import RunDir
 from trainer.samples import BATCH, Sampler, latents
+from trainer.settings import Duration
 
 # A program of somebody who has TensorFlow and not this package.
 PLAIN = """

@@ -5,8 +5,8 @@ import pytest
 from conftest import variables
 
 from trainer import recipes
-from trainer.config import Duration
 from trainer.data import sources
+from trainer.settings import Duration
 
 SIZES = {"mnist": (60000, 28, 1), "fashion_mnist": (None, 28, 1), "cifar10": (50000, 32, 3)}
 

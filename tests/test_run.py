@@ -17,13 +17,13 @@ from conftest import variables
 from PIL import Image
 
 from trainer import checkpoint, console, recipes
-from trainer.config import Duration
 from trainer.data import sources
 from trainer.errors import CheckpointError, DivergedError, ExitCode, StoppedError, UsageError
 from trainer.loop import Periodic, Trained
 from trainer.loop import run as run_loop
 from trainer.objective import OBJECTIVES
 from trainer.rundir import RunDir
+from trainer.settings import Duration
 from trainer.summaries import check_finite
 
 

@@ -11,10 +11,11 @@ import pytest
 from conftest import variables
 
 from trainer import profiling
-from trainer.config import Duration, frozen_differences
+from trainer.config import frozen_differences
 from trainer.console import Console
 from trainer.data import sources
 from trainer.errors import ExitCode, StoppedError
+from trainer.settings import Duration
 from trainer.signals import TimeLimit
 from trainer.train import train
 

@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 
 from trainer import randomness, recipes, runtime, state, step
-from trainer.config import Duration
 from trainer.data import pipeline, sources
 from trainer.objective import OBJECTIVES
 from trainer.randomness import Draws
+from trainer.settings import Duration
 
 STEPS = 4
 

@@ -19,7 +19,7 @@ class Checkpoints:
     """The checkpoints of one run directory, named by their step."""
 
     def __init__(self, folder: Path, trackables: Mapping[str, object], keep: int) -> None:
-        self._folder = folder
+        self.folder = folder
         self._checkpoint = tf.train.Checkpoint(**trackables)
         self._manager = tf.train.CheckpointManager(
             self._checkpoint, str(folder), max_to_keep=keep, checkpoint_name=PREFIX
@@ -35,7 +35,7 @@ class Checkpoints:
         Raises:
           CheckpointError: if there are some and none loads.
         """
-        paths = found(self._folder)
+        paths = found(self.folder)
         for path in paths:
             try:
                 restore(self._checkpoint, path)
@@ -44,7 +44,7 @@ class Checkpoints:
                 log.warning("Checkpoint %s does not load (%s).", path, first_line(error))
         if paths:
             raise CheckpointError(
-                f"None of the {len(paths)} checkpoints in {self._folder} loads; "
+                f"None of the {len(paths)} checkpoints in {self.folder} loads; "
                 "use --fresh to set the old run aside and start anew."
             )
         return None

@@ -9,73 +9,18 @@ import dataclasses
 import difflib
 import functools
 import json
-import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from trainer.errors import UsageError, one_of
+from trainer.errors import UsageError
+from trainer.settings import Duration, check_value, setting
 
 FORMAT_VERSION = 1
-UNITS = ("steps", "epochs", "kimg")
 NORMS = ("batch", "instance", "layer", "none")
 KERNELS = ("plain", "spectral", "weight")
 SCHEDULES = ("constant", "linear", "cosine", "inverse_time")
-
-
-@dataclasses.dataclass(frozen=True)
-class Duration:
-    """A length of training; a step is one generator update on one batch."""
-
-    value: float
-    unit: str
-
-    @classmethod
-    def parse(cls, text: str) -> "Duration":
-        """Reads `str(duration)` back, such as "30 epochs".
-
-        Raises:
-          ValueError: if `text` is not a number and a unit.
-        """
-        number, _, unit = text.partition(" ")
-        if unit not in UNITS or not math.isfinite(float(number)):
-            raise ValueError(f"{text!r} is not a number and one of {', '.join(UNITS)}")
-        return cls(float(number), unit)
-
-    def __str__(self) -> str:
-        return f"{self.value:g} {self.unit}"
-
-    def images(self, batch_size: int, epoch_size: int) -> int:
-        """The same length in images; `epoch_size` is that of the data set."""
-        scale = {"steps": batch_size, "epochs": epoch_size, "kimg": 1000}[self.unit]
-        return round(self.value * scale)
-
-    def steps(self, batch_size: int, epoch_size: int) -> int:
-        """The same length in whole steps, rounded up."""
-        return -(-self.images(batch_size, epoch_size) // batch_size)
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    choices: Iterable[str] = (),
-    low: float | None = None,
-    high: float | None = None,
-    may_change: bool = False,
-) -> Any:
-    """Declares a setting.
-
-    Args:
-      default: value where neither the recipe nor the user says otherwise.
-      help: its line in --help.
-      choices: the values allowed, of a text.
-      low, high: the range allowed, both ends included, of a number.
-      may_change: whether a run may be resumed with another value.
-    """
-    metadata = dict(help=help, choices=tuple(choices), low=low, high=high, may_change=may_change)
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,10 +30,22 @@ class Config:
     # What is trained.
     recipe: str = setting("dcgan", "settings to start from, by the name of a published system")
     networks: str = setting("", "take the networks of this recipe instead of the recipe's own")
-    dataset: str = setting("digits", "data set: digits, mnist, fashion_mnist or cifar10")
+    dataset: str = setting(
+        "digits",
+        "data set: digits, mnist, fashion_mnist or cifar10; or the path of your own pictures: a "
+        "folder or .zip (folders train/ and test/ are splits, those below are classes; "
+        "transparency becomes white), or an .npz (x and y, or x_train, y_train, ...)",
+    )
     split: str = setting("train", "images to train on", choices=("train", "test", "all"))
     image_size: int = setting(
-        0, "side of the images in pixels; 0: the data set's own", low=0, high=1024
+        0,
+        "side of the images in pixels; 0: the data set's own, for your own pictures the smallest "
+        "side among them rounded down to a multiple of 4, at least 8 and at most 64",
+        low=0,
+        high=1024,
+    )
+    skip_bad_images: bool = setting(
+        False, "leave out pictures of your own that cannot be read, instead of stopping"
     )
     conditional: bool = setting(False, "train on labels and draw the class that is asked for")
     horizontal_flip: bool = setting(False, "mirror every other image at random")
@@ -273,7 +230,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            check_value(field, getattr(self, field.name))
+            check_value(field, getattr(self, field.name), value_types()[field.name])
         check_together(self)
 
     def to_json(self) -> str:
@@ -346,26 +303,6 @@ def value_types() -> dict[str, tuple[type, ...]]:
         else (hints[f.name],)
         for f in dataclasses.fields(Config)
     }
-
-
-def check_value(field: "dataclasses.Field[Any]", value: Any) -> None:
-    """Raises a UsageError that names the setting unless `value` may stand there."""
-    name, rules = field.name, field.metadata
-    allowed = value_types()[name]
-    whole_for_real = float in allowed and type(value) is int
-    if type(value) not in allowed and not whole_for_real:
-        names = " or ".join(t.__name__ for t in allowed if t is not types.NoneType)
-        raise UsageError(f"--{name}={value!r} must be of type {names}.")
-    if rules["choices"]:
-        one_of(f"--{name}", value, rules["choices"])
-    number = value.value if isinstance(value, Duration) else value
-    if isinstance(number, (int, float)) and not math.isfinite(number):
-        raise UsageError(f"--{name}={value} must be finite.")
-    low, high = rules["low"], rules["high"]
-    if low is not None and number < low:
-        raise UsageError(f"--{name}={value} is too small: it must be {low:g} or more.")
-    if high is not None and number > high:
-        raise UsageError(f"--{name}={value} is too large: it must be {high:g} or less.")
 
 
 def check_together(config: Config) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 from absl import flags
 
 from trainer import recipes
-from trainer.config import Config, Duration, value_types
+from trainer.config import Config, value_types
 from trainer.errors import UsageError
+from trainer.settings import Duration
 
 LENGTHS = {
     "steps": "train for this many steps (a step: one generator update)",
@@ -146,5 +147,13 @@ def config_from_flags(
     given.setdefault("data_dir", environment.get("TRAINER_DATA_DIR", ""))
     config = recipes.resolve(given)
     if not config.run_dir:
-        config = config.replace(run_dir=os.path.join("runs", f"{config.recipe}-{config.dataset}"))
+        name = f"{config.recipe}-{_short_name(config.dataset)}"
+        config = config.replace(run_dir=os.path.join("runs", name))
     return config
+
+
+def _short_name(dataset: str) -> str:
+    """The name of a data set, or the last part of its path."""
+    last = os.path.basename(os.path.abspath(os.path.expanduser(dataset)))
+    stem, suffix = os.path.splitext(last)
+    return stem if suffix.lower() in (".zip", ".npz") else last

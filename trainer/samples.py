@@ -121,7 +121,9 @@ class SampleSheet:
         """A grid of the same form from the data."""
         columns = self.config.sample_grid
         if not self.config.conditional:
-            return grid(data.images[: self.rows * columns], columns)
+            count = self.rows * columns
+            spread = max(1, len(data) // count)  # a set may be sorted by class
+            return grid(data.images[::spread][:count], columns)
         empty = np.zeros_like(data.images[:columns])
         rows = []
         for label in range(self.rows):

@@ -35,8 +35,7 @@ class Recorder:
         run_dir: Path,
         *,
         names: tuple[str, ...],
-        first_step: int,
-        last_step: int,
+        steps: range,
         batch_size: int,
         epoch_size: int,
         every_secs: float,
@@ -50,7 +49,7 @@ class Recorder:
         Args:
           run_dir: where metrics.jsonl and tensorboard/ are.
           names: of the columns of `Trained.rows`.
-          first_step, last_step: of this part of the run.
+          steps: the steps that this process trains.
           batch_size: images per step.
           epoch_size: images in the data set.
           every_secs: pace of lines; 0 for a line at each call.
@@ -59,16 +58,16 @@ class Recorder:
           terminal: where progress goes.
           clock: seconds since 1970.
         """
+        self.steps = steps
         self._names, self._batch_size, self._epoch_size = names, batch_size, epoch_size
-        self._last_step = last_step
         self._every_secs, self._every_steps = every_secs, every_steps
         self._memory, self._console, self._clock = memory, terminal, clock
         self._path = run_dir / "metrics.jsonl"
-        kept = self._cut(first_step)
-        self._epoch_lines = [r for r in kept if r["epoch"] == self._epoch_of(first_step + 1)]
+        kept = self._cut(steps.start)
+        self._epoch_lines = [r for r in kept if r["epoch"] == self._epoch_of(steps.start + 1)]
         self._file = open(self._path, "a", encoding="utf-8")
         self._events = EventWriter(run_dir / "tensorboard")
-        self._step = first_step
+        self._step = steps.start
         self._rows: list[np.ndarray] = []
         self._secs = 0.0
         self._pace = 0.0  # seconds per step, lately
@@ -171,7 +170,7 @@ class Recorder:
                 self._total_kimg,
                 self._secs_left,
             )
-            self._console.bar(self._step / self._last_step, text)
+            self._console.bar(self._step / self.steps.stop, text)
 
     def _end_epoch(self) -> None:
         """Logs the means of an epoch; of short epochs only one now and then."""
@@ -194,11 +193,11 @@ class Recorder:
 
     @property
     def _total_kimg(self) -> float:
-        return self._last_step * self._batch_size / 1000
+        return self.steps.stop * self._batch_size / 1000
 
     @property
     def _secs_left(self) -> float:
-        return (self._last_step - self._step) * self._pace
+        return (self.steps.stop - self._step) * self._pace
 
 
 def check_finite(trained: Trained, names: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from trainer import checkpoint, loop, profiling, runtime, state, step
 from trainer.checkpoint import Checkpoints
-from trainer.config import Config, Duration
+from trainer.config import Config
 from trainer.console import Console
 from trainer.data import pipeline
 from trainer.data.images import ImageSet
@@ -20,6 +20,7 @@ from trainer.files import write_text
 from trainer.rundir import RunDir, provenance
 from trainer.runtime import Runtime
 from trainer.samples import Sampler, SampleSheet, sheet_path, write_gif
+from trainer.settings import Duration
 from trainer.signals import TimeLimit
 from trainer.state import TrainState
 from trainer.summaries import Recorder
@@ -50,9 +51,9 @@ def train(
     stop = TimeLimit(config.max_hours, stop_requested, clock)
     run_dir = RunDir(Path(config.run_dir))
     devices = runtime.start(config)
-    run_dir.claim(config, data)
     with devices.scope():
         variables = state.create(config, data.shape, devices.precision)
+    run_dir.claim(config, data)  # last, so that settings which cannot be leave nothing behind
     checkpoints = Checkpoints(run_dir.checkpoints, variables.trackables(), config.keep_checkpoints)
     restored = _begin(config, checkpoints, variables)
 
@@ -66,7 +67,26 @@ def train(
     write_text(run_dir.provenance, provenance(versions, devices.devices, devices.precision))
 
     recorder = _recorder(config, data, devices, terminal, range(first_step, last_step))
-    sample = _sampling(config, data, variables, run_dir, recorder)
+    with contextlib.closing(recorder):
+        _train_steps(config, data, devices, variables, checkpoints, recorder, stop)
+    _finish(variables, run_dir)
+
+
+def _train_steps(
+    config: Config,
+    data: ImageSet,
+    devices: Runtime,
+    variables: TrainState,
+    checkpoints: Checkpoints,
+    recorder: Recorder,
+    stop: TimeLimit,
+) -> None:
+    """Trains the steps of `recorder`, sampling and saving at their time and at the end.
+
+    Raises:
+      StoppedError: once an early stop is saved.
+    """
+    sample = _sampling(config, data, variables, recorder)
 
     def save(done: int) -> None:
         recorder.flush()  # first, so that the record covers what the checkpoint holds
@@ -75,29 +95,25 @@ def train(
     def every(period: Duration, action: Callable[[int], None]) -> loop.Periodic:
         return loop.Periodic(period.images(config.batch_size, len(data)), action)
 
-    tracing = profiling.traced(
-        _advance(config, devices, variables, data, first_step),
-        run_dir.path / "tensorboard",
-        config.profile,
-    )
-    with contextlib.closing(recorder), tracing as advance:
+    steps = recorder.steps
+    plain = _advance(config, devices, variables, data, steps.start)
+    with profiling.traced(plain, Path(config.run_dir) / "tensorboard", config.profile) as advance:
         done = loop.run(
-            first_step=first_step,
-            last_step=last_step,
+            first_step=steps.start,
+            last_step=steps.stop,
             batch_size=config.batch_size,
             advance=advance,
             observe=recorder.observe,
             periodic=[every(config.sample_every, sample), every(config.checkpoint_every, save)],
             stop_requested=stop,
         )
-        save(done)
-        if done < last_step:
-            raise StoppedError(
-                f"Stopped {stop.reason} after {done} of {last_step} steps, which are saved in "
-                f"{run_dir.checkpoints}. The same command goes on."
-            )
-        sample(done)
-    _finish(variables, run_dir)
+    save(done)
+    if done < steps.stop:
+        raise StoppedError(
+            f"Stopped {stop.reason} after {done} of {steps.stop} steps, which are saved in "
+            f"{checkpoints.folder}. The same command goes on."
+        )
+    sample(done)
 
 
 def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> Path | None:
@@ -179,8 +195,7 @@ def _recorder(
     return Recorder(
         Path(config.run_dir),
         names=step.metric_names(devices.precision),
-        first_step=steps.start,
-        last_step=steps.stop,
+        steps=steps,
         batch_size=config.batch_size,
         epoch_size=len(data),
         every_secs=config.log_every_secs,
@@ -191,11 +206,12 @@ def _recorder(
 
 
 def _sampling(
-    config: Config, data: ImageSet, variables: TrainState, run_dir: RunDir, recorder: Recorder
+    config: Config, data: ImageSet, variables: TrainState, recorder: Recorder
 ) -> Callable[[int], None]:
     """Draws the grids of reals and of the first fakes; returns what draws the others."""
     sheet = SampleSheet(config, data.shape.classes)
     sampler = Sampler(config, variables.drawing)
+    run_dir = RunDir(Path(config.run_dir))
 
     def sample(done: int) -> None:
         picture = sheet.fakes(sampler)

@@ -5,6 +5,7 @@ from pathlib import Path
 from trainer import flags, startup
 from trainer.console import Console, log_to
 from trainer.data import sources
+from trainer.errors import StoppedError
 from trainer.rundir import RunDir
 from trainer.signals import StopRequest
 
@@ -26,7 +27,17 @@ def run(arguments: list[str]) -> None:
     stop_requested = StopRequest()
     terminal = Console()
     log_to(terminal)
-    data = sources.load(config)
+
+    def reading(share: float, what: str) -> None:
+        if stop_requested():
+            raise StoppedError("Stopped on request while the data were read. Start it again.")
+        terminal.bar(share, what)
+
+    try:
+        data = sources.load(config, reading)
+    finally:
+        terminal.end_bar()
+    config = sources.settle(config, data, asked=values["conditional"] is not None)
     if values["fresh"]:
         RunDir(Path(config.run_dir)).set_aside()
     with startup.quiet():

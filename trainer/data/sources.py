@@ -1,6 +1,7 @@
-"""The named data sets: from --data_dir in their published forms, else downloaded."""
+"""The data sets: named ones, read from --data_dir or downloaded, and the user's own."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -8,10 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from trainer.config import Config
-from trainer.data import formats
+from trainer.data import formats, own
 from trainer.data.formats import Arrays
 from trainer.data.images import ImageSet, check, resize
+from trainer.data.own import Report
 from trainer.errors import DataError, UsageError, one_of
+
+log = logging.getLogger(__name__)
 
 DIGITS = tuple(str(digit) for digit in range(10))
 CLOTHES = (
@@ -62,22 +66,58 @@ class Source:
     fetch: str = ""
 
 
-def load(config: Config) -> ImageSet:
+def load(config: Config, report: Report = lambda share, what: None) -> ImageSet:
     """The images and labels that `config` names, at its image size.
+
+    Args:
+      config: the run.
+      report: called now and then, where it takes long, with the share that is done
+        and what is going on.
 
     Raises:
       UsageError: for an unknown data set.
       DataError: for one that is missing, damaged or smaller than a batch.
     """
+    if config.dataset not in SOURCES and own.is_path(config.dataset):
+        data = own.load(config, report)
+    else:
+        data = _load_named(config)
+    if len(data) < config.batch_size:
+        raise DataError(
+            f"--dataset={config.dataset} --split={config.split} has {len(data)} images, fewer "
+            f"than --batch_size={config.batch_size}: lower the batch size."
+        )
+    return data
+
+
+def settle(config: Config, data: ImageSet, *, asked: bool = False) -> Config:
+    """The configuration, made unconditional where the data have no labels to go by.
+
+    Args:
+      config: the run.
+      data: its images.
+      asked: whether the user, and not the recipe, said --conditional.
+
+    Raises:
+      DataError: if the user asked for what the data do not allow.
+    """
+    if not config.conditional or data.shape.classes > 1:
+        return config
+    found = "has one class" if data.shape.classes else "has no labels"
+    if asked:
+        raise DataError(
+            f"--conditional: --dataset={config.dataset} {found}: sort the pictures into two or "
+            "more class folders, or give --noconditional."
+        )
+    log.info("--dataset=%s %s: training without (--noconditional)", config.dataset, found)
+    return config.replace(conditional=False)
+
+
+def _load_named(config: Config) -> ImageSet:
     source = SOURCES[one_of("--dataset", config.dataset, SOURCES)]
     splits = ("train", "test") if config.split == "all" else (config.split,)
     images, labels = _read(config.dataset, source, splits, config.data_dir)
     check(images, labels, len(source.class_names), config.dataset)
-    if len(images) < config.batch_size:
-        raise DataError(
-            f"--dataset={config.dataset} --split={config.split} has {len(images)} images, fewer "
-            f"than --batch_size={config.batch_size}: lower the batch size."
-        )
     images = resize(images, config.image_size or source.size)
     return ImageSet(images, labels, source.class_names)
 

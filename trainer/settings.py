@@ -1,0 +1,84 @@
+"""What a setting is: a default, a meaning, a range; and lengths of training."""
+
+import dataclasses
+import math
+import types
+from collections.abc import Iterable
+from typing import Any
+
+from trainer.errors import UsageError, one_of
+
+UNITS = ("steps", "epochs", "kimg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Duration:
+    """A length of training; a step is one generator update on one batch."""
+
+    value: float
+    unit: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Duration":
+        """Reads `str(duration)` back, such as "30 epochs".
+
+        Raises:
+          ValueError: if `text` is not a number and a unit.
+        """
+        number, _, unit = text.partition(" ")
+        if unit not in UNITS or not math.isfinite(float(number)):
+            raise ValueError(f"{text!r} is not a number and one of {', '.join(UNITS)}")
+        return cls(float(number), unit)
+
+    def __str__(self) -> str:
+        return f"{self.value:g} {self.unit}"
+
+    def images(self, batch_size: int, epoch_size: int) -> int:
+        """The same length in images; `epoch_size` is that of the data set."""
+        scale = {"steps": batch_size, "epochs": epoch_size, "kimg": 1000}[self.unit]
+        return round(self.value * scale)
+
+    def steps(self, batch_size: int, epoch_size: int) -> int:
+        """The same length in whole steps, rounded up."""
+        return -(-self.images(batch_size, epoch_size) // batch_size)
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: Iterable[str] = (),
+    low: float | None = None,
+    high: float | None = None,
+    may_change: bool = False,
+) -> Any:
+    """Declares a setting.
+
+    Args:
+      default: value where neither the recipe nor the user says otherwise.
+      help: its line in --help.
+      choices: the values allowed, of a text.
+      low, high: the range allowed, both ends included, of a number.
+      may_change: whether a run may be resumed with another value.
+    """
+    metadata = dict(help=help, choices=tuple(choices), low=low, high=high, may_change=may_change)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_value(field: "dataclasses.Field[Any]", value: Any, allowed: tuple[type, ...]) -> None:
+    """Raises a UsageError that names the setting unless `value`, of a type `allowed`, may be."""
+    name, rules = field.name, field.metadata
+    whole_for_real = float in allowed and type(value) is int
+    if type(value) not in allowed and not whole_for_real:
+        names = " or ".join(t.__name__ for t in allowed if t is not types.NoneType)
+        raise UsageError(f"--{name}={value!r} must be of type {names}.")
+    if rules["choices"]:
+        one_of(f"--{name}", value, rules["choices"])
+    number = value.value if isinstance(value, Duration) else value
+    if isinstance(number, (int, float)) and not math.isfinite(number):
+        raise UsageError(f"--{name}={value} must be finite.")
+    low, high = rules["low"], rules["high"]
+    if low is not None and number < low:
+        raise UsageError(f"--{name}={value} is too small: it must be {low:g} or more.")
+    if high is not None and number > high:
+        raise UsageError(f"--{name}={value} is too large: it must be {high:g} or less.")
