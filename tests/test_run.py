@@ -193,6 +193,9 @@ def test_other_settings_or_data_are_refused(tiny, run):
     path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
     with pytest.raises(CheckpointError, match="is not what the run"):
         run(config)
+    path.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"data\.json, which says .*: remove it"):
+        run(config)
 
 
 def test_a_damaged_checkpoint_falls_back_and_none_is_no_fresh_start(tiny, run):

@@ -87,10 +87,27 @@ class RunDir:
         return Config.from_json(text, str(self.config))
 
     def read_shape(self) -> tuple[ImageShape, tuple[str, ...]]:
-        """The image shape and the class names of the run's data."""
-        data = json.loads(self.data.read_text(encoding="utf-8"))
+        """The image shape and the class names of the run's data.
+
+        Raises:
+          CheckpointError: if they cannot be read.
+        """
+        data = self._read_data()
         shape = ImageShape(data["size"], data["channels"], data["classes"])
         return shape, tuple(data["class_names"])
+
+    def _read_data(self) -> dict[str, Any]:
+        wanted = {"images", "size", "channels", "classes", "class_names", "fingerprint"}
+        try:
+            data = json.loads(self.data.read_text(encoding="utf-8"))
+            if set(data) != wanted:
+                raise ValueError(f"it has {sorted(data)}")
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.data}, which says what the run was trained on, cannot be read ({error}): "
+                "remove it and run the train command again, which writes it."
+            ) from None
+        return data
 
     def set_aside(self, environment: Mapping[str, str] = os.environ) -> None:
         """Renames an old run directory, so that a fresh run can start.
@@ -142,7 +159,7 @@ class RunDir:
                 "the old ones, another --run_dir, or --fresh."
             )
         if self.data.exists():
-            known = json.loads(self.data.read_text(encoding="utf-8"))["fingerprint"]
+            known = self._read_data()["fingerprint"]
             if known != data.fingerprint:
                 raise CheckpointError(
                     f"--dataset={config.dataset} is not what the run in {self.path} began with "
