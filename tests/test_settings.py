@@ -1,11 +1,14 @@
 """The training tricks: what each setting changes, alone and together."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from test_training import trajectory, weights
 
-from trainer import models, objective, optimizers, recipes, runtime, state
+from trainer import models, objective, optimizers, recipes, runtime, state, step
 from trainer.config import Config
 from trainer.data import sources
 from trainer.data.images import ImageShape
@@ -13,6 +16,7 @@ from trainer.errors import UsageError
 from trainer.models import kernels, layers
 from trainer.objective import OBJECTIVES
 from trainer.randomness import Draws
+from trainer.settings import Duration
 
 BASE = dict(recipe="cgan", d_norm="none", d_update="separate")
 
@@ -179,6 +183,23 @@ def test_float16_trains_and_shows_its_scales(tiny):
     full, _ = trajectory(tiny(recipe="dcgan", devices="cpu:2"))
     np.testing.assert_allclose(metrics[:, :2], full[:, :2], rtol=0.05, atol=0.02)
     assert {"d_loss_scale", "g_loss_scale"} <= set(variables.trackables())
+
+
+def test_the_log_and_the_record_show_the_scales(tiny, run):
+    config = tiny(precision="float16", length=Duration(2, "steps"), log_every_secs=0.0)
+    output = run(config)
+    assert "scales D 32768 G 32768" in output
+    line = json.loads((Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["d_loss_scale"] == 2.0**15
+
+
+def test_too_little_memory_names_the_flag(tiny, run, monkeypatch):
+    def out_of_memory(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    monkeypatch.setattr(step.Step, "__call__", out_of_memory)
+    with pytest.raises(UsageError, match="too small for 8 images at once: lower --batch_per_rep"):
+        run(tiny(length=Duration(2, "steps")))
 
 
 def overflow(config: Config, bad_replica: int | None):

@@ -208,7 +208,7 @@ def _recorder(
 def _sampling(
     config: Config, data: ImageSet, variables: TrainState, recorder: Recorder
 ) -> Callable[[int], None]:
-    """Draws the grids of reals and of the first fakes; returns what draws the others."""
+    """Draws the grids of reals and of first fakes that lack; returns what draws others."""
     sheet = SampleSheet(config, data.shape.classes)
     sampler = Sampler(config, variables.drawing)
     run_dir = RunDir(Path(config.run_dir))
@@ -218,10 +218,11 @@ def _sampling(
         picture.save(sheet_path(run_dir.samples, done * config.batch_size / 1000))
         recorder.image("fakes", picture, done)
 
-    if not int(variables.images.numpy()):
+    if not run_dir.reals.exists():
         reals = sheet.reals(data)
         reals.save(run_dir.reals)
         recorder.image("reals", reals, 0)
+    if not int(variables.images.numpy()):
         sample(0)
     return sample
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer import startup
 from trainer.config import Config
 from trainer.data import formats, own
 from trainer.data.formats import Arrays
@@ -130,7 +131,8 @@ def _read(name: str, source: Source, splits: tuple[str, ...], data_dir: str) -> 
 
 
 def _download(name: str, source: Source, splits: tuple[str, ...], data_dir: str) -> Arrays:
-    import keras  # late: it takes seconds, and data on disk do not need it
+    with startup.quiet():
+        import keras  # late: it takes seconds, and data on disk do not need it
 
     print(f"Downloading {name} from {source.origin}", flush=True)
     try:
