@@ -171,6 +171,11 @@ def test_accumulation_is_one_large_batch(tiny, given):
     np.testing.assert_allclose(weights(second.generator), weights(first.generator), atol=2e-3)
 
 
+def test_accumulation_is_said_at_start(tiny, run):
+    output = run(tiny(recipe="mlp", batch_per_replica=2, length=Duration(1, "steps")))
+    assert "Accumulating 4 micro-batches of 2 images a device: batch norm" in output
+
+
 def test_micro_batches_must_divide_the_share(tiny):
     with pytest.raises(UsageError, match="--batch_per_replica=3 does not divide"):
         runtime.start(tiny(batch_per_replica=3))

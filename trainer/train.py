@@ -176,6 +176,14 @@ def _log_start(
         devices.precision,
         ", deterministic" if devices.deterministic else "",
     )
+    share = config.batch_size // devices.num_replicas
+    if 0 < config.batch_per_replica < share:
+        log.info(
+            "Accumulating %d micro-batches of %d images a device: batch norm, where there is "
+            "one, sees those alone",
+            share // config.batch_per_replica,
+            config.batch_per_replica,
+        )
     images = last_step * config.batch_size
     log.info(
         "Length: %s = %s steps of %d images = %.6g kimg = %.4g epochs",
