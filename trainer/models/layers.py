@@ -39,7 +39,7 @@ def generator_inputs(
     labels, onehot = _label_input(shape)
     start = latents
     if config.g_conditioning == "multiply":
-        embedding = _embedding(config.latent_dim)(onehot)
+        embedding = _factor(config.latent_dim)(onehot)
         start = keras.layers.Multiply()([latents, embedding])
     else:
         # With conditional batch norm too: its scales and shifts alone learn too slowly.
@@ -58,11 +58,11 @@ def discriminator_inputs(
     labels, onehot = _label_input(shape)
     start = images
     if config.d_conditioning == "multiply":
-        embedding = _embedding(side * side * channels)(onehot)
+        embedding = _factor(side * side * channels)(onehot)
         embedding = keras.layers.Reshape([side, side, channels])(embedding)
         start = keras.layers.Multiply()([images, embedding])
     elif config.d_conditioning == "concat":
-        plane = keras.layers.Reshape([side, side, 1])(_embedding(side * side)(onehot))
+        plane = keras.layers.Reshape([side, side, 1])(_embedding(side * side, stddev=0.05)(onehot))
         start = keras.layers.Concatenate()([images, plane])
     return [images, labels], start, onehot
 
@@ -72,11 +72,17 @@ def _label_input(shape: ImageShape) -> tuple[Tensor, Tensor]:
     return labels, keras.ops.one_hot(labels, shape.classes, dtype="float32")
 
 
-def _embedding(size: int) -> keras.layers.Layer:
+def _factor(size: int) -> keras.layers.Layer:
+    # Near 1, so that latents and images pass; near 0, a layer's usual start, they would
+    # fall below the epsilon of the first batch norm.
+    return _embedding(size, mean=1.0, stddev=0.5)
+
+
+def _embedding(size: int, **start: float) -> keras.layers.Layer:
     # A product with one-hot rows: unlike an Embedding layer's, its gradient is dense,
     # which replicas sum in a fixed order.
-    start = keras.initializers.RandomUniform(-0.05, 0.05)
-    return keras.layers.Dense(size, use_bias=False, kernel_initializer=start)
+    normal = keras.initializers.RandomNormal(**start)
+    return keras.layers.Dense(size, use_bias=False, kernel_initializer=normal)
 
 
 def norm(x: Tensor, config: Config, kind: str, onehot: Tensor | None = None) -> Tensor:
