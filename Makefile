@@ -23,7 +23,7 @@ CUDA_PYTHON = libs=$$(ls -d $(VENV)/lib/python*/site-packages/nvidia/*/lib 2>/de
 RUN = -m trainer train --recipe=$(RECIPE) --dataset=$(DATASET) --run_dir="$(RUN_DIR)"
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-gpu generate export doctor tensorboard test lint clean
+.PHONY: help train train-gpu generate export doctor tensorboard test test-faults lint clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | \
@@ -55,6 +55,9 @@ tensorboard: $(VENV)/.tensorboard ## show all runs in TensorBoard
 
 test: $(VENV)/.test ## run the tests (under 10 minutes on 2 cores)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-faults: $(VENV)/.test ## kill, starve and crowd real runs (under 30 minutes on 2 cores)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) -m "faults and not marathon" $(ARGS)
 
 lint: $(VENV)/.test ## check style and types
 	$(VENV)/bin/ruff check .

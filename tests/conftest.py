@@ -41,7 +41,7 @@ def tiny(tmp_path):
 def run():
     """Trains a configuration in this process and returns what it printed."""
 
-    def train_here(config: Config, stop_requested=lambda: False) -> str:
+    def train_here(config: Config, stop_requested=lambda: False, **options) -> str:
         stream = io.StringIO()
         from trainer.console import log_to
 
@@ -49,7 +49,7 @@ def run():
         log_to(terminal)
         data = sources.load(config)
         config = sources.settle(config, data)
-        train(config, data, terminal=terminal, stop_requested=stop_requested)
+        train(config, data, terminal=terminal, stop_requested=stop_requested, **options)
         return stream.getvalue()
 
     return train_here

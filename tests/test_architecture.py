@@ -29,7 +29,7 @@ def ours(path: str) -> set[str]:
 
 
 def test_the_configuration_is_at_the_bottom():
-    assert {n.split(".")[1] for n in ours("config.py")} == {"errors", "settings"}
+    assert {n.split(".")[1] for n in ours("config.py")} == {"compatibility", "errors", "settings"}
     assert not ours("errors.py")
 
 

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from trainer import recipes
-from trainer.config import Config, frozen_differences
+from trainer.compatibility import frozen_differences
+from trainer.config import Config
 from trainer.errors import UsageError
 from trainer.settings import Duration
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import keras
@@ -19,12 +20,11 @@ from PIL import Image
 from trainer import checkpoint, console, recipes
 from trainer.data import sources
 from trainer.errors import CheckpointError, DivergedError, ExitCode, StoppedError, UsageError
-from trainer.loop import Periodic, Trained
+from trainer.loop import Periodic
 from trainer.loop import run as run_loop
 from trainer.objective import OBJECTIVES
 from trainer.rundir import RunDir
 from trainer.settings import Duration
-from trainer.summaries import check_finite
 
 
 def records(run_dir) -> list[dict]:
@@ -184,6 +184,19 @@ def test_a_killed_process_goes_on(tmp_path, trainer, number):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+def test_a_run_of_the_first_version_goes_on(run, trainer, tmp_path):
+    """A run directory as format version 1 left it after 6 steps."""
+    zipfile.ZipFile(Path(__file__).parent / "run-v1.zip").extractall(tmp_path)
+    folder = RunDir(tmp_path / "run")
+    before = records(folder.path)
+    output = run(folder.read_config().replace(length=steps(9), run_dir=str(folder.path)))
+    assert f"Resuming from {folder.checkpoints}/ckpt-6" in output
+    assert records(folder.path)[:6] == before
+    assert [line["step"] for line in records(folder.path)][-1] == 9
+    drawn = trainer("generate", f"--run_dir={folder.path}", "--num=2", "--out=two.png")
+    assert drawn.returncode == 0, drawn.stderr
+
+
 def test_other_settings_or_data_are_refused(tiny, run):
     config = tiny(length=steps(1))
     run(config)
@@ -211,7 +224,7 @@ def test_a_damaged_checkpoint_falls_back_and_none_is_no_fresh_start(tiny, run):
     assert "ckpt-2" in output
     for path in folder.glob("*.data*"):
         path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"None of the \d+ checkpoints"):
+    with pytest.raises(CheckpointError, match=r"None of the checkpoints .* ckpt-2: "):
         run(config.replace(length=steps(6)))
 
 
@@ -296,13 +309,10 @@ def test_divergence_is_named_with_its_step(tiny, run, monkeypatch):
     broken = dataclasses.replace(OBJECTIVES["hinge"], g_fake=lambda logits: logits / 0.0)
     monkeypatch.setitem(OBJECTIVES, "hinge", broken)
     config = tiny(length=steps(5))
-    with pytest.raises(DivergedError, match=r"g_loss not finite at step 1\."):
-        run(config)
-    assert not checkpoint.found(RunDir(Path(config.run_dir)).checkpoints)  # nothing bad is saved
-    rows = np.zeros((3, 2))
-    rows[1, 0] = np.nan
-    with pytest.raises(DivergedError, match="d_loss not finite at step 12"):
-        check_finite(Trained(10, rows, 1.0), ("d_loss", "g_loss"))
+    with pytest.raises(DivergedError, match=r"g_loss, g_grad_norm not finite at step 1, after 1 r"):
+        run(config.replace(max_rollbacks=1))
+    (only,) = checkpoint.found(RunDir(Path(config.run_dir)).checkpoints)  # nothing bad is saved
+    assert only.name == "ckpt-0"
 
 
 def test_the_loop_calls_what_is_due_at_its_step():

@@ -11,7 +11,7 @@ import pytest
 from conftest import variables
 
 from trainer import profiling
-from trainer.config import frozen_differences
+from trainer.compatibility import frozen_differences
 from trainer.console import Console
 from trainer.data import sources
 from trainer.errors import ExitCode, StoppedError

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from trainer import randomness, recipes, runtime, state, step
+from trainer.advance import make_advance
 from trainer.data import pipeline, sources
 from trainer.objective import OBJECTIVES
 from trainer.randomness import Draws
@@ -34,7 +35,7 @@ def trajectory(config, steps=STEPS):
             num_replicas=devices.num_replicas,
         )
     )
-    advance = step.make_advance(config, devices, variables, data.shape.classes, batches)
+    advance = make_advance(config, devices, variables, data.shape.classes, batches)
     return advance(steps), variables
 
 

@@ -4,8 +4,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from trainer.errors import ExitCode, TrainerError, one_of
-from trainer.flags import HelpRequested
+from trainer.errors import ExitCode, HelpRequested, TrainerError, one_of
+from trainer.signals import StopRequest
 
 COMMANDS = {
     "train": "train a recipe on a data set; the same command again goes on",
@@ -17,19 +17,19 @@ COMMANDS = {
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a command and returns its exit code."""
+    stop_requested = StopRequest()
     try:
         if not arguments or arguments[0] in ("--help", "-h", "help"):
             raise HelpRequested(_usage())
         name = one_of("command", arguments[0], COMMANDS)
         command = importlib.import_module(f"trainer.commands.{name}")
-        command.run(list(arguments[1:]))
+        command.run(list(arguments[1:]), stop_requested)
     except HelpRequested as request:
         print(request)
     except TrainerError as error:
-        print(f"{_label(error)}{error}", file=sys.stderr)
+        line = " ".join(str(error).splitlines())  # names that a user gives may hold anything
+        print(f"{_label(error)}{line}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return ExitCode.STOPPED
     return ExitCode.OK
 
 

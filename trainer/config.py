@@ -14,6 +14,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.compatibility import check_together
 from trainer.errors import UsageError
 from trainer.settings import Duration, check_value, setting
 
@@ -210,6 +211,29 @@ class Config:
         high=100,
         may_change=True,
     )
+    max_failed_saves: int = setting(
+        3,
+        "saves that may fail in a row, on a full disk say, before the run ends",
+        low=0,
+        high=100,
+        may_change=True,
+    )
+    max_rollbacks: int = setting(
+        3,
+        "how often a run whose numbers are no longer finite goes back to its last checkpoint "
+        "and on with other noise, before it ends with exit code 70",
+        low=0,
+        high=1000,
+        may_change=True,
+    )
+    collapse_kimg: float = setting(
+        50.0,
+        "warn of collapse once D has been right on every image, or all samples alike, for so "
+        "many kimg; 0: never",
+        low=0,
+        may_change=True,
+    )
+    stop_on_collapse: bool = setting(False, "end the run then, with exit code 70", may_change=True)
     log_every_secs: float = setting(5.0, "seconds between lines of the log", low=0, may_change=True)
     log_every_steps: int = setting(
         0, "steps between lines of metrics.jsonl; 0: only by time", low=0, may_change=True
@@ -244,7 +268,7 @@ class Config:
         return {k: str(v) if isinstance(v, Duration) else v for k, v in values.items()}
 
     @classmethod
-    def from_json(cls, text: str, source: str) -> "Config":
+    def from_json(cls, text: str | bytes, source: str) -> "Config":
         """Reads what `to_json` wrote; settings it lacks take their defaults.
 
         Raises:
@@ -303,37 +327,3 @@ def value_types() -> dict[str, tuple[type, ...]]:
         else (hints[f.name],)
         for f in dataclasses.fields(Config)
     }
-
-
-def check_together(config: Config) -> None:
-    """Raises a UsageError that names settings which make no sense together."""
-    if config.simultaneous and (config.d_steps > 1 or config.d_update == "sequential"):
-        raise UsageError(
-            "--simultaneous needs one discriminator update per step: "
-            f"not --d_steps={config.d_steps} --d_update={config.d_update}."
-        )
-    if config.gradient_penalty and config.d_norm == "batch":
-        raise UsageError(
-            "--gradient_penalty is of single images, which --d_norm=batch mixes: take "
-            "--d_norm=layer, instance or none."
-        )
-    if config.gradient_penalty and config.d_update == "sequential":
-        raise UsageError(
-            "--gradient_penalty needs reals and fakes in one update: take --d_update=separate "
-            "or joint, not sequential."
-        )
-    for name in ("g_lr", "d_lr"):
-        schedule = getattr(config, f"{name}_schedule")
-        if schedule in ("linear", "cosine") and not config.lr_decay_kimg:
-            raise UsageError(f"--{name}_schedule={schedule} needs --lr_decay_kimg.")
-        if schedule == "inverse_time" and not getattr(config, f"{name}_decay_per_kimg"):
-            raise UsageError(f"--{name}_schedule=inverse_time needs --{name}_decay_per_kimg.")
-
-
-def frozen_differences(old: Config, new: Config) -> list[str]:
-    """Settings that differ and may not when a run goes on, as "name: old -> new"."""
-    return [
-        f"{f.name}: {getattr(old, f.name)} -> {getattr(new, f.name)}"
-        for f in dataclasses.fields(Config)
-        if not f.metadata["may_change"] and getattr(old, f.name) != getattr(new, f.name)
-    ]

@@ -13,11 +13,11 @@ class ExitCode(enum.IntEnum):
     """What the exit status of a command means."""
 
     OK = 0  # complete, also when it already was
-    CRASH = 1  # a fault of the program: retried a limited number of times
+    CRASH = 1  # a fault of the program or of a disk: retried a limited number of times
     STOPPED = 42  # stopped on request after a save: start me again
     USAGE = 64  # the command line or the configuration is wrong
     DATA = 65  # the data are unusable
-    DIVERGED = 70  # training diverged
+    DIVERGED = 70  # training diverged past its retries
     CHECKPOINT = 73  # checkpoints exist that do not load, or do not fit
     BUSY = 75  # another job holds the run directory
 
@@ -41,9 +41,13 @@ class DataError(TrainerError):
 
 
 class DivergedError(TrainerError):
-    """A loss is no longer finite."""
+    """Training went wrong and cannot go on."""
 
     exit_code = ExitCode.DIVERGED
+
+
+class NotFiniteError(DivergedError):
+    """A loss, a gradient or a weight is no longer finite."""
 
 
 class CheckpointError(TrainerError):
@@ -52,10 +56,26 @@ class CheckpointError(TrainerError):
     exit_code = ExitCode.CHECKPOINT
 
 
+class BusyError(TrainerError):
+    """Another job holds the run directory."""
+
+    exit_code = ExitCode.BUSY
+
+
+class StorageError(TrainerError):
+    """The disk is full or fails: another try may succeed."""
+
+    exit_code = ExitCode.CRASH
+
+
 class StoppedError(TrainerError):
     """The run was asked to stop, has saved, and can be started again."""
 
     exit_code = ExitCode.STOPPED
+
+
+class HelpRequested(Exception):
+    """--help was given; the message is the text to print."""
 
 
 def one_of(what: str, value: str, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from absl import flags
 
 from trainer import recipes
 from trainer.config import Config, value_types
-from trainer.errors import UsageError
+from trainer.errors import HelpRequested, UsageError
 from trainer.settings import Duration
 
 LENGTHS = {
@@ -19,10 +19,6 @@ LENGTHS = {
     "epochs": "train for this many passes over the data set",
     "kimg": "train for this many thousand images",
 }
-
-
-class HelpRequested(Exception):
-    """--help was given; the message is the text to print."""
 
 
 class CommandLine:

@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from trainer import models, runtime
+from trainer.checkpoint import load_networks
 from trainer.config import Config
 from trainer.errors import UsageError
 from trainer.rundir import RunDir
 from trainer.samples import Sampler, grid
-from trainer.train import load_networks
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def load_drawing(run_dir: RunDir, config: Config) -> tuple[keras.Model, Path]:
     shape, _ = run_dir.read_shape()
     generator, _ = models.build(config, shape)
     name = "average" if config.ema_half_life_kimg else "generator"
-    return generator, load_networks(run_dir, {name: generator})
+    return generator, load_networks(run_dir.checkpoints, {name: generator})
 
 
 def write(out: Path, images: np.ndarray, labels: np.ndarray | None, columns: int) -> None:

@@ -1,22 +1,28 @@
 """A run's directory: where its files are, and whether it may be gone on with."""
 
+import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer import __version__
-from trainer.config import Config, frozen_differences
+from trainer.compatibility import frozen_differences
+from trainer.config import Config
 from trainer.data.images import ImageSet, ImageShape
-from trainer.errors import CheckpointError, UsageError
+from trainer.errors import CheckpointError, StorageError, UsageError
 from trainer.files import write_text
+from trainer.lock import Lock
 
 log = logging.getLogger(__name__)
+
+PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # faults of a disk that may pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +85,13 @@ class RunDir:
           UsageError: if there is none.
         """
         try:
-            text = self.config.read_text(encoding="utf-8")
-        except FileNotFoundError:
+            text = self.config.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
             raise UsageError(
                 f"{self.path} is not a run directory: no {self.config.name}."
             ) from None
+        except OSError as error:
+            raise UsageError(f"{self.config} cannot be read ({error.strerror}).") from None
         return Config.from_json(text, str(self.config))
 
     def read_shape(self) -> tuple[ImageShape, tuple[str, ...]]:
@@ -109,6 +117,20 @@ class RunDir:
             ) from None
         return data
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Lock]:
+        """Makes the directory and keeps other jobs out of it for a block.
+
+        Raises:
+          BusyError: if another job holds it.
+          UsageError, StorageError: if it cannot be written.
+        """
+        with contextlib.ExitStack() as stack:
+            with self.writing():
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context(Lock(self.path).held())
+            yield lock
+
     def set_aside(self, environment: Mapping[str, str] = os.environ) -> None:
         """Renames an old run directory, so that a fresh run can start.
 
@@ -123,31 +145,56 @@ class RunDir:
                 )
         if not self.path.exists():
             return
+        with self.held():  # nobody else is at work in it
+            pass
         number = 1
         while (target := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
             number += 1
         self.path.rename(target)
         log.info("Set the old run aside as %s", target)
 
-    def claim(self, config: Config, data: ImageSet) -> None:
-        """Writes configuration and data into the directory, or checks those there.
+    def claim(
+        self,
+        config: Config,
+        data: ImageSet,
+        provenance: Mapping[str, Any],
+        *,
+        accept_changed_data: bool = False,
+    ) -> None:
+        """Writes what defines the run into the directory, or checks what is there.
+
+        Args:
+          config: the run.
+          data: its images.
+          provenance: what it is started with.
+          accept_changed_data: whether to go on with other images of the same form.
 
         Raises:
           CheckpointError: if the run there has other settings or other data.
-          UsageError: if the directory cannot be written.
+          UsageError, StorageError: if the directory cannot be written.
         """
-        try:
-            self.samples.mkdir(parents=True, exist_ok=True)
-            if self.config.exists():
-                self._check(config, data)
+        if self.config.exists():
+            self._check_settings(config)
+            self._check_data(data, config.dataset, accept_changed_data)
+        with self.writing():
+            self.samples.mkdir(exist_ok=True)
             write_text(self.data, json.dumps(describe(data), indent=2) + "\n")
             write_text(self.config, config.to_json())
+            write_text(self.provenance, json.dumps(provenance, indent=2) + "\n")
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turns an error of the file system in a block into one for the user."""
+        try:
+            yield
         except OSError as error:
-            raise UsageError(
-                f"--run_dir={self.path} cannot be written ({error.strerror}): give another."
+            kind = StorageError if error.errno in PASSING else UsageError
+            raise kind(
+                f"--run_dir={self.path} cannot be written ({error.strerror}): "
+                f"{'free some disk or ' if kind is StorageError else ''}give another."
             ) from None
 
-    def _check(self, config: Config, data: ImageSet) -> None:
+    def _check_settings(self, config: Config) -> None:
         try:
             old = self.read_config()
         except UsageError as error:
@@ -158,14 +205,27 @@ class RunDir:
                 f"{self.path} holds a run with other settings ({'; '.join(differences)}): give "
                 "the old ones, another --run_dir, or --fresh."
             )
-        if self.data.exists():
-            known = self._read_data()["fingerprint"]
-            if known != data.fingerprint:
-                raise CheckpointError(
-                    f"--dataset={config.dataset} is not what the run in {self.path} began with "
-                    f"(fingerprint {data.fingerprint[:8]}, then {known[:8]}): bring the old data "
-                    "back, give another --run_dir, or --fresh."
-                )
+
+    def _check_data(self, data: ImageSet, dataset: str, accept_changed: bool) -> None:
+        if not self.data.exists():
+            return
+        old, new = self._read_data(), describe(data)
+        if old["fingerprint"] == new["fingerprint"]:
+            return
+        changed = (
+            f"--dataset={dataset} is not what the run in {self.path} began with: it has "
+            f"{new['images']:,} images (fingerprint {new['fingerprint'][:8]}) and had "
+            f"{old['images']:,} ({old['fingerprint'][:8]})"
+        )
+        form = ("size", "channels", "classes", "class_names")
+        fits = all(old[key] == new[key] for key in form)
+        if not (accept_changed and fits):
+            go_on = "go on with --accept_changed_data" if fits else "its shape or classes differ"
+            raise CheckpointError(
+                f"{changed}. {go_on[0].upper()}{go_on[1:]}, or bring the old data back, give "
+                "another --run_dir, or --fresh."
+            )
+        log.warning("%s. Going on with what it has now.", changed)
 
 
 def describe(data: ImageSet) -> dict[str, Any]:
@@ -180,9 +240,11 @@ def describe(data: ImageSet) -> dict[str, Any]:
     }
 
 
-def provenance(versions: Mapping[str, str], devices: tuple[str, ...], precision: str) -> str:
+def provenance(
+    versions: Mapping[str, str], devices: tuple[str, ...], precision: str
+) -> dict[str, Any]:
     """What provenance.json holds: with what the run was (last) started."""
-    values = {
+    return {
         "trainer": __version__,
         **versions,
         "python": platform.python_version(),
@@ -191,7 +253,6 @@ def provenance(versions: Mapping[str, str], devices: tuple[str, ...], precision:
         "devices": list(devices),
         "precision": precision,
     }
-    return json.dumps(values, indent=2) + "\n"
 
 
 def _commit() -> str | None:

@@ -1,8 +1,9 @@
 """Images drawn from a generator, grids of them, and the GIF of a run's grids."""
 
 import dataclasses
+import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -13,7 +14,10 @@ from PIL import Image
 from trainer import randomness
 from trainer.config import Config
 from trainer.data.images import ImageSet
+from trainer.files import replacing
 from trainer.randomness import Draws
+
+log = logging.getLogger(__name__)
 
 BATCH = 100
 GRID_ROWS = 100  # classes shown at most
@@ -131,29 +135,58 @@ class SampleSheet:
             rows.append(np.concatenate([chosen, empty[len(chosen) :]]))
         return grid(np.concatenate(rows), columns)
 
+    def diversity(self, picture: Image.Image) -> float:
+        """How much the images of a grid differ: their standard deviation over a pixel's values.
+
+        It is taken among images of a class if the run is conditional (and the grid shows
+        more than one), and averaged over classes and pixels; in bytes.
+        """
+        columns = self.config.sample_grid
+        pixels = np.asarray(picture, np.float32)
+        side = picture.width // columns
+        tiles = pixels.reshape(self.rows, side, columns, side, -1)
+        among = (2,) if self.config.conditional and columns > 1 else (0, 2)
+        return float(tiles.std(axis=among).mean())
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Writes a picture whole, or says that the disk does not take it."""
+    try:
+        with replacing(path) as scratch:
+            picture.save(scratch, "PNG")
+    except OSError as error:
+        log.warning("%s cannot be written (%s).", path, error.strerror)
+
 
 def sheet_path(folder: Path, kimg: float) -> Path:
     """Where the grid drawn after so many images goes."""
     return folder / f"fakes-{kimg:09.3f}.png"
 
 
-def write_gif(folder: Path, target: Path) -> int:
-    """Makes a GIF of the grids in a folder and returns how many it shows.
+def last_sheet(folder: Path, kimg: float) -> Path | None:
+    """The newest grid in a folder drawn after no more than so many images, if there is one."""
+    limit = sheet_path(folder, kimg).name
+    return max((path for path in folder.glob("fakes-*.png") if path.name <= limit), default=None)
 
-    The last frame stays for two seconds.  Of more than GIF_FRAMES grids every second,
-    third, ... is taken, and the last.
+
+def frames(folder: Path) -> list[Path]:
+    """The grids in a folder that make the GIF, in order.
+
+    Of more than GIF_FRAMES every second, third, ... is taken, and the last.
     """
     paths = sorted(p for p in folder.glob("fakes-*.png") if re.search(r"-[\d.]+\.png$", p.name))
-    paths = _thinned(paths)
-    frames = [Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE) for path in paths]
-    pause = int(np.clip(1000 * GIF_SECS / len(frames), 40, 500))
-    durations = [pause] * (len(frames) - 1) + [2000]
-    frames[0].save(
-        target, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=False
-    )
-    return len(frames)
-
-
-def _thinned(paths: Sequence[Path]) -> list[Path]:
     stride = -(-len(paths) // GIF_FRAMES)
     return [*paths[:-1:stride], paths[-1]]
+
+
+def write_gif(folder: Path, target: Path) -> None:
+    """Makes a GIF of the grids in a folder; the last frame stays for two seconds."""
+    palette = Image.Palette.ADAPTIVE
+    pictures = [Image.open(path).convert("P", palette=palette) for path in frames(folder)]
+    pause = int(np.clip(1000 * GIF_SECS / len(pictures), 40, 500))
+    durations = [pause] * (len(pictures) - 1) + [2000]
+    with replacing(target) as scratch:
+        pictures[0].save(
+            scratch, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0,
+            optimize=False,
+        )  # fmt: skip

@@ -1,33 +1,68 @@
-"""Stopping early: on SIGTERM or SIGINT, a second one ends at once; or when time is up."""
+"""Stopping early: on SIGTERM or SIGINT, or when time is up."""
 
 import os
+import select
 import signal
+import socket
+import sys
+import threading
 import time
 from collections.abc import Callable
-from types import FrameType
 
 from trainer.errors import ExitCode
+
+GRACE_SECS = 12.0  # clusters give 15 from the signal to the end
 
 
 class StopRequest:
     """Whether the process was asked to stop.
 
-    Make it before TensorFlow is imported, so that no signal finds the default action.
+    At first a signal ends the process at once.  A command that saves before it ends says
+    so by `answer`, and asks now and then whether it shall.
+
+    Python runs a signal's handler in the main thread, between two of its instructions: not
+    while TensorFlow compiles or waits for a device.  So the signals' numbers go through a
+    socket, which is written at once, to a thread that watches: if the main thread has not
+    ended the process GRACE_SECS after a signal, or on a second signal, that thread does.
+    What is on disk is whole at any moment, so nothing but the work since the last
+    checkpoint is lost.
+
+    Make it in the main thread, before all that takes time.
     """
 
     def __init__(self) -> None:
         self._requested = False
+        self._grace_secs = 0.0
+        self._inbox, outbox = socket.socketpair()
+        outbox.setblocking(False)
+        self._outbox = outbox
+        signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
+            signal.signal(number, lambda *_: None)  # the default would end the process
+        threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
     def __call__(self) -> bool:
         """Whether a stop was requested."""
         return self._requested
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._requested:
-            os._exit(ExitCode.STOPPED)
+    def answer(self) -> None:
+        """From now on the command ends itself, within GRACE_SECS of a signal."""
+        self._grace_secs = GRACE_SECS
+
+    def _watch(self) -> None:
+        signals = len(self._inbox.recv(16))
         self._requested = True
+        grace = self._grace_secs
+        if not grace:
+            print("Stopped on request.", file=sys.stderr, flush=True)
+        elif signals == 1 and not select.select([self._inbox], [], [], grace)[0]:
+            print(
+                f"Stopped on request; no answer for {grace:g} s. The same command goes on from "
+                "the last checkpoint.",
+                file=sys.stderr,
+                flush=True,
+            )
+        os._exit(ExitCode.STOPPED)
 
 
 class TimeLimit:

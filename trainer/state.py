@@ -19,12 +19,14 @@ class TrainState:
       g, d: the generator and the discriminator that train, with their optimizers.
       average: the generator with averaged weights and batch-norm statistics, or None.
       images: images seen, int64; a step adds the batch size.
+      rollbacks: how often the run went back to a checkpoint because it diverged, int64.
     """
 
     g: Updater
     d: Updater
     average: keras.Model | None
     images: tf.Variable
+    rollbacks: tf.Variable
 
     @property
     def generator(self) -> keras.Model:
@@ -41,6 +43,10 @@ class TrainState:
         """The generator that samples are drawn from."""
         return self.average or self.generator
 
+    def steps_done(self, batch_size: int) -> int:
+        """Steps trained, of so many images each."""
+        return int(self.images.numpy()) // batch_size
+
     def networks(self) -> dict[str, keras.Model]:
         """The networks by the names that checkpoints give them."""
         named = dict(generator=self.generator, discriminator=self.discriminator)
@@ -48,7 +54,9 @@ class TrainState:
 
     def trackables(self) -> dict[str, object]:
         """Everything that a checkpoint holds, by name."""
-        named: dict[str, object] = dict(**self.networks(), images=self.images)
+        named: dict[str, object] = dict(
+            **self.networks(), images=self.images, rollbacks=self.rollbacks
+        )
         for name, updater in (("g", self.g), ("d", self.d)):
             named[f"{name}_optimizer"] = updater.optimizer
             if updater.scale is not None:
@@ -66,13 +74,7 @@ def create(config: Config, shape: ImageShape, precision: str) -> TrainState:
       precision: of the runtime; in float16 the losses are scaled.
     """
     generator, discriminator = models.build(config, shape)
-    images = tf.Variable(
-        0,
-        dtype=tf.int64,
-        trainable=False,
-        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        name="images",
-    )
+    images, rollbacks = _counter("images"), _counter("rollbacks")
 
     def updater(network: keras.Model, name: str, clip: float) -> Updater:
         optimizer = optimizers.make(config, optimizers.scheduled(config, name, images))
@@ -86,7 +88,12 @@ def create(config: Config, shape: ImageShape, precision: str) -> TrainState:
         average = keras.models.clone_model(generator)
         average.trainable = False
         copy_weights(generator, average)
-    return TrainState(g, d, average, images)
+    return TrainState(g, d, average, images, rollbacks)
+
+
+def _counter(name: str) -> tf.Variable:
+    aggregation = tf.VariableAggregation.ONLY_FIRST_REPLICA
+    return tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=aggregation, name=name)
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:

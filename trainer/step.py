@@ -1,30 +1,29 @@
-"""One step of training on one replica, and many of them per call of the device."""
+"""One step of training on one replica."""
 
 import dataclasses
 import operator
 from collections.abc import Callable
 
-import numpy as np
 import tensorflow as tf
 
 from trainer import randomness
 from trainer.config import Config
-from trainer.errors import UsageError
 from trainer.objective import OBJECTIVES, Loss, gradient_penalty, share_real, towards
 from trainer.randomness import Draws
-from trainer.runtime import Runtime, replica_index
+from trainer.runtime import replica_index
 from trainer.state import TrainState
+from trainer.updates import Updater
 
 EMA_RAMP = 0.05  # early on the half-life is this share of the images seen
+AFTER_ROLLBACK = 2**40  # steps by which a rollback moves the random numbers on
 PENALTY_SCALE = 1024.0  # of the inner gradient of a penalty in half precision
 
-Advance = Callable[[int], np.ndarray]
 Gradients = list[tf.Tensor]
 
 
 def metric_names(precision: str) -> tuple[str, ...]:
     """What a step returns, in order."""
-    names = ("d_loss", "g_loss", "d_real_acc", "d_fake_acc", "g_acc")
+    names = ("d_loss", "g_loss", "d_real_acc", "d_fake_acc", "g_acc", "d_grad_norm", "g_grad_norm")
     return (*names, "d_loss_scale", "g_loss_scale") if precision == "float16" else names
 
 
@@ -66,8 +65,9 @@ class Step:
         if not self.config.simultaneous:
             g_metrics = self._update_g(draws.within("g"))
         self._update_average()
-        d_loss, d_real, d_fake = tf.unstack(tf.reduce_mean(tf.stack(updates), 0))
-        metrics = [d_loss, g_metrics[0], d_real, d_fake, g_metrics[1]]
+        d_loss, d_real, d_fake, d_norm = tf.unstack(tf.reduce_mean(tf.stack(updates), 0))
+        g_loss, g_acc, g_norm = tf.unstack(g_metrics)
+        metrics = [d_loss, g_loss, d_real, d_fake, g_acc, d_norm, g_norm]
         for updater in (self.state.d, self.state.g):
             if updater.scale is not None:
                 metrics.append(updater.scale.value / self.num_replicas)
@@ -81,20 +81,19 @@ class Step:
             return self._update_d_by(self._d_gradients, real, draws)
         on_reals = self._update_d_by(self._d_gradients_on_reals, real, draws)
         on_fakes = self._update_d_by(self._d_gradients_on_fakes, real, draws)
-        return on_reals + on_fakes  # each has its half of the loss and its accuracy
+        # Each has its half of the loss, its accuracy, and a norm of its own.
+        return tf.concat([on_reals[:3] + on_fakes[:3], 0.5 * (on_reals[3:] + on_fakes[3:])], 0)
 
     def _update_d_by(self, gradients_of, real, draws):
         self.state.d.prepare()
         gradients, metrics = self._accumulate(gradients_of, real, draws)
-        self.state.d.apply(gradients)
-        return metrics
+        return self._applied(self.state.d, gradients, metrics)
 
     def _update_g(self, draws):
         """One update of G on fresh latents and labels; returns G's metrics."""
         self.state.g.prepare()
         gradients, metrics = self._accumulate(self._g_gradients, (), draws)
-        self.state.g.apply(gradients)
-        return metrics
+        return self._applied(self.state.g, gradients, metrics)
 
     def _update_both(self, real, draws):
         """Both gradients from the same weights and the same fakes, then both updates."""
@@ -102,9 +101,15 @@ class Step:
         self.state.g.prepare()
         result = self._accumulate(self._both_gradients, real, draws)
         d_gradients, g_gradients, d_metrics, g_metrics = result
-        self.state.d.apply(d_gradients)
-        self.state.g.apply(g_gradients)
-        return d_metrics, g_metrics
+        return (
+            self._applied(self.state.d, d_gradients, d_metrics),
+            self._applied(self.state.g, g_gradients, g_metrics),
+        )
+
+    def _applied(self, updater: Updater, gradients, metrics):
+        """Updates a network; returns the metrics with the share of the gradients' norm."""
+        norm = updater.apply(gradients)  # the same on every replica
+        return tf.concat([metrics, [norm / self.num_replicas]], 0)
 
     def _accumulate(self, gradients_of: Callable, batch: tuple, draws: Draws):
         """Sums what `gradients_of` returns for the micro-batches of the replica's rows."""
@@ -263,7 +268,8 @@ class Step:
             level = tf.maximum(0.0, 1.0 - seen / (1000.0 * self.config.noise_decay_kimg))
         return Draws(
             seed=self.config.seed,
-            step=self.state.images // self.config.batch_size,
+            step=self.state.images // self.config.batch_size
+            + AFTER_ROLLBACK * self.state.rollbacks,
             batch_size=self.config.batch_size,
             first_row=replica_index() * rows,
             rows=rows,
@@ -286,41 +292,3 @@ class Step:
 def real_batches_per_step(config: Config) -> int:
     """How many real batches a step takes from the data."""
     return 1 if config.repeat_reals else config.d_steps
-
-
-def make_advance(
-    config: Config, runtime: Runtime, state: TrainState, classes: int, batches
-) -> Advance:
-    """Compiles the step.
-
-    Args:
-      config, runtime, state: the run's.
-      classes: classes of the data.
-      batches: an iterator over the replicas' real batches, a step each.
-
-    Returns:
-      A function of a number of steps that trains so many and returns their metrics,
-      [steps, M] float32.
-    """
-    step = Step(config, state, classes, runtime.num_replicas)
-    width = len(metric_names(runtime.precision))
-
-    @tf.function(input_signature=[tf.TensorSpec([], tf.int32)])
-    def advance(steps: tf.Tensor) -> tf.Tensor:
-        rows = tf.TensorArray(tf.float32, size=steps, element_shape=[width])
-        for k in tf.range(steps):
-            rows = rows.write(k, runtime.run(step, *next(batches)))
-            state.images.assign_add(config.batch_size)
-        return rows.stack()
-
-    def advance_within_memory(steps: int) -> np.ndarray:
-        try:
-            return advance(tf.constant(steps, tf.int32)).numpy()
-        except tf.errors.ResourceExhaustedError as error:
-            at_once = config.batch_per_replica or config.batch_size // runtime.num_replicas
-            raise UsageError(
-                f"The device's memory is too small for {at_once} images at once: lower "
-                "--batch_per_replica (the result stays the same) or --batch_size."
-            ) from error
-
-    return advance_within_memory

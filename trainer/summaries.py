@@ -5,8 +5,10 @@ interrupted, and no line crosses the edge of an epoch, so that the means of an e
 are means of its lines.
 """
 
+import contextlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,14 +19,17 @@ from PIL import Image
 
 from trainer import console
 from trainer.console import Console
-from trainer.errors import DivergedError
 from trainer.events import EventWriter
-from trainer.files import write_text
+from trainer.files import LineFile, write_text
 from trainer.loop import Trained
 
 log = logging.getLogger(__name__)
 
-SCALARS = ("images_per_sec", "d_loss", "g_loss", "d_acc", "d_real_acc", "d_fake_acc", "g_acc")
+SCALARS = (
+    "images_per_sec", "d_loss", "g_loss", "d_acc", "d_real_acc", "d_fake_acc", "g_acc",
+    "d_grad_norm", "g_grad_norm",
+)  # fmt: skip
+EXTRAS = ("collapse", "rollbacks", "failed_saves")  # these go on when a run does
 
 
 class Recorder:
@@ -42,6 +47,7 @@ class Recorder:
         every_steps: int,
         memory: Callable[[], dict[str, float]],
         terminal: Console,
+        written: Callable[[dict[str, Any]], None] = lambda line: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Opens the record and cuts off what a resumed run will do again.
@@ -56,31 +62,31 @@ class Recorder:
           every_steps: pace of lines of metrics.jsonl; 0 for by time only.
           memory: peak memory in GiB by device.
           terminal: where progress goes.
+          written: called with each line of metrics.jsonl.
           clock: seconds since 1970.
         """
         self.steps = steps
+        self._written: Callable[[dict[str, Any]], None] = written
         self._names, self._batch_size, self._epoch_size = names, batch_size, epoch_size
         self._every_secs, self._every_steps = every_secs, every_steps
         self._memory, self._console, self._clock = memory, terminal, clock
         self._path = run_dir / "metrics.jsonl"
         kept = self._cut(steps.start)
+        last = kept[-1] if kept else {}
+        # What further stands in each line.
+        self.extras: dict[str, float] = {name: last[name] for name in EXTRAS if name in last}
         self._epoch_lines = [r for r in kept if r["epoch"] == self._epoch_of(steps.start + 1)]
-        self._file = open(self._path, "a", encoding="utf-8")
+        self._file = LineFile(self._path)
         self._events = EventWriter(run_dir / "tensorboard")
         self._step = steps.start
         self._rows: list[np.ndarray] = []
         self._secs = 0.0
         self._pace = 0.0  # seconds per step, lately
-        self._last: dict[str, Any] = kept[-1] if kept else {}
+        self._last: dict[str, Any] = last
         self._shown = self._epoch_shown = clock()
 
     def observe(self, trained: Trained) -> None:
-        """Takes in a call, and writes the lines that are due.
-
-        Raises:
-          DivergedError: if a metric is not finite.
-        """
-        check_finite(trained, self._names)
+        """Takes in a call, and writes the lines that are due."""
         per_step = trained.secs / len(trained.rows)
         self._pace = per_step if not self._pace else 0.8 * self._pace + 0.2 * per_step
         for row in trained.rows:
@@ -98,7 +104,11 @@ class Recorder:
         self._draw_bar()
 
     def flush(self) -> None:
-        """Writes the line that is begun, so that a checkpoint and the record agree."""
+        """Writes the line that is begun, so that a checkpoint and the record agree.
+
+        Raises:
+          OSError: if the disk takes no more; the lines wait.
+        """
         self._write_line()
         self._file.flush()
         self._events.flush()
@@ -112,6 +122,8 @@ class Recorder:
         if self._rows:
             self._show()
         self._console.end_bar()
+        with contextlib.suppress(OSError):
+            self._file.flush()
         self._file.close()
         self._events.close()
 
@@ -119,14 +131,28 @@ class Recorder:
         """Drops lines beyond `first_step`, and one torn by a kill; returns the others."""
         if not self._path.exists():
             return []
-        records = []
-        for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if not line.endswith("\n") or json.loads(line)["step"] > first_step:
+        records: list[dict[str, Any]] = []
+        for line in self._path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
                 break
-            records.append(json.loads(line))
+            try:
+                record = json.loads(line)
+                if record["step"] > first_step:
+                    break
+            except (ValueError, TypeError, KeyError):
+                self._keep_aside(len(records))
+                break
+            records.append(record)
         text = "".join(json.dumps(record) + "\n" for record in records)
         write_text(self._path, text)
         return records
+
+    def _keep_aside(self, lines: int) -> None:
+        number = 1
+        while (copy := self._path.with_name(f"{self._path.name}.damaged-{number}")).exists():
+            number += 1
+        shutil.copyfile(self._path, copy)
+        log.warning("%s is damaged after line %d: kept as %s.", self._path, lines, copy.name)
 
     def _epoch_of(self, step: int) -> int:
         """The epoch, from 0, that the last image of a step belongs to."""
@@ -135,9 +161,13 @@ class Recorder:
     def _write_line(self) -> None:
         if not self._rows:
             return
-        means = dict(
-            zip(self._names, np.stack(self._rows).astype(np.float64).mean(0).tolist(), strict=True)
-        )
+        columns = np.stack(self._rows, axis=1).astype(np.float64)
+        # In float16 an update whose gradients overflow is skipped: it has no norm.
+        finite = (column[np.isfinite(column)] for column in columns)
+        means: dict[str, Any] = {
+            name: float(column.mean()) if len(column) else None
+            for name, column in zip(self._names, finite, strict=True)
+        }
         means["d_acc"] = 0.5 * (means["d_real_acc"] + means["d_fake_acc"])
         record = {
             "step": self._step,
@@ -147,18 +177,21 @@ class Recorder:
             "secs": self._secs,
             "images_per_sec": len(self._rows) * self._batch_size / max(self._secs, 1e-9),
             **means,
+            **self.extras,
             "memory_gib": self._memory(),
             "time": self._clock(),
         }
-        self._file.write(json.dumps(record) + "\n")
+        self._file.add(json.dumps(record))
         self._epoch_lines.append(record)
         self._last, self._rows, self._secs = record, [], 0.0
+        self._written(record)
 
     def _show(self) -> None:
         """Puts the newest line on the console and into TensorBoard."""
         self._write_line()
         self._shown = self._clock()
-        self._file.flush()
+        with contextlib.suppress(OSError):  # a full disk is shown where saves fail
+            self._file.flush()
         if not self._console.has_bar:
             log.info("%s", console.progress(self._last, self._total_kimg, self._secs_left))
         self._scalars("train", self._last, self._last["step"])
@@ -181,7 +214,7 @@ class Recorder:
         self._epoch_shown = self._clock()
         weights = [line["steps"] for line in lines]
         means = {
-            name: float(np.average([line[name] for line in lines], weights=weights))
+            name: float(np.average([line[name] or 0.0 for line in lines], weights=weights))
             for name in SCALARS
         }
         secs = sum(line["secs"] for line in lines)
@@ -189,7 +222,9 @@ class Recorder:
         self._scalars("epoch", means, last["step"])
 
     def _scalars(self, group: str, record: Mapping[str, Any], step: int) -> None:
-        self._events.scalars({f"{group}/{name}": record[name] for name in SCALARS}, step)
+        names = (*SCALARS, *self.extras) if group == "train" else SCALARS
+        shown = {f"{group}/{n}": record[n] for n in names if record.get(n) is not None}
+        self._events.scalars(shown, step)
 
     @property
     def _total_kimg(self) -> float:
@@ -198,16 +233,3 @@ class Recorder:
     @property
     def _secs_left(self) -> float:
         return (self.steps.stop - self._step) * self._pace
-
-
-def check_finite(trained: Trained, names: tuple[str, ...]) -> None:
-    """Raises a DivergedError that names the step if a metric is not finite."""
-    bad = ~np.isfinite(trained.rows)
-    if not bad.any():
-        return
-    row = int(np.argmax(bad.any(1)))
-    what = ", ".join(name for name, is_bad in zip(names, bad[row], strict=True) if is_bad)
-    raise DivergedError(
-        f"Training diverged: {what} not finite at step {trained.first_step + row + 1}. "
-        "Lower --g_lr and --d_lr, or take --precision=float32."
-    )

@@ -1,29 +1,35 @@
 """Puts the parts of a run together and trains it."""
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
+from PIL import Image
 
-from trainer import checkpoint, loop, profiling, runtime, state, step
-from trainer.checkpoint import Checkpoints
+from trainer import announce, loop, profiling, runtime, state, step
+from trainer.advance import Advance, make_advance
+from trainer.checkpoint import Checkpoints, load_networks
 from trainer.config import Config
 from trainer.console import Console
 from trainer.data import pipeline
 from trainer.data.images import ImageSet
-from trainer.errors import CheckpointError, StoppedError
-from trainer.files import write_text
+from trainer.errors import DivergedError, NotFiniteError, StoppedError
+from trainer.files import replacing
 from trainer.rundir import RunDir, provenance
 from trainer.runtime import Runtime
-from trainer.samples import Sampler, SampleSheet, sheet_path, write_gif
+from trainer.samples import Sampler, SampleSheet, last_sheet, save_picture, sheet_path, write_gif
+from trainer.saver import Saver
 from trainer.settings import Duration
 from trainer.signals import TimeLimit
 from trainer.state import TrainState
 from trainer.summaries import Recorder
+from trainer.watch import REMEDY, CollapseWatch
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +40,8 @@ def train(
     *,
     terminal: Console,
     stop_requested: Callable[[], bool],
+    fresh: bool = False,
+    accept_changed_data: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Trains a run to its end, from where its directory says it is.
@@ -43,6 +51,8 @@ def train(
       data: its images.
       terminal: where progress goes.
       stop_requested: whether to save and stop now.
+      fresh: whether to set an old run in the directory aside.
+      accept_changed_data: whether to go on with other images than the run began with.
       clock: seconds, rising, by which --max_hours counts.
 
     Raises:
@@ -53,67 +63,245 @@ def train(
     devices = runtime.start(config)
     with devices.scope():
         variables = state.create(config, data.shape, devices.precision)
-    run_dir.claim(config, data)  # last, so that settings which cannot be leave nothing behind
-    checkpoints = Checkpoints(run_dir.checkpoints, variables.trackables(), config.keep_checkpoints)
-    restored = _begin(config, checkpoints, variables)
+    # Last, so that settings which cannot be leave nothing behind.
+    if fresh:
+        run_dir.set_aside()
+    with run_dir.held() as lock:
+        versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
+        start = provenance(versions, devices.devices, devices.precision)
+        run_dir.claim(config, data, start, accept_changed_data=accept_changed_data)
+        checkpoints = Checkpoints(
+            run_dir.checkpoints,
+            variables.trackables(),
+            keep=config.keep_checkpoints,
+            spare=config.max_failed_saves,
+        )
+        restored = _begin(config, checkpoints, variables)
+        done = variables.steps_done(config.batch_size)
+        last_step = config.length.steps(config.batch_size, len(data))
+        if done >= last_step and run_dir.is_finished(restored):
+            log.info("%s is complete: %d steps. A greater length goes on.", run_dir.path, done)
+            return
+        announce.start(config, devices, variables, data, last_step)
+        saver = Saver(checkpoints, max_failed=config.max_failed_saves, check=lock.check)
+        run = Run(config, data, run_dir, devices, variables, saver, terminal, last_step)
 
-    first_step = int(variables.images.numpy()) // config.batch_size
-    last_step = config.length.steps(config.batch_size, len(data))
-    if first_step >= last_step and run_dir.is_finished(restored):
-        log.info("%s is complete: %d steps. A greater length goes on.", run_dir.path, first_step)
-        return
-    _log_start(config, devices, variables, data, last_step)
-    versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
-    write_text(run_dir.provenance, provenance(versions, devices.devices, devices.precision))
+        def stop_now() -> bool:
+            lock.check()
+            return stop()
 
-    recorder = _recorder(config, data, devices, terminal, range(first_step, last_step))
-    with contextlib.closing(recorder):
-        _train_steps(config, data, devices, variables, checkpoints, recorder, stop)
-    _finish(variables, run_dir)
+        run.train(stop_now, lambda: stop.reason)
+        _finish(variables, run_dir)
+        announce.end(run_dir)
 
 
-def _train_steps(
-    config: Config,
-    data: ImageSet,
-    devices: Runtime,
-    variables: TrainState,
-    checkpoints: Checkpoints,
-    recorder: Recorder,
-    stop: TimeLimit,
-) -> None:
-    """Trains the steps of `recorder`, sampling and saving at their time and at the end.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A run that is ready to train.
 
-    Raises:
-      StoppedError: once an early stop is saved.
+    Attributes:
+      config, data, run_dir: what it is and where.
+      devices, variables: what carries it and what it changes.
+      saver: of its checkpoints.
+      terminal: where progress goes.
+      last_step: steps to have done at the end.
     """
-    sample = _sampling(config, data, variables, recorder)
 
-    def save(done: int) -> None:
-        recorder.flush()  # first, so that the record covers what the checkpoint holds
-        checkpoints.save(done)
+    config: Config
+    data: ImageSet
+    run_dir: RunDir
+    devices: Runtime
+    variables: TrainState
+    saver: Saver
+    terminal: Console
+    last_step: int
 
-    def every(period: Duration, action: Callable[[int], None]) -> loop.Periodic:
-        return loop.Periodic(period.images(config.batch_size, len(data)), action)
+    def train(self, stop: Callable[[], bool], reason: Callable[[], str]) -> None:
+        """Trains to the end, back from the last checkpoint where numbers are not finite.
 
-    steps = recorder.steps
-    plain = _advance(config, devices, variables, data, steps.start)
-    with profiling.traced(plain, Path(config.run_dir) / "tensorboard", config.profile) as advance:
-        done = loop.run(
-            first_step=steps.start,
-            last_step=steps.stop,
-            batch_size=config.batch_size,
-            advance=advance,
-            observe=recorder.observe,
-            periodic=[every(config.sample_every, sample), every(config.checkpoint_every, save)],
-            stop_requested=stop,
+        Args:
+          stop: whether to save and stop now.
+          reason: why, to be read after "Stopped".
+
+        Raises:
+          StoppedError: once an early stop is saved.
+          DivergedError: if training went wrong past its retries.
+        """
+        while True:
+            try:
+                self._train_steps(stop, reason)
+                return
+            except NotFiniteError as error:
+                self._roll_back(error)
+
+    def _train_steps(self, stop: Callable[[], bool], reason: Callable[[], str]) -> None:
+        """Trains from where the variables are, sampling and saving at their time."""
+        watch = CollapseWatch(round(1000 * self.config.collapse_kimg))
+        collapsed: list[str] = []
+
+        def warn(sign: str) -> None:
+            if sign:
+                log.warning("This looks like collapse: %s.", sign)
+                recorder.extras["collapse"] = 1.0
+                collapsed.append(sign)
+
+        def written(line: dict[str, Any]) -> None:
+            warn(watch.judged(round(1000 * line["kimg"]), line["d_acc"]))
+
+        with contextlib.closing(self._recorder(written)) as recorder:
+            sample = self._sampling(
+                recorder, lambda images, share: warn(watch.drawn(images, share))
+            )
+
+            def save(done: int) -> bool:
+                saved = self.saver.save(done, recorder.flush)
+                if not saved:
+                    recorder.extras["failed_saves"] = self.saver.failures
+                return saved
+
+            def stop_or_collapsed() -> bool:
+                return stop() or bool(collapsed and self.config.stop_on_collapse)
+
+            steps = recorder.steps
+            if self.saver.last_step is None:
+                save(steps.start)  # something to go back to, and a sign that the run began
+            done = self._advance_to(steps, sample, save, recorder, stop_or_collapsed)
+            complete = done == steps.stop
+            saved = save(done) or (complete and save(done))
+            if not complete and collapsed and self.config.stop_on_collapse:
+                raise DivergedError(f"Collapsed by step {done}: {collapsed[-1]}.")
+            if not complete:
+                what = (
+                    f"{done} of {steps.stop} steps, which are saved in {self.run_dir.checkpoints}"
+                )
+                if not saved:
+                    what = f"{done} of {steps.stop} steps, which could not be saved"
+                raise StoppedError(f"Stopped {reason()} after {what}. {self.saver.last_good}")
+            sample(done)
+
+    def _advance_to(
+        self,
+        steps: range,
+        sample: Callable[[int], None],
+        save: Callable[[int], bool],
+        recorder: Recorder,
+        stop: Callable[[], bool],
+    ) -> int:
+        """Trains these steps, or fewer where it is to stop; returns the steps done."""
+
+        def every(period: Duration, action: Callable[[int], Any]) -> loop.Periodic:
+            return loop.Periodic(period.images(self.config.batch_size, len(self.data)), action)
+
+        folder = self.run_dir.path / "tensorboard"
+        with profiling.traced(self._advance(), folder, self.config.profile) as advance:
+            return loop.run(
+                first_step=steps.start,
+                last_step=steps.stop,
+                batch_size=self.config.batch_size,
+                advance=advance,
+                observe=recorder.observe,
+                periodic=[
+                    every(self.config.sample_every, sample),
+                    every(self.config.checkpoint_every, save),
+                ],
+                stop_requested=stop,
+            )
+
+    def _roll_back(self, error: NotFiniteError) -> None:
+        """Goes back to the newest checkpoint, and on from there with other noise.
+
+        Raises:
+          DivergedError: if that was done often enough.
+        """
+        rollbacks = int(self.variables.rollbacks.numpy()) + 1
+        if rollbacks > self.config.max_rollbacks:
+            tried = f", after {rollbacks - 1} rollbacks" if rollbacks > 1 else ""
+            raise DivergedError(f"Training diverged: {error}{tried}. {REMEDY}")
+        path = self.saver.restore_newest()
+        self.variables.rollbacks.assign(rollbacks)
+        log.warning(
+            "Training diverged: %s. Back to %s, with other noise (rollback %d of %d).",
+            error,
+            path,
+            rollbacks,
+            self.config.max_rollbacks,
         )
-    save(done)
-    if done < steps.stop:
-        raise StoppedError(
-            f"Stopped {stop.reason} after {done} of {steps.stop} steps, which are saved in "
-            f"{checkpoints.folder}. The same command goes on."
+
+    def _recorder(self, written: Callable[[dict[str, Any]], None]) -> Recorder:
+        """The record from the steps that are done on."""
+        recorder = Recorder(
+            self.run_dir.path,
+            names=step.metric_names(self.devices.precision),
+            steps=range(self.variables.steps_done(self.config.batch_size), self.last_step),
+            batch_size=self.config.batch_size,
+            epoch_size=len(self.data),
+            every_secs=self.config.log_every_secs,
+            every_steps=self.config.log_every_steps,
+            memory=self.devices.memory,
+            terminal=self.terminal,
+            written=written,
         )
-    sample(done)
+        if rollbacks := int(self.variables.rollbacks.numpy()):
+            recorder.extras["rollbacks"] = rollbacks
+        return recorder
+
+    def _sampling(
+        self, recorder: Recorder, drawn: Callable[[int, float], None]
+    ) -> Callable[[int], None]:
+        """Draws the grids of reals and of first fakes that lack; returns what draws others.
+
+        Args:
+          recorder: shows them, too.
+          drawn: told after how many images a grid was drawn, and how much its images
+            vary, as a share of what reals do.
+        """
+        sheet = SampleSheet(self.config, self.data.shape.classes)
+        sampler = Sampler(self.config, self.variables.drawing)
+        reals = sheet.reals(self.data)
+        variety = sheet.diversity(reals)
+
+        def look(picture: Image.Image, images: int) -> None:
+            if variety:
+                share = sheet.diversity(picture) / variety
+                recorder.extras["sample_diversity"] = share
+                drawn(images, share)
+
+        def sample(done: int) -> None:
+            images = done * self.config.batch_size
+            picture = sheet.fakes(sampler)
+            save_picture(picture, sheet_path(self.run_dir.samples, images / 1000))
+            recorder.image("fakes", picture, done)
+            look(picture, images)
+
+        if not self.run_dir.reals.exists():
+            save_picture(reals, self.run_dir.reals)
+            recorder.image("reals", reals, 0)
+        done = recorder.steps.start
+        if not done:
+            sample(0)
+        elif path := last_sheet(self.run_dir.samples, done * self.config.batch_size / 1000):
+            with contextlib.suppress(OSError, ValueError), Image.open(path) as picture:
+                look(picture, done * self.config.batch_size)  # as if there had been no break
+        return sample
+
+    def _advance(self) -> Advance:
+        """The compiled step on its data, from the steps that are done on."""
+        config = self.config
+
+        def batches(replicas: range) -> tf.data.Dataset:
+            return pipeline.batches(
+                self.data,
+                seed=config.seed,
+                first_step=self.variables.steps_done(config.batch_size),
+                batch_size=config.batch_size,
+                batches_per_step=step.real_batches_per_step(config),
+                replicas=replicas,
+                num_replicas=self.devices.num_replicas,
+            )
+
+        iterator = self.devices.distribute(batches)
+        classes = self.data.shape.classes
+        return make_advance(config, self.devices, self.variables, classes, iterator)
 
 
 def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> Path | None:
@@ -123,150 +311,16 @@ def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> P
         log.info("Resuming from %s", restored)
     elif config.init_from:
         source = RunDir(Path(config.init_from))
-        load_networks(source, variables.networks())
+        source.read_config()
+        load_networks(source.checkpoints, variables.networks())
         log.info("Starting from the networks of %s", source.path)
     return restored
 
 
-def load_networks(run_dir: RunDir, networks: dict[str, keras.Model]) -> Path:
-    """Reads networks, by their names in checkpoints, from a run's newest checkpoint.
-
-    Raises:
-      UsageError: if `run_dir` is no run.
-      CheckpointError: if it has no checkpoint that holds such networks.
-    """
-    run_dir.read_config()
-    paths = checkpoint.found(run_dir.checkpoints)
-    if not paths:
-        raise CheckpointError(f"{run_dir.path} has no checkpoint yet.")
-    try:
-        checkpoint.restore(tf.train.Checkpoint(**networks), paths[0], partial=True)
-    except checkpoint.UNREADABLE as error:
-        raise CheckpointError(
-            f"{paths[0]} does not fit the networks asked for, or is damaged "
-            f"({checkpoint.first_line(error)})."
-        ) from None
-    return paths[0]
-
-
-def _log_start(
-    config: Config, devices: Runtime, variables: TrainState, data: ImageSet, last_step: int
-) -> None:
-    log.info(
-        "Recipe %s on %s: %s images %dx%dx%d, %d classes%s",
-        config.recipe,
-        config.dataset,
-        f"{len(data):,}",
-        data.shape.size,
-        data.shape.size,
-        data.shape.channels,
-        data.shape.classes,
-        ", conditional" if config.conditional else "",
-    )
-    log.info(
-        "Generator of %s weights, discriminator of %s",
-        f"{variables.generator.count_params():,}",
-        f"{variables.discriminator.count_params():,}",
-    )
-    kind = devices.devices[0].partition(":")[0]
-    log.info(
-        "Devices: %s (%s), %s%s",
-        ", ".join(devices.devices),
-        "no GPU in use" if kind == "CPU" else f"{len(devices.devices)} GPU in use",
-        devices.precision,
-        ", deterministic" if devices.deterministic else "",
-    )
-    share = config.batch_size // devices.num_replicas
-    if 0 < config.batch_per_replica < share:
-        log.info(
-            "Accumulating %d micro-batches of %d images a device: batch norm, where there is "
-            "one, sees those alone",
-            share // config.batch_per_replica,
-            config.batch_per_replica,
-        )
-    images = last_step * config.batch_size
-    log.info(
-        "Length: %s = %s steps of %d images = %.6g kimg = %.4g epochs",
-        config.length,
-        f"{last_step:,}",
-        config.batch_size,
-        images / 1000,
-        images / len(data),
-    )
-    log.info("Run directory: %s", config.run_dir)
-
-
-def _recorder(
-    config: Config, data: ImageSet, devices: Runtime, terminal: Console, steps: range
-) -> Recorder:
-    """The record of the `steps` to train."""
-    return Recorder(
-        Path(config.run_dir),
-        names=step.metric_names(devices.precision),
-        steps=steps,
-        batch_size=config.batch_size,
-        epoch_size=len(data),
-        every_secs=config.log_every_secs,
-        every_steps=config.log_every_steps,
-        memory=devices.memory,
-        terminal=terminal,
-    )
-
-
-def _sampling(
-    config: Config, data: ImageSet, variables: TrainState, recorder: Recorder
-) -> Callable[[int], None]:
-    """Draws the grids of reals and of first fakes that lack; returns what draws others."""
-    sheet = SampleSheet(config, data.shape.classes)
-    sampler = Sampler(config, variables.drawing)
-    run_dir = RunDir(Path(config.run_dir))
-
-    def sample(done: int) -> None:
-        picture = sheet.fakes(sampler)
-        picture.save(sheet_path(run_dir.samples, done * config.batch_size / 1000))
-        recorder.image("fakes", picture, done)
-
-    if not run_dir.reals.exists():
-        reals = sheet.reals(data)
-        reals.save(run_dir.reals)
-        recorder.image("reals", reals, 0)
-    if not int(variables.images.numpy()):
-        sample(0)
-    return sample
-
-
-def _advance(
-    config: Config, devices: Runtime, variables: TrainState, data: ImageSet, first_step: int
-) -> step.Advance:
-    """The compiled step on its data, from `first_step` on."""
-
-    def batches(replicas: range) -> tf.data.Dataset:
-        return pipeline.batches(
-            data,
-            seed=config.seed,
-            first_step=first_step,
-            batch_size=config.batch_size,
-            batches_per_step=step.real_batches_per_step(config),
-            replicas=replicas,
-            num_replicas=devices.num_replicas,
-        )
-
-    iterator = devices.distribute(batches)
-    return step.make_advance(config, devices, variables, data.shape.classes, iterator)
-
-
 def _finish(variables: TrainState, run_dir: RunDir) -> None:
-    """Saves the generator alone, makes the GIF and names what was written."""
-    variables.drawing.save(run_dir.generator)
-    frames = write_gif(run_dir.samples, run_dir.gif)
-    newest = max(run_dir.samples.glob("fakes-*.png"))
-    for what, path in (
-        ("Samples", newest),
-        (f"GIF of {frames} grids", run_dir.gif),
-        ("Reals", run_dir.reals),
-        ("Generator", run_dir.generator),
-        ("Checkpoints", run_dir.checkpoints),
-        ("Metrics", run_dir.path / "metrics.jsonl"),
-        ("TensorBoard", run_dir.path / "tensorboard"),
-    ):
-        log.info("%-16s%s", what, path)
+    """Makes the GIF and saves the generator alone."""
+    with run_dir.writing():
+        write_gif(run_dir.samples, run_dir.gif)
+        # Last: it is the sign that the run is complete.
+        with replacing(run_dir.generator) as scratch:
+            variables.drawing.save(scratch)

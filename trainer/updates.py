@@ -73,22 +73,25 @@ class Updater:
         # A scale of the loss is one of the gradient that starts the backward pass.
         return tape.gradient(loss, self.weights, output_gradients=self.scale.value)
 
-    def apply(self, gradients: list[tf.Tensor]) -> None:
+    def apply(self, gradients: list[tf.Tensor]) -> tf.Tensor:
         """Updates the network by gradients that `gradients` made, summed over replicas.
 
-        Where they are scaled and one is not finite on any replica, every replica skips:
-        they all look at the same sum.
+        Where one is not finite on any replica, every replica skips the update: they all
+        look at the same sum.
+
+        Returns:
+          The Euclidean norm of the sum, without the loss scale; not finite if skipped.
         """
         gradients = runtime.sum_over_replicas(gradients)
-        if self.scale is None:
-            self._update(gradients)
-            self.optimizer.iterations.assign_add(1)
-            return
-        gradients = [gradient / self.scale.value for gradient in gradients]
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+        if self.scale is not None:
+            gradients = [gradient / self.scale.value for gradient in gradients]
+        norm = tf.linalg.global_norm(gradients)
+        finite = tf.math.is_finite(norm)
         tf.cond(finite, lambda: self._update(gradients), lambda: False)
         self.optimizer.iterations.assign_add(tf.cast(finite, self.optimizer.iterations.dtype))
-        self.scale.after(finite)
+        if self.scale is not None:
+            self.scale.after(finite)
+        return norm
 
     def _update(self, gradients: list[tf.Tensor]) -> bool:
         rate = self.optimizer.learning_rate

@@ -6,6 +6,7 @@ from trainer import flags, startup
 from trainer.console import Console, log_to
 from trainer.errors import UsageError
 from trainer.rundir import RunDir
+from trainer.signals import StopRequest
 
 SUMMARY = """Writes the generator that a run draws from, as of its newest checkpoint, into a folder:
 generator.keras and saved_model/ with the signature serving_default (latents and, if the run
@@ -13,7 +14,7 @@ is conditional, labels -> images uint8 [N, H, W, C]).  Both are loaded again and
 bytes that the run draws."""
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those behind its name."""
     line = flags.CommandLine("export", SUMMARY)
     line.text("run_dir", "the run to export")

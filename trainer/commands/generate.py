@@ -8,6 +8,7 @@ from trainer.config import Config
 from trainer.console import Console, log_to
 from trainer.errors import UsageError
 from trainer.rundir import RunDir
+from trainer.signals import StopRequest
 
 SUMMARY = """Draws images from a run: into one picture (--out=FILE.png), a folder of pictures
 (--out=DIR) or arrays (--out=FILE.npz: images uint8 [N, H, W, C], labels int [N])."""
@@ -15,7 +16,7 @@ SUMMARY = """Draws images from a run: into one picture (--out=FILE.png), a folde
 log = logging.getLogger(__name__)
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those behind its name."""
     line = flags.CommandLine("generate", SUMMARY)
     line.text("run_dir", "the run to draw from")

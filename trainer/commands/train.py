@@ -1,22 +1,24 @@
 """`train`: a recipe on a data set, from where the run directory says it is."""
 
-from pathlib import Path
-
 from trainer import flags, startup
 from trainer.console import Console, log_to
 from trainer.data import sources
 from trainer.errors import StoppedError
-from trainer.rundir import RunDir
 from trainer.signals import StopRequest
 
 SUMMARY = "Trains a recipe on a data set.  The same command again goes on where it stopped."
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: list[str], stop_requested: StopRequest) -> None:
     """Runs the command; `arguments` are those behind its name."""
     line = flags.CommandLine("train", SUMMARY)
     line.boolean("dry_run", "print the resolved configuration as JSON and stop", default=False)
     line.boolean("fresh", "set an old run in the run directory aside and start anew", default=False)
+    line.boolean(
+        "accept_changed_data",
+        "go on although the data set gained or lost images since the run began",
+        default=False,
+    )
     flags.define_settings(line)
     values = line.parse(arguments)
     config = flags.config_from_flags(values)
@@ -24,7 +26,7 @@ def run(arguments: list[str]) -> None:
         print(config.to_json(), end="")
         return
 
-    stop_requested = StopRequest()
+    stop_requested.answer()
     terminal = Console()
     log_to(terminal)
 
@@ -38,9 +40,14 @@ def run(arguments: list[str]) -> None:
     finally:
         terminal.end_bar()
     config = sources.settle(config, data, asked=values["conditional"] is not None)
-    if values["fresh"]:
-        RunDir(Path(config.run_dir)).set_aside()
     with startup.quiet():
         from trainer.train import train  # late: TensorFlow takes seconds to import
 
-    train(config, data, terminal=terminal, stop_requested=stop_requested)
+    train(
+        config,
+        data,
+        terminal=terminal,
+        stop_requested=stop_requested,
+        fresh=values["fresh"],
+        accept_changed_data=values["accept_changed_data"],
+    )

@@ -10,6 +10,7 @@ RECIPE = Recipe(
         initializer="orthogonal",
         d_norm="batch",
         d_activation="relu",
+        bn_momentum=0.9,  # PyTorch's default, which it writes as 0.1
     ),
     loop=dict(
         horizontal_flip=True,

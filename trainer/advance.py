@@ -1,0 +1,70 @@
+"""Many steps of training per call of the device."""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.config import Config
+from trainer.errors import NotFiniteError, UsageError
+from trainer.runtime import Runtime
+from trainer.state import TrainState
+from trainer.step import Step, metric_names
+from trainer.watch import check_finite
+
+Advance = Callable[[int], np.ndarray]
+
+
+def make_advance(
+    config: Config, runtime: Runtime, state: TrainState, classes: int, batches
+) -> Advance:
+    """Compiles the step.
+
+    Args:
+      config, runtime, state: the run's.
+      classes: classes of the data.
+      batches: an iterator over the replicas' real batches, a step each.
+
+    Returns:
+      A function of a number of steps that trains so many and returns their metrics,
+      [steps, M] float32.  It raises a NotFiniteError where these, or the networks after
+      the last step, hold a value that is not finite.
+    """
+    step = Step(config, state, classes, runtime.num_replicas)
+    names = metric_names(runtime.precision)
+    networks = state.networks()
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int32)])
+    def advance(steps: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        rows = tf.TensorArray(tf.float32, size=steps, element_shape=[len(names)])
+        for k in tf.range(steps):
+            rows = rows.write(k, runtime.run(step, *next(batches)))
+            state.images.assign_add(config.batch_size)
+        # A call is many steps: to read all weights once in it costs next to nothing.
+        return rows.stack(), [_is_finite(network.variables) for network in networks.values()]
+
+    def checked(steps: int) -> np.ndarray:
+        first_step = state.steps_done(config.batch_size)
+        try:
+            rows, finite = advance(tf.constant(steps, tf.int32))
+        except tf.errors.ResourceExhaustedError as error:
+            at_once = config.batch_per_replica or config.batch_size // runtime.num_replicas
+            raise UsageError(
+                f"The device's memory is too small for {at_once} images at once: lower "
+                "--batch_per_replica (the result stays the same) or --batch_size."
+            ) from error
+        check_finite(rows.numpy(), names, first_step)
+        bad = [name for name, is_finite in zip(networks, finite, strict=True) if not is_finite]
+        if bad:
+            raise NotFiniteError(
+                f"Weights of {', '.join(bad)} not finite in steps {first_step + 1} to "
+                f"{first_step + steps}"
+            )
+        return rows.numpy()
+
+    return checked
+
+
+def _is_finite(variables) -> tf.Tensor:
+    floats = [variable.value for variable in variables if variable.dtype.startswith("float")]
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in floats])

@@ -1,0 +1,43 @@
+"""Which settings make no sense together, and which may not change while a run goes on."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from trainer.errors import UsageError
+
+if TYPE_CHECKING:
+    from trainer.config import Config
+
+
+def check_together(config: "Config") -> None:
+    """Raises a UsageError that names settings which make no sense together."""
+    if config.simultaneous and (config.d_steps > 1 or config.d_update == "sequential"):
+        raise UsageError(
+            "--simultaneous needs one discriminator update per step: "
+            f"not --d_steps={config.d_steps} --d_update={config.d_update}."
+        )
+    if config.gradient_penalty and config.d_norm == "batch":
+        raise UsageError(
+            "--gradient_penalty is of single images, which --d_norm=batch mixes: take "
+            "--d_norm=layer, instance or none."
+        )
+    if config.gradient_penalty and config.d_update == "sequential":
+        raise UsageError(
+            "--gradient_penalty needs reals and fakes in one update: take --d_update=separate "
+            "or joint, not sequential."
+        )
+    for name in ("g_lr", "d_lr"):
+        schedule = getattr(config, f"{name}_schedule")
+        if schedule in ("linear", "cosine") and not config.lr_decay_kimg:
+            raise UsageError(f"--{name}_schedule={schedule} needs --lr_decay_kimg.")
+        if schedule == "inverse_time" and not getattr(config, f"{name}_decay_per_kimg"):
+            raise UsageError(f"--{name}_schedule=inverse_time needs --{name}_decay_per_kimg.")
+
+
+def frozen_differences(old: "Config", new: "Config") -> list[str]:
+    """Settings that differ and may not when a run goes on, as "name: old -> new"."""
+    return [
+        f"{f.name}: {getattr(old, f.name)} -> {getattr(new, f.name)}"
+        for f in dataclasses.fields(old)
+        if not f.metadata["may_change"] and getattr(old, f.name) != getattr(new, f.name)
+    ]
