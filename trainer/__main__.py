@@ -1,8 +1,11 @@
 """`python -m trainer COMMAND [--flags]`."""
 
 import importlib
+import logging
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from trainer.errors import ExitCode, HelpRequested, TrainerError, one_of
 from trainer.signals import StopRequest
@@ -44,5 +47,17 @@ def _usage() -> str:
     return "\n".join(lines)
 
 
+def run_and_end(arguments: Sequence[str]) -> NoReturn:
+    """Runs a command and ends the process with its exit code.
+
+    At once: TensorFlow's own end would wait for other machines, which may have gone.
+    """
+    code = main(arguments)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_and_end(sys.argv[1:])

@@ -182,6 +182,12 @@ class Config:
         "auto, gpu, gpu:0,1 (those two), cpu, or cpu:2 (two logical devices)",
         may_change=True,
     )
+    workers: str = setting(
+        "",
+        "several machines: their addresses as HOST:PORT,HOST:PORT, the first of them the chief; "
+        "job-{0..3}.svc:2222 stands for four; TF_CONFIG in the environment goes before it",
+        may_change=True,
+    )
     deterministic: bool | None = setting(
         None,
         "the same bits in every run on the same hardware; slower on GPUs "
@@ -261,6 +267,11 @@ class Config:
         """The configuration as JSON text, `format_version` first."""
         values = {"format_version": FORMAT_VERSION, **self.as_dict()}
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+    def shared_json(self) -> str:
+        """The settings that must be the same on all machines of a run, as JSON text."""
+        own = ("data_dir", "run_dir", "devices", "workers")
+        return json.dumps({k: v for k, v in self.as_dict().items() if k not in own})
 
     def as_dict(self) -> dict[str, Any]:
         """The settings by name, durations as text."""

@@ -3,8 +3,9 @@
 import contextlib
 import dataclasses
 import logging
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from trainer import announce, loop, profiling, runtime, state, step
 from trainer.advance import Advance, make_advance
 from trainer.checkpoint import Checkpoints, load_networks
+from trainer.cluster import Cluster
 from trainer.config import Config
 from trainer.console import Console
 from trainer.data import pipeline
@@ -40,6 +42,7 @@ def train(
     *,
     terminal: Console,
     stop_requested: Callable[[], bool],
+    cluster: Cluster | None = None,
     fresh: bool = False,
     accept_changed_data: bool = False,
     clock: Callable[[], float] = time.monotonic,
@@ -51,6 +54,7 @@ def train(
       data: its images.
       terminal: where progress goes.
       stop_requested: whether to save and stop now.
+      cluster: the machines that carry the run together, if there are several.
       fresh: whether to set an old run in the directory aside.
       accept_changed_data: whether to go on with other images than the run began with.
       clock: seconds, rising, by which --max_hours counts.
@@ -59,14 +63,12 @@ def train(
       TrainerError: if the run cannot go on; StoppedError once an early stop is saved.
     """
     stop = TimeLimit(config.max_hours, stop_requested, clock)
-    run_dir = RunDir(Path(config.run_dir))
-    devices = runtime.start(config)
+    devices = runtime.start(config, cluster)
     with devices.scope():
         variables = state.create(config, data.shape, devices.precision)
+    devices.check_same(config.shared_json() + data.fingerprint)
     # Last, so that settings which cannot be leave nothing behind.
-    if fresh:
-        run_dir.set_aside()
-    with run_dir.held() as lock:
+    with _run_dir(config, devices, fresh) as run_dir, run_dir.held() as lock:
         versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
         start = provenance(versions, devices.devices, devices.precision)
         run_dir.claim(config, data, start, accept_changed_data=accept_changed_data)
@@ -76,10 +78,12 @@ def train(
             keep=config.keep_checkpoints,
             spare=config.max_failed_saves,
         )
-        restored = _begin(config, checkpoints, variables)
+        restored = _begin(config, checkpoints, variables) if devices.is_chief else None
+        devices.take_from_chief(variables.variables())
         done = variables.steps_done(config.batch_size)
         last_step = config.length.steps(config.batch_size, len(data))
-        if done >= last_step and run_dir.is_finished(restored):
+        finished, _ = devices.agree(int(run_dir.is_finished(restored)), False)
+        if done >= last_step and finished:
             log.info("%s is complete: %d steps. A greater length goes on.", run_dir.path, done)
             return
         announce.start(config, devices, variables, data, last_step)
@@ -91,8 +95,10 @@ def train(
             return stop()
 
         run.train(stop_now, lambda: stop.reason)
-        _finish(variables, run_dir)
-        announce.end(run_dir)
+        if devices.is_chief:
+            _finish(variables, run_dir)
+            announce.end(run_dir)
+        devices.agree(0, False)  # nobody leaves before the chief has written all
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,9 +177,7 @@ class Run:
             if not complete and collapsed and self.config.stop_on_collapse:
                 raise DivergedError(f"Collapsed by step {done}: {collapsed[-1]}.")
             if not complete:
-                what = (
-                    f"{done} of {steps.stop} steps, which are saved in {self.run_dir.checkpoints}"
-                )
+                what = f"{done} of {steps.stop} steps, which are saved in {self.config.run_dir}"
                 if not saved:
                     what = f"{done} of {steps.stop} steps, which could not be saved"
                 raise StoppedError(f"Stopped {reason()} after {what}. {self.saver.last_good}")
@@ -205,6 +209,7 @@ class Run:
                     every(self.config.checkpoint_every, save),
                 ],
                 stop_requested=stop,
+                agree=self.devices.agree,
             )
 
     def _roll_back(self, error: NotFiniteError) -> None:
@@ -218,6 +223,7 @@ class Run:
             tried = f", after {rollbacks - 1} rollbacks" if rollbacks > 1 else ""
             raise DivergedError(f"Training diverged: {error}{tried}. {REMEDY}")
         path = self.saver.restore_newest()
+        self.devices.take_from_chief(self.variables.variables())
         self.variables.rollbacks.assign(rollbacks)
         log.warning(
             "Training diverged: %s. Back to %s, with other noise (rollback %d of %d).",
@@ -302,6 +308,24 @@ class Run:
         iterator = self.devices.distribute(batches)
         classes = self.data.shape.classes
         return make_advance(config, self.devices, self.variables, classes, iterator)
+
+
+@contextlib.contextmanager
+def _run_dir(config: Config, devices: Runtime, fresh: bool) -> Iterator[RunDir]:
+    """The run's directory; for workers but the chief one that vanishes with them.
+
+    So all of them do the same, and only what the chief writes stays.
+    """
+    if devices.is_chief:
+        run_dir = RunDir(Path(config.run_dir))
+        if fresh:
+            run_dir.set_aside()
+        yield run_dir
+        return
+    log.info("Worker %d of %d: what the chief says counts", devices.worker, devices.workers)
+    logging.getLogger("trainer").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory(prefix="gan-trainer-worker-") as folder:
+        yield RunDir(Path(folder))
 
 
 def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> Path | None:

@@ -1,6 +1,8 @@
 """`train`: a recipe on a data set, from where the run directory says it is."""
 
-from trainer import flags, startup
+import os
+
+from trainer import cluster, flags, startup
 from trainer.console import Console, log_to
 from trainer.data import sources
 from trainer.errors import StoppedError
@@ -19,6 +21,10 @@ def run(arguments: list[str], stop_requested: StopRequest) -> None:
         "go on although the data set gained or lost images since the run began",
         default=False,
     )
+    line.integer(
+        "worker_index",
+        "which of --workers this machine is, from 0 on (default: $JOB_COMPLETION_INDEX)",
+    )
     flags.define_settings(line)
     values = line.parse(arguments)
     config = flags.config_from_flags(values)
@@ -26,6 +32,7 @@ def run(arguments: list[str], stop_requested: StopRequest) -> None:
         print(config.to_json(), end="")
         return
 
+    machines = cluster.find(config.workers, values["worker_index"], os.environ)
     stop_requested.answer()
     terminal = Console()
     log_to(terminal)
@@ -48,6 +55,7 @@ def run(arguments: list[str], stop_requested: StopRequest) -> None:
         data,
         terminal=terminal,
         stop_requested=stop_requested,
+        cluster=machines,
         fresh=values["fresh"],
         accept_changed_data=values["accept_changed_data"],
     )
