@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from trainer.console import report
 from trainer.errors import ExitCode, HelpRequested, TrainerError, one_of
 from trainer.signals import StopRequest
 
@@ -14,6 +15,7 @@ COMMANDS = {
     "train": "train a recipe on a data set; the same command again goes on",
     "generate": "draw images from a run",
     "export": "write a run's generator for use without this package",
+    "status": "show where a run is",
     "doctor": "show what this machine has, and what keeps TensorFlow from its GPUs",
 }
 
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         print(request)
     except TrainerError as error:
         line = " ".join(str(error).splitlines())  # names that a user gives may hold anything
-        print(f"{_label(error)}{line}", file=sys.stderr)
+        report(f"{_label(error)}{line}", error.exit_code)
         return error.exit_code
     return ExitCode.OK
 

@@ -244,6 +244,20 @@ class Config:
     log_every_steps: int = setting(
         0, "steps between lines of metrics.jsonl; 0: only by time", low=0, may_change=True
     )
+    log_format: str = setting(
+        "text",
+        "lines for people, or JSON objects as Cloud Logging reads them",
+        choices=("text", "json"),
+        may_change=True,
+    )
+    heartbeat: str = setting(
+        "",
+        "file that the training loop writes every second or so, for `doctor --liveness`",
+        may_change=True,
+    )
+    metrics_port: int = setting(
+        0, "port of a Prometheus endpoint; 0: none", low=0, high=65535, may_change=True
+    )
     max_hours: float = setting(
         0.0,
         "save and stop with exit code 42 after so many hours of this process; 0: no limit",
@@ -270,7 +284,7 @@ class Config:
 
     def shared_json(self) -> str:
         """The settings that must be the same on all machines of a run, as JSON text."""
-        own = ("data_dir", "run_dir", "devices", "workers")
+        own = ("data_dir", "run_dir", "devices", "workers", "heartbeat", "metrics_port")
         return json.dumps({k: v for k, v in self.as_dict().items() if k not in own})
 
     def as_dict(self) -> dict[str, Any]:

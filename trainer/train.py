@@ -23,6 +23,7 @@ from trainer.data import pipeline
 from trainer.data.images import ImageSet
 from trainer.errors import DivergedError, NotFiniteError, StoppedError
 from trainer.files import replacing
+from trainer.heartbeat import Heartbeat
 from trainer.rundir import RunDir, provenance
 from trainer.runtime import Runtime
 from trainer.samples import Sampler, SampleSheet, last_sheet, save_picture, sheet_path, write_gif
@@ -31,6 +32,7 @@ from trainer.settings import Duration
 from trainer.signals import TimeLimit
 from trainer.state import TrainState
 from trainer.summaries import Recorder
+from trainer.telemetry import Telemetry
 from trainer.watch import REMEDY, CollapseWatch
 
 log = logging.getLogger(__name__)
@@ -88,10 +90,16 @@ def train(
             return
         announce.start(config, devices, variables, data, last_step)
         saver = Saver(checkpoints, max_failed=config.max_failed_saves, check=lock.check)
-        run = Run(config, data, run_dir, devices, variables, saver, terminal, last_step)
+        telemetry = Telemetry(
+            config.metrics_port, {"run": config.run_dir, "worker": str(devices.worker)}
+        )
+        telemetry.set("resumes", run_dir.note_start(done))
+        heartbeat = Heartbeat(Path(config.heartbeat) if config.heartbeat else None)
+        run = Run(config, data, run_dir, devices, variables, saver, terminal, telemetry, last_step)
 
         def stop_now() -> bool:
             lock.check()
+            heartbeat.beat(variables.steps_done(config.batch_size))
             return stop()
 
         run.train(stop_now, lambda: stop.reason)
@@ -110,6 +118,7 @@ class Run:
       devices, variables: what carries it and what it changes.
       saver: of its checkpoints.
       terminal: where progress goes.
+      telemetry: where an operator looks.
       last_step: steps to have done at the end.
     """
 
@@ -120,6 +129,7 @@ class Run:
     variables: TrainState
     saver: Saver
     terminal: Console
+    telemetry: Telemetry
     last_step: int
 
     def train(self, stop: Callable[[], bool], reason: Callable[[], str]) -> None:
@@ -152,6 +162,7 @@ class Run:
                 collapsed.append(sign)
 
         def written(line: dict[str, Any]) -> None:
+            self.telemetry.line(line)
             warn(watch.judged(round(1000 * line["kimg"]), line["d_acc"]))
 
         with contextlib.closing(self._recorder(written)) as recorder:
@@ -160,8 +171,11 @@ class Run:
             )
 
             def save(done: int) -> bool:
+                began = time.time()
                 saved = self.saver.save(done, recorder.flush)
-                if not saved:
+                if saved:
+                    self.telemetry.saved(done, time.time() - began)
+                else:
                     recorder.extras["failed_saves"] = self.saver.failures
                 return saved
 

@@ -34,8 +34,10 @@ def run(arguments: list[str], stop_requested: StopRequest) -> None:
 
     machines = cluster.find(config.workers, values["worker_index"], os.environ)
     stop_requested.answer()
-    terminal = Console()
-    log_to(terminal)
+    as_json = config.log_format == "json"
+    terminal = Console(plain=as_json)
+    worker = str(machines.index if machines else 0)
+    log_to(terminal, {"run": config.run_dir, "worker": worker} if as_json else None)
 
     def reading(share: float, what: str) -> None:
         if stop_requested():
