@@ -215,8 +215,10 @@ class Job:
 
     def _here(self, text: str, mounts: dict[str, Path]) -> str:
         """A text of the container, with the paths and names of this machine."""
-        for path in sorted(mounts, key=len, reverse=True):
-            text = re.sub(rf"(?<![\w./:-]){re.escape(path)}(?![\w.-])", str(mounts[path]), text)
+        paths = "|".join(re.escape(path) for path in sorted(mounts, key=len, reverse=True))
+        text = re.sub(
+            rf"(?<![\w./:-])({paths})(?![\w.-])", lambda found: str(mounts[found[1]]), text
+        )
         for name, address in self._hosts.items():
             text = text.replace(name, address)
         return text
