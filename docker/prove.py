@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("buildah", "debootstrap", "unshare", "setpriv", "mount")
 NAMESPACES = ("unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork")
 BASE, IMAGE = "localhost/gan-base", "localhost/gan-trainer-cpu:proof"
+MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 ARGUMENTS = [
     "train",
@@ -84,6 +86,10 @@ def missing() -> str:
     lacking = [tool for tool in TOOLS if not shutil.which(tool)]
     if lacking:
         return f"not installed: {', '.join(lacking)}"
+    try:
+        urllib.request.urlopen(MIRROR, timeout=20).close()
+    except OSError as error:
+        return f"{MIRROR} does not answer ({error})"
     works = subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode == 0
     return "" if works else "no namespaces here"
 
@@ -99,8 +105,7 @@ def make_base(folder: Path) -> None:
     tree = folder / "base"
     if not (tree / "usr/bin/python3.11").exists():
         packages = "python3.11,python3.11-venv,python3-pip,ca-certificates"
-        mirror = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
-        call("debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", tree, mirror)
+        call("debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", tree, MIRROR)
     if CERTIFICATES.exists():
         shutil.copyfile(CERTIFICATES, tree / CERTIFICATES.relative_to("/"))
     names = ("index_url", "extra_index_url", "trusted_host", "timeout")
@@ -199,7 +204,7 @@ def prove(folder: Path, arguments: Sequence[str]) -> None:
         expect("doctor", image.start("doctor"), 0)
         expect("a wrong flag", image.start("train", "--stepz=1"), 64)
 
-        run = image.start(*arguments)
+        run = image.start(*arguments, "--log_every_secs=0.5")
         for _ in range(3):
             run.wait_for("images/s")
         began = time.monotonic()
