@@ -27,7 +27,7 @@ CUDA_PYTHON = libs=$$(ls -d $(VENV)/lib/python*/site-packages/nvidia/*/lib 2>/de
 RUN = -m trainer train --recipe=$(RECIPE) --dataset=$(DATASET) --run_dir="$(RUN_DIR)"
 
 # A setting that was given, as a flag: those of this file are not meant for clusters.
-given = $(if $(filter-out undefined file,$(origin $(1))),--$(2)="$($(1))")
+given = $(if $(findstring command,$(origin $(1))),--$(2)="$($(1))")
 BUILD = $(DOCKER) build --build-arg VERSION=$(VERSION) \
 	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown)
 
@@ -36,7 +36,7 @@ BUILD = $(DOCKER) build --build-arg VERSION=$(VERSION) \
 	image image-cpu requirements k8s-render k8s-submit
 
 help: ## list the commands
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | \
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | \
 		awk -F'\t' '{printf "  make %-14s%s\n", $$1, $$2}'
 	@echo
 	@echo "  settings: RECIPE=dcgan DATASET=digits LENGTH=--kimg=200 RUN_DIR=runs/NAME ARGS=\"--flags\""
@@ -69,7 +69,7 @@ test: $(VENV)/.test ## run the tests (under 10 minutes on 2 cores)
 test-faults: $(VENV)/.test ## kill, starve and crowd real runs (under 30 minutes on 2 cores)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) -m "faults and not marathon" $(ARGS)
 
-lint: $(VENV)/.test ## check style and types
+lint: $(VENV)/.test ## check style, types and Dockerfiles
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
