@@ -1,6 +1,7 @@
-"""Proves the CPU image without a registry: builds it, runs it as a cluster would, stops it.
+"""Proves the images without a registry: builds them, runs them as a cluster would, stops them.
 
-    sudo python3 docker/prove.py WORK_FOLDER [-- trainer arguments]
+    sudo python3 docker/prove.py FOLDER [-- train --flags]    # the CPU image: trains
+    sudo python3 docker/prove.py FOLDER --gpu                 # the GPU image: builds, looks inside
 
 The base is a Debian made by debootstrap, the builder is buildah (`--isolation chroot`), and the
 runtime is the kernel's own: the image's root is mounted read-only in namespaces of its own,
@@ -10,6 +11,7 @@ The build reaches packages as this machine does: pip's settings (PIP_INDEX_URL a
 and certificates are taken from the environment, through the base and not through the Dockerfile.
 """
 
+import argparse
 import json
 import os
 import shlex
@@ -25,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("buildah", "debootstrap", "unshare", "setpriv", "mount")
 NAMESPACES = ("unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork")
-BASE, IMAGE = "localhost/gan-base", "localhost/gan-trainer-cpu:proof"
+BASE = "localhost/gan-base"
 MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 ARGUMENTS = [
@@ -120,19 +122,20 @@ def make_base(folder: Path) -> None:
         call("buildah", "rm", container)
 
 
-def build(dockerfile: str = "docker/Dockerfile.cpu", image: str = IMAGE) -> None:
-    """Builds an image of this project on BASE."""
+def build(dockerfile: str, image: str) -> str:
+    """Builds an image of this project on BASE; returns its name."""
     call(
         *("buildah", "build", "--isolation=chroot", "--layers", "--pull-never", "--quiet"),
         *("--build-arg", f"BASE_IMAGE={BASE}", "--build-arg", "VERSION=proof"),
         *("--file", ROOT / dockerfile, "--tag", image, ROOT),
     )
+    return image
 
 
 class Image:
     """A built image, mounted, with a folder for runs."""
 
-    def __init__(self, folder: Path, image: str = IMAGE) -> None:
+    def __init__(self, folder: Path, image: str) -> None:
         text = call("buildah", "inspect", "--type", "image", image)
         self.config = json.loads(text)["OCIv1"]["config"]
         self._container = call("buildah", "from", "--pull-never", image)
@@ -187,21 +190,10 @@ class Running:
 
 
 def prove(folder: Path, arguments: Sequence[str]) -> None:
-    """Builds, looks inside, trains, stops, goes on, and starts once more."""
-    make_base(folder)
-    build()
-    image = Image(folder)
+    """Builds the CPU image, looks inside, trains, stops, goes on, and starts once more."""
+    image = Image(folder, build("docker/Dockerfile.cpu", "localhost/gan-trainer-cpu:proof"))
     try:
-        print("entry point ", shlex.join(image.config["Entrypoint"]), "as", image.config["User"])
-        look = image.start(entrypoint=["python", "-c", LOOK])
-        expect("a look inside", look, 0)
-        seen = json.loads(look.output)
-        print("inside      ", look.output, end="")
-        none = "0" * 16
-        check(seen["pid"] == 1 and seen["uid"] == seen["gid"] == 10001, "process 1, user 10001")
-        check(seen["capabilities"] == [none] * 3, "no capabilities")
-        check(seen["writable"] == ["/runs", "/tmp", "/dev/shm", "/home/trainer"], "root read-only")
-        expect("doctor", image.start("doctor"), 0)
+        look_inside(image)
         expect("a wrong flag", image.start("train", "--stepz=1"), 64)
 
         run = image.start(*arguments, "--log_every_secs=0.5")
@@ -223,10 +215,34 @@ def prove(folder: Path, arguments: Sequence[str]) -> None:
     print("proven: the image builds, runs without rights on a read-only root, stops and goes on")
 
 
+def prove_gpu(folder: Path) -> None:
+    """Builds the GPU image, which fails if a CUDA library does not load, and looks inside."""
+    image = Image(folder, build("docker/Dockerfile", "localhost/gan-trainer:proof"))
+    try:
+        look_inside(image)
+    finally:
+        image.close()
+    print("proven: the image builds, its CUDA libraries load, and it runs without rights")
+
+
+def look_inside(image: Image) -> None:
+    """Checks what its process is and may, and that TensorFlow is found."""
+    print("entry point  ", shlex.join(image.config["Entrypoint"]), "as", image.config["User"])
+    look = image.start(entrypoint=["python", "-c", LOOK])
+    expect("inside", look, 0)
+    seen = json.loads(look.output)
+    check(seen["pid"] == 1 and seen["uid"] == seen["gid"] == 10001, "process 1, user 10001")
+    check(seen["capabilities"] == ["0" * 16] * 3, "no capabilities")
+    check(seen["writable"] == ["/runs", "/tmp", "/dev/shm", "/home/trainer"], "root read-only")
+    doctor = image.start("doctor")
+    expect("doctor", doctor, 0)
+    print(doctor.output, end="")
+
+
 def expect(what: str, running: Running, code: int) -> None:
     """Raises unless it ends with `code`."""
     got = running.end()
-    print(f"{what:12} exit code {got}; {running.output.strip().splitlines()[-1][:150]}")
+    print(f"{what:13} exit code {got}; {running.output.strip().splitlines()[-1][:300]}")
     check(got == code, f"{what}: exit code {code}:\n{running.output}")
 
 
@@ -238,14 +254,20 @@ def check(condition: bool, what: str) -> None:
 
 def main() -> None:
     """Reads the arguments and says what keeps this machine from it."""
-    given, _, arguments = " ".join(sys.argv[1:]).partition(" -- ")
-    if not given:
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="for the base and the runs; the base is kept")
+    parser.add_argument("--gpu", action="store_true", help="the GPU image instead")
+    parser.add_argument("arguments", nargs="*", default=ARGUMENTS, help="behind --")
+    asked = parser.parse_args()
     if reason := missing():
         sys.exit(f"Cannot prove the image here: {reason}.")
-    folder = Path(given).resolve()
+    folder = asked.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    prove(folder, shlex.split(arguments) or ARGUMENTS)
+    make_base(folder)
+    if asked.gpu:
+        prove_gpu(folder)
+    else:
+        prove(folder, asked.arguments)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import dataclasses
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -248,9 +247,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def stopped_by(pod: Pod) -> str:
-    """The signal's name, where one ended it."""
-    code = pod.exit_code or 0
-    return signal.Signals(code - 128).name if code > 128 else ""
