@@ -13,6 +13,10 @@ ARGS ?=
 LENGTH ?=
 train-gpu: LENGTH ?= $(if $(filter dcgan,$(RECIPE)),--kimg=10000)
 NUM ?= 64
+# Images: the version is their tag. IMAGE names another, with its registry.
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' trainer/__init__.py)
+DOCKER ?= docker
+OVERLAY ?= cpu-smoke
 # Processes that share the tests: building graphs keeps one core busy each.
 WORKERS ?= 2
 
@@ -22,11 +26,17 @@ CUDA_PYTHON = libs=$$(ls -d $(VENV)/lib/python*/site-packages/nvidia/*/lib 2>/de
 
 RUN = -m trainer train --recipe=$(RECIPE) --dataset=$(DATASET) --run_dir="$(RUN_DIR)"
 
+# A setting that was given, as a flag: those of this file are not meant for clusters.
+given = $(if $(findstring command,$(origin $(1))),--$(2)="$($(1))")
+BUILD = $(DOCKER) build --build-arg VERSION=$(VERSION) \
+	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown)
+
 .DEFAULT_GOAL := help
-.PHONY: help train train-gpu generate export doctor tensorboard test test-faults lint clean
+.PHONY: help train train-gpu generate export doctor tensorboard test test-faults lint clean \
+	image image-cpu requirements k8s-render k8s-submit
 
 help: ## list the commands
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | \
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | \
 		awk -F'\t' '{printf "  make %-14s%s\n", $$1, $$2}'
 	@echo
 	@echo "  settings: RECIPE=dcgan DATASET=digits LENGTH=--kimg=200 RUN_DIR=runs/NAME ARGS=\"--flags\""
@@ -59,10 +69,39 @@ test: $(VENV)/.test ## run the tests (under 10 minutes on 2 cores)
 test-faults: $(VENV)/.test ## kill, starve and crowd real runs (under 30 minutes on 2 cores)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) -m "faults and not marathon" $(ARGS)
 
-lint: $(VENV)/.test ## check style and types
+lint: $(VENV)/.test ## check style, types and Dockerfiles
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/hadolint docker/Dockerfile*
+
+image: ## build the image for GPUs
+	$(BUILD) --file docker/Dockerfile --tag $(or $(IMAGE),gan-trainer:$(VERSION)) .
+
+image-cpu: ## build the image for CPUs
+	$(BUILD) --file docker/Dockerfile.cpu --tag $(or $(IMAGE),gan-trainer-cpu:$(VERSION)) .
+
+requirements: $(VENV)/.requirements ## choose the images' packages anew, with their hashes
+	$(call pin,tensorflow-cpu,docker/requirements-cpu.txt)
+	$(call pin,tensorflow[and-cuda],docker/requirements-gpu.txt)
+
+# The packages of setup.py, with TensorFlow as the image needs it.
+pin = sed -n '/install_requires/,/\]/s/.*"\([^"]*\)",$$/\1/p' setup.py | \
+	sed 's/^tensorflow/$(1)/' | $(VENV)/bin/pip-compile --quiet --upgrade --generate-hashes \
+	--allow-unsafe --strip-extras --no-header --no-annotate --no-emit-index-url \
+	--no-emit-find-links --no-emit-trusted-host --output-file $(2) -
+
+k8s-render: ## print the manifests of OVERLAY
+	@kubectl kustomize k8s/overlays/$(OVERLAY)
+
+k8s-submit: ## print a run of OVERLAY as a fresh Job; APPLY=1 applies it
+	@$(PYTHON) k8s/submit.py --overlay=$(OVERLAY) $(foreach c,$(COMPONENTS),--component=$(c)) \
+		$(call given,RECIPE,recipe) $(call given,DATASET,dataset) $(call given,LENGTH,length) \
+		$(call given,NAME,name) $(call given,GPUS,gpus) $(call given,GPU_TYPE,gpu_type) \
+		$(call given,WORKERS,workers) \
+		$(call given,IMAGE,image) $(call given,BUCKET,bucket) \
+		$(call given,SERVICE_ACCOUNT,service_account) \
+		$(foreach flag,$(ARGS),--flag=$(flag)) $(if $(filter 1,$(APPLY)),--apply)
 
 clean: ## remove what make installed and what tools left; runs stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
@@ -77,6 +116,6 @@ $(VENV)/.installed: setup.py
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
-$(VENV)/.gpu $(VENV)/.tensorboard $(VENV)/.test: $(VENV)/.%: $(VENV)/.installed
+$(VENV)/.gpu $(VENV)/.tensorboard $(VENV)/.test $(VENV)/.requirements: $(VENV)/.%: $(VENV)/.installed
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[$*]'
 	touch $@

