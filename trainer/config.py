@@ -35,7 +35,7 @@ class Config:
         "digits",
         "data set: digits, mnist, fashion_mnist or cifar10; or the path of your own pictures: a "
         "folder or .zip (folders train/ and test/ are splits, those below are classes; "
-        "transparency becomes white), or an .npz (x and y, or x_train, y_train, ...)",
+        "transparency becomes white), or an .npz (x and y, or x_train, y_train, ...); also at gs://",
     )
     split: str = setting("train", "images to train on", choices=("train", "test", "all"))
     image_size: int = setting(
@@ -191,9 +191,20 @@ class Config:
 
     # Where and how often.
     data_dir: str = setting(
-        "", "folder that holds the data sets (default: $TRAINER_DATA_DIR)", may_change=True
+        "",
+        "folder that holds the data sets, or gs://BUCKET/PATH (default: $TRAINER_DATA_DIR)",
+        may_change=True,
     )
-    run_dir: str = setting("", "folder of the run (default: runs/RECIPE-DATASET)", may_change=True)
+    run_dir: str = setting(
+        "",
+        "folder of the run, or gs://BUCKET/PATH (default: runs/RECIPE-DATASET)",
+        may_change=True,
+    )
+    scratch_dir: str = setting(
+        "",
+        "folder for the local copy of a run in a bucket (default: in the cache)",
+        may_change=True,
+    )
     checkpoint_every: Duration = setting(
         Duration(50, "kimg"), "how often to save; 0: only at the end", low=0, may_change=True
     )

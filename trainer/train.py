@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from trainer.saver import Saver
 from trainer.settings import Duration
 from trainer.signals import TimeLimit
 from trainer.state import TrainState
+from trainer.storage.place import Place, Uploads, reading
 from trainer.summaries import Recorder
 from trainer.watch import REMEDY, CollapseWatch
 
@@ -40,6 +42,8 @@ def train(
     *,
     terminal: Console,
     stop_requested: Callable[[], bool],
+    place: Place | None = None,
+    secs_left: Callable[[], float] = lambda: math.inf,
     fresh: bool = False,
     accept_changed_data: bool = False,
     clock: Callable[[], float] = time.monotonic,
@@ -51,6 +55,8 @@ def train(
       data: its images.
       terminal: where progress goes.
       stop_requested: whether to save and stop now.
+      place: where it is worked on; by default as the configuration says.
+      secs_left: until the process is ended from outside.
       fresh: whether to set an old run in the directory aside.
       accept_changed_data: whether to go on with other images than the run began with.
       clock: seconds, rising, by which --max_hours counts.
@@ -59,14 +65,18 @@ def train(
       TrainerError: if the run cannot go on; StoppedError once an early stop is saved.
     """
     stop = TimeLimit(config.max_hours, stop_requested, clock)
-    run_dir = RunDir(Path(config.run_dir))
+    place = place or Place(config)
+    run_dir = RunDir(place.folder)
     devices = runtime.start(config)
     with devices.scope():
         variables = state.create(config, data.shape, devices.precision)
     # Last, so that settings which cannot be leave nothing behind.
     if fresh:
         run_dir.set_aside()
-    with run_dir.held() as lock:
+    with (
+        run_dir.held() as lock,
+        place.mirrored(fresh=fresh, secs_left=secs_left) as uploads,
+    ):
         versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
         start = provenance(versions, devices.devices, devices.precision)
         run_dir.claim(config, data, start, accept_changed_data=accept_changed_data)
@@ -83,12 +93,17 @@ def train(
             log.info("%s is complete: %d steps. A greater length goes on.", run_dir.path, done)
             return
         announce.start(config, devices, variables, data, last_step)
-        saver = Saver(checkpoints, max_failed=config.max_failed_saves, check=lock.check)
-        run = Run(config, data, run_dir, devices, variables, saver, terminal, last_step)
+
+        def check() -> None:
+            lock.check()
+            uploads.check()
 
         def stop_now() -> bool:
-            lock.check()
+            check()
             return stop()
+
+        saver = Saver(checkpoints, max_failed=config.max_failed_saves, check=check)
+        run = Run(config, data, run_dir, devices, variables, saver, uploads, terminal, last_step)
 
         run.train(stop_now, lambda: stop.reason)
         _finish(variables, run_dir)
@@ -103,6 +118,7 @@ class Run:
       config, data, run_dir: what it is and where.
       devices, variables: what carries it and what it changes.
       saver: of its checkpoints.
+      uploads: to its bucket, if it has one.
       terminal: where progress goes.
       last_step: steps to have done at the end.
     """
@@ -113,6 +129,7 @@ class Run:
     devices: Runtime
     variables: TrainState
     saver: Saver
+    uploads: Uploads
     terminal: Console
     last_step: int
 
@@ -157,6 +174,9 @@ class Run:
                 saved = self.saver.save(done, recorder.flush)
                 if not saved:
                     recorder.extras["failed_saves"] = self.saver.failures
+                self.uploads.saved()
+                if self.uploads.failures:
+                    recorder.extras["failed_uploads"] = self.uploads.failures
                 return saved
 
             def stop_or_collapsed() -> bool:
@@ -310,7 +330,7 @@ def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> P
     if restored:
         log.info("Resuming from %s", restored)
     elif config.init_from:
-        source = RunDir(Path(config.init_from))
+        source = RunDir(reading(config.init_from, flag="init_from"))
         source.read_config()
         load_networks(source.checkpoints, variables.networks())
         log.info("Starting from the networks of %s", source.path)
