@@ -9,6 +9,7 @@ import email.utils
 import itertools
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -68,8 +69,7 @@ class Server:
         self.generations = itertools.count(1000)
         self.sessions: dict[str, dict] = {}
         handler = type("Handler", (Handler,), {"world": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._http.daemon_threads = True
+        self._http = Quiet(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -97,10 +97,22 @@ class Server:
         return None
 
 
+class Quiet(ThreadingHTTPServer):
+    """One whose clients may go away in the middle."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
 class Handler(BaseHTTPRequestHandler):
     """Answers one request."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize, disable_nagle_algorithm = 1 << 16, True  # an answer in one packet
     world: Server
 
     def log_message(self, *_):

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 NAME = "lock.json"
 NOTE = ".bucket-lock"  # in the scratch folder: the token that was last used from it
-BEAT_SECS = 10.0
-WATCH_SECS = 45.0
+BEAT_SECS = 5.0
+WATCH_SECS = 20.0
 RELEASE_SECS = 1.0
 
 
@@ -36,7 +36,7 @@ class Lease:
     """Holds a run directory in a bucket."""
 
     def __init__(self, address: Address, scratch: Path) -> None:
-        self._bucket, self._note = Bucket(address), scratch / NOTE
+        self._bucket, self._note = Bucket(address, retry_secs=2 * BEAT_SECS), scratch / NOTE
         self._token = secrets.token_hex(8)
         self._since = datetime.now().astimezone().isoformat(timespec="seconds")
         self._beats, self._generation = 0, 0

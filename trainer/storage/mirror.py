@@ -69,7 +69,8 @@ class Mirror:
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 
     def start(self) -> None:
-        """Begins."""
+        """Begins with what an earlier job may have left."""
+        self._wake.set()
         self._thread.start()
 
     def saved(self) -> None:
@@ -155,7 +156,7 @@ class Mirror:
         again = str(error) == str(self._error)
         self._error = error
         step = newest.step if newest else 0
-        if newest and newest.marker in self._sent:
+        if newest and self._has(newest.marker):
             if not again:
                 log.warning("Not all of the run has reached %s: %s", self._bucket.address, error)
             return
@@ -212,12 +213,7 @@ class Mirror:
         stage = self._folder / STAGE
         shutil.rmtree(stage, ignore_errors=True)
         try:
-            for name in files:
-                (stage / name).parent.mkdir(parents=True, exist_ok=True)
-                _link(self._folder / name, stage / name)
-            yield stage
-        except FileNotFoundError:
-            yield None  # there is a newer one by now
+            yield stage if _link_all(self._folder, stage, files) else None
         finally:
             shutil.rmtree(stage, ignore_errors=True)
 
@@ -285,6 +281,12 @@ class Mirror:
             del self._there[name]
             self._sent.pop(name, None)
 
+    def _has(self, name: str) -> bool:
+        """Whether the bucket has a file as it is now; also where it was removed just now."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._sent.get(name) == _stamp(self._folder / name)
+        return True
+
     def _newest(self) -> Saved | None:
         return next(iter(layout.committed(self._names())), None)
 
@@ -296,9 +298,8 @@ class Mirror:
             saved = layout.checkpoint_of(name)
             if saved and (name != saved.marker or (saved.folder == MAIN and saved != newest)):
                 continue
-            with contextlib.suppress(FileNotFoundError):
-                if self._sent.get(name) != _stamp(self._folder / name):
-                    missing.append(name.removesuffix(".json") if saved else name)
+            if not self._has(name):
+                missing.append(name.removesuffix(".json") if saved else name)
         return sorted(missing, key=lambda name: not name.startswith(f"{MAIN}/"))
 
     def _names(self) -> list[str]:
@@ -319,11 +320,17 @@ def _stamp(path: Path) -> Stamp:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def _link(source: Path, target: Path) -> None:
-    """Gives a file a second name, or where that cannot be, copies it."""
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        shutil.copy2(source, target)
+def _link_all(folder: Path, stage: Path, files: list[str]) -> bool:
+    """Gives files second names below `stage`; False where one was removed meanwhile."""
+    for name in files:
+        (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            try:
+                os.link(folder / name, stage / name)
+            except FileNotFoundError:
+                raise
+            except OSError:  # a file system without
+                shutil.copy2(folder / name, stage / name)
+        except FileNotFoundError:
+            return False
+    return True

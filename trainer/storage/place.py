@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from trainer.config import Config
 from trainer.data import cache
 from trainer.errors import BusyError, StoppedError, StorageError, UsageError
-from trainer.storage.address import Address, is_bucket
+from trainer.storage.address import Address, is_bucket, local_path
 
 if TYPE_CHECKING:
     from trainer.storage.mirror import Mirror
@@ -67,7 +67,8 @@ class Place:
         self.folder = Path(config.run_dir)
         if is_bucket(config.run_dir):
             self._address = run_address(config.run_dir)
-            scratch = Path(config.scratch_dir) if config.scratch_dir else base("scratch")
+            given = config.scratch_dir
+            scratch = local_path(given, "scratch_dir") if given else base("scratch")
             self.folder = scratch / self._address.local_name()
 
     @contextlib.contextmanager
