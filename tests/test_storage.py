@@ -273,6 +273,7 @@ class Job:
         folder.mkdir(exist_ok=True)
         record = "".join(f'{{"step": {number}}}\n' for number in range(1, step + 1))
         write_text(self.folder / "metrics.jsonl", record)
+        write_text(self.folder / "config.json", "{}")
         (folder / f"ckpt-{step}.data-00000-of-00001").write_bytes(
             content or CONTENT + bytes([step])
         )
@@ -551,7 +552,9 @@ def test_it_is_read_from_other_machines(server):
     assert checkpoint.found(reading(RUN) / "checkpoints")[0].name == "ckpt-2"
     assert saved(server) == [1, 2, 3]  # a reader changes nothing
     server.objects["bucket"].clear()
-    assert not list(reading(RUN).glob("checkpoints/*"))
+    with pytest.raises(UsageError, match=r"^--run_dir=gs://bucket/runs/one is not a run directory"):
+        reading(RUN)
+    assert not list(folder.glob("checkpoints/*"))
     with pytest.raises(UsageError, match="give a folder in it"):
         reading("gs://bucket")
 

@@ -226,11 +226,13 @@ class Bucket:
         from google.api_core import exceptions as api
         from google.auth import exceptions as auth
         from requests import RequestException
+        from urllib3.exceptions import HTTPError
 
+        faults = (api.GoogleAPIError, auth.GoogleAuthError, RequestException, HTTPError)
         try:
             yield
-        except (api.GoogleAPIError, auth.GoogleAuthError, RequestException, ConnectionError) as e:
-            error: BaseException = e
+        except (*faults, ConnectionError) as fault:
+            error: BaseException = fault
             while isinstance(error, api.RetryError) and error.cause is not None:
                 error = error.cause
             raise self._explained(error, right, name) from None

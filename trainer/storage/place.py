@@ -169,6 +169,8 @@ def reading(run_dir: str, *, flag: str = "run_dir", checkpoints: bool = True) ->
             resume.copy(Bucket(address), folder, checkpoints=checkpoints)
     except OSError as error:
         raise _of_the_disk(error, folder) from None
+    if not (folder / "config.json").exists():
+        raise UsageError(f"--{flag}={run_dir} is not a run directory: no config.json.")
     return folder
 
 

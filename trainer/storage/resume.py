@@ -58,7 +58,19 @@ def copy(bucket: Bucket, folder: Path, *, checkpoints: bool) -> None:
     Raises:
       CheckpointError: if there are checkpoints and none is whole.
     """
-    items = bucket.list()
+    while True:
+        items = bucket.list()
+        try:
+            _copy(bucket, items, folder, checkpoints=checkpoints)
+            return
+        except CheckpointError:
+            if layout.committed(bucket.list()) == layout.committed(items):
+                raise
+            # A run that goes on has removed what was listed; it has newer ones.
+
+
+def _copy(bucket: Bucket, items: Mapping[str, Item], folder: Path, *, checkpoints: bool) -> None:
+    """Makes a folder a copy of what the bucket held when it was listed."""
     for saved, files in layout.checkpoints(_names(folder)).items():
         if saved.marker not in items or not all(_is_here(items, n, folder) for n in files):
             _remove(folder, files)
