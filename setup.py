@@ -34,6 +34,7 @@ setup(
             "pytest>=8.4,<10",
             "pytest-xdist>=3.6,<4",
             "prometheus-client>=0.21,<1",
+            "gcp-storage-emulator>=2026.7,<2027",
             "hypothesis>=6.130,<7",
             "scikit-learn>=1.5,<2",
             "tensorboard>=2.20,<3",

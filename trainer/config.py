@@ -35,7 +35,7 @@ class Config:
         "digits",
         "data set: digits, mnist, fashion_mnist or cifar10; or the path of your own pictures: a "
         "folder or .zip (folders train/ and test/ are splits, those below are classes; "
-        "transparency becomes white), or an .npz (x and y, or x_train, y_train, ...)",
+        "transparency becomes white), or an .npz (x and y, or x_train, y_train, ...); also at gs://",
     )
     split: str = setting("train", "images to train on", choices=("train", "test", "all"))
     image_size: int = setting(
@@ -197,9 +197,20 @@ class Config:
 
     # Where and how often.
     data_dir: str = setting(
-        "", "folder that holds the data sets (default: $TRAINER_DATA_DIR)", may_change=True
+        "",
+        "folder that holds the data sets, or gs://BUCKET/PATH (default: $TRAINER_DATA_DIR)",
+        may_change=True,
     )
-    run_dir: str = setting("", "folder of the run (default: runs/RECIPE-DATASET)", may_change=True)
+    run_dir: str = setting(
+        "",
+        "folder of the run, or gs://BUCKET/PATH (default: runs/RECIPE-DATASET)",
+        may_change=True,
+    )
+    scratch_dir: str = setting(
+        "",
+        "folder for the local copy of a run in a bucket (default: in the cache)",
+        may_change=True,
+    )
     checkpoint_every: Duration = setting(
         Duration(50, "kimg"), "how often to save; 0: only at the end", low=0, may_change=True
     )
@@ -284,7 +295,9 @@ class Config:
 
     def shared_json(self) -> str:
         """The settings that must be the same on all machines of a run, as JSON text."""
-        own = ("data_dir", "run_dir", "devices", "workers", "heartbeat", "metrics_port")
+        own = (
+            "data_dir", "run_dir", "scratch_dir", "devices", "workers", "heartbeat", "metrics_port",
+        )  # fmt: skip
         return json.dumps({k: v for k, v in self.as_dict().items() if k not in own})
 
     def as_dict(self) -> dict[str, Any]:

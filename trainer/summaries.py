@@ -29,7 +29,7 @@ SCALARS = (
     "images_per_sec", "d_loss", "g_loss", "d_acc", "d_real_acc", "d_fake_acc", "g_acc",
     "d_grad_norm", "g_grad_norm",
 )  # fmt: skip
-EXTRAS = ("collapse", "rollbacks", "failed_saves")  # these go on when a run does
+EXTRAS = ("collapse", "rollbacks", "failed_saves", "failed_uploads")  # these go on when a run does
 
 
 class Recorder:

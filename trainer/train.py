@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from trainer.saver import Saver
 from trainer.settings import Duration
 from trainer.signals import TimeLimit
 from trainer.state import TrainState
+from trainer.storage.place import NoUploads, Place, Uploads, reading
 from trainer.summaries import Recorder
 from trainer.telemetry import Telemetry
 from trainer.watch import REMEDY, CollapseWatch
@@ -45,6 +47,8 @@ def train(
     terminal: Console,
     stop_requested: Callable[[], bool],
     cluster: Cluster | None = None,
+    place: Place | None = None,
+    secs_left: Callable[[], float] = lambda: math.inf,
     fresh: bool = False,
     accept_changed_data: bool = False,
     clock: Callable[[], float] = time.monotonic,
@@ -57,6 +61,8 @@ def train(
       terminal: where progress goes.
       stop_requested: whether to save and stop now.
       cluster: the machines that carry the run together, if there are several.
+      place: where it is worked on; by default as the configuration says.
+      secs_left: until the process is ended from outside.
       fresh: whether to set an old run in the directory aside.
       accept_changed_data: whether to go on with other images than the run began with.
       clock: seconds, rising, by which --max_hours counts.
@@ -65,12 +71,13 @@ def train(
       TrainerError: if the run cannot go on; StoppedError once an early stop is saved.
     """
     stop = TimeLimit(config.max_hours, stop_requested, clock)
+    place = place or Place(config)
     devices = runtime.start(config, cluster)
     with devices.scope():
         variables = state.create(config, data.shape, devices.precision)
     devices.check_same(config.shared_json() + data.fingerprint)
     # Last, so that settings which cannot be leave nothing behind.
-    with _run_dir(config, devices, fresh) as run_dir, run_dir.held() as lock:
+    with _directory(config, devices, place, fresh, secs_left) as (run_dir, check, uploads):
         versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
         start = provenance(versions, devices.devices, devices.precision)
         run_dir.claim(config, data, start, accept_changed_data=accept_changed_data)
@@ -89,18 +96,22 @@ def train(
             log.info("%s is complete: %d steps. A greater length goes on.", run_dir.path, done)
             return
         announce.start(config, devices, variables, data, last_step)
-        saver = Saver(checkpoints, max_failed=config.max_failed_saves, check=lock.check)
         telemetry = Telemetry(
             config.metrics_port, {"run": config.run_dir, "worker": str(devices.worker)}
         )
         telemetry.set("resumes", run_dir.note_start(done))
         heartbeat = Heartbeat(Path(config.heartbeat) if config.heartbeat else None)
-        run = Run(config, data, run_dir, devices, variables, saver, terminal, telemetry, last_step)
 
         def stop_now() -> bool:
-            lock.check()
+            check()
             heartbeat.beat(variables.steps_done(config.batch_size))
             return stop()
+
+        saver = Saver(checkpoints, max_failed=config.max_failed_saves, check=check)
+        run = Run(
+            config, data, run_dir, devices, variables, saver, uploads, terminal, telemetry,
+            last_step,
+        )  # fmt: skip
 
         run.train(stop_now, lambda: stop.reason)
         if devices.is_chief:
@@ -117,6 +128,7 @@ class Run:
       config, data, run_dir: what it is and where.
       devices, variables: what carries it and what it changes.
       saver: of its checkpoints.
+      uploads: to its bucket, if it has one.
       terminal: where progress goes.
       telemetry: where an operator looks.
       last_step: steps to have done at the end.
@@ -128,6 +140,7 @@ class Run:
     devices: Runtime
     variables: TrainState
     saver: Saver
+    uploads: Uploads
     terminal: Console
     telemetry: Telemetry
     last_step: int
@@ -177,6 +190,9 @@ class Run:
                     self.telemetry.saved(done, time.time() - began)
                 else:
                     recorder.extras["failed_saves"] = self.saver.failures
+                self.uploads.saved()
+                if self.uploads.failures:
+                    recorder.extras["failed_uploads"] = self.uploads.failures
                 return saved
 
             def stop_or_collapsed() -> bool:
@@ -325,21 +341,37 @@ class Run:
 
 
 @contextlib.contextmanager
-def _run_dir(config: Config, devices: Runtime, fresh: bool) -> Iterator[RunDir]:
-    """The run's directory; for workers but the chief one that vanishes with them.
+def _directory(
+    config: Config,
+    devices: Runtime,
+    place: Place,
+    fresh: bool,
+    secs_left: Callable[[], float],
+) -> Iterator[tuple[RunDir, Callable[[], None], Uploads]]:
+    """The run's directory, what to call now and then to see that it is ours, and its mirror.
 
-    So all of them do the same, and only what the chief writes stays.
+    For workers but the chief it is one that vanishes with them: so all of them do the
+    same, and only what the chief writes stays.
     """
-    if devices.is_chief:
-        run_dir = RunDir(Path(config.run_dir))
-        if fresh:
-            run_dir.set_aside()
-        yield run_dir
+    if not devices.is_chief:
+        log.info("Worker %d of %d: what the chief says counts", devices.worker, devices.workers)
+        logging.getLogger("trainer").setLevel(logging.WARNING)
+        with tempfile.TemporaryDirectory(prefix="gan-trainer-worker-") as folder:
+            yield RunDir(Path(folder)), lambda: None, NoUploads()
         return
-    log.info("Worker %d of %d: what the chief says counts", devices.worker, devices.workers)
-    logging.getLogger("trainer").setLevel(logging.WARNING)
-    with tempfile.TemporaryDirectory(prefix="gan-trainer-worker-") as folder:
-        yield RunDir(Path(folder))
+    run_dir = RunDir(place.folder)
+    if fresh:
+        run_dir.set_aside()
+    with (
+        run_dir.held() as lock,
+        place.mirrored(fresh=fresh, secs_left=secs_left) as uploads,
+    ):
+
+        def check() -> None:
+            lock.check()
+            uploads.check()
+
+        yield run_dir, check, uploads
 
 
 def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> Path | None:
@@ -348,7 +380,7 @@ def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> P
     if restored:
         log.info("Resuming from %s", restored)
     elif config.init_from:
-        source = RunDir(Path(config.init_from))
+        source = RunDir(reading(config.init_from, flag="init_from"))
         source.read_config()
         load_networks(source.checkpoints, variables.networks())
         log.info("Starting from the networks of %s", source.path)

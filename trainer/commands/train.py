@@ -7,6 +7,7 @@ from trainer.console import Console, log_to
 from trainer.data import sources
 from trainer.errors import StoppedError
 from trainer.signals import StopRequest
+from trainer.storage.place import Place
 
 SUMMARY = "Trains a recipe on a data set.  The same command again goes on where it stopped."
 
@@ -31,6 +32,7 @@ def run(arguments: list[str], stop_requested: StopRequest) -> None:
     if values["dry_run"]:
         print(config.to_json(), end="")
         return
+    place = Place(config)
 
     machines = cluster.find(config.workers, values["worker_index"], os.environ)
     stop_requested.answer()
@@ -55,9 +57,11 @@ def run(arguments: list[str], stop_requested: StopRequest) -> None:
     train(
         config,
         data,
+        place=place,
         terminal=terminal,
         stop_requested=stop_requested,
         cluster=machines,
+        secs_left=stop_requested.secs_left,
         fresh=values["fresh"],
         accept_changed_data=values["accept_changed_data"],
     )
