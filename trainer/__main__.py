@@ -10,6 +10,7 @@ from trainer.signals import StopRequest
 COMMANDS = {
     "train": "train a recipe on a data set; the same command again goes on",
     "generate": "draw images from a run",
+    "evaluate": "measure how good a run's pictures are",
     "export": "write a run's generator for use without this package",
     "doctor": "show what this machine has, and what keeps TensorFlow from its GPUs",
 }

@@ -21,6 +21,11 @@ from trainer.settings import Duration, check_value, setting
 FORMAT_VERSION = 1
 NORMS = ("batch", "instance", "layer", "none")
 KERNELS = ("plain", "spectral", "weight")
+FEATURES = ("auto", "classifier", "inception")
+BEST_METRICS = (
+    "fid", "kid", "inception_score", "precision", "recall", "density", "coverage",
+    "conditional_accuracy",
+)  # fmt: skip
 SCHEDULES = ("constant", "linear", "cosine", "inverse_time")
 
 
@@ -210,6 +215,22 @@ class Config:
         low=1,
         high=100,
         may_change=True,
+    )
+    evaluate_every: Duration = setting(
+        Duration(0, "kimg"), "how often to measure quality; 0: never", low=0, may_change=True
+    )
+    evaluate_samples: int = setting(
+        10000, "images drawn to do so", low=100, high=10**6, may_change=True
+    )
+    evaluate_features: str = setting(
+        "auto", "features to go by (see evaluate)", choices=FEATURES, may_change=True
+    )
+    inception_path: str = setting("", "file of inception (see evaluate)", may_change=True)
+    best_metric: str = setting(
+        "fid", "the best checkpoint is that by", choices=BEST_METRICS, may_change=True
+    )
+    stop_after_no_gain_kimg: float = setting(
+        0.0, "end once no evaluation was better for so long; 0: never", low=0, may_change=True
     )
     max_failed_saves: int = setting(
         3,

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from trainer import console
+from trainer.config import BEST_METRICS
 from trainer.console import Console
 from trainer.events import EventWriter
 from trainer.files import LineFile, write_text
@@ -29,7 +30,8 @@ SCALARS = (
     "images_per_sec", "d_loss", "g_loss", "d_acc", "d_real_acc", "d_fake_acc", "g_acc",
     "d_grad_norm", "g_grad_norm",
 )  # fmt: skip
-EXTRAS = ("collapse", "rollbacks", "failed_saves")  # these go on when a run does
+QUALITY = (*BEST_METRICS, "kid_std", "inception_score_std", "evaluated_kimg", "evaluate_secs")
+EXTRAS = ("collapse", "rollbacks", "failed_saves", *QUALITY)  # these go on when a run does
 
 
 class Recorder:
@@ -112,6 +114,11 @@ class Recorder:
         self._write_line()
         self._file.flush()
         self._events.flush()
+
+    def evaluated(self, values: Mapping[str, float], step: int) -> None:
+        """Shows what an evaluation found, from now on in each line of metrics.jsonl."""
+        self.extras.update(values)
+        self._events.scalars({f"quality/{name}": value for name, value in values.items()}, step)
 
     def image(self, tag: str, picture: Image.Image, step: int) -> None:
         """Shows a picture in TensorBoard."""
@@ -222,7 +229,8 @@ class Recorder:
         self._scalars("epoch", means, last["step"])
 
     def _scalars(self, group: str, record: Mapping[str, Any], step: int) -> None:
-        names = (*SCALARS, *self.extras) if group == "train" else SCALARS
+        extras = [name for name in self.extras if name not in QUALITY]
+        names = (*SCALARS, *extras) if group == "train" else SCALARS
         shown = {f"{group}/{n}": record[n] for n in names if record.get(n) is not None}
         self._events.scalars(shown, step)
 

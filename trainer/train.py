@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 from PIL import Image
 
-from trainer import announce, loop, profiling, runtime, state, step
+from trainer import announce, evaluation, loop, profiling, runtime, state, step
 from trainer.advance import Advance, make_advance
 from trainer.checkpoint import Checkpoints, load_networks
 from trainer.config import Config
@@ -20,6 +20,7 @@ from trainer.console import Console
 from trainer.data import pipeline
 from trainer.data.images import ImageSet
 from trainer.errors import DivergedError, NotFiniteError, StoppedError
+from trainer.evaluation import Quality
 from trainer.files import replacing
 from trainer.rundir import RunDir, provenance
 from trainer.runtime import Runtime
@@ -63,6 +64,7 @@ def train(
     devices = runtime.start(config)
     with devices.scope():
         variables = state.create(config, data.shape, devices.precision)
+    evaluation.check(config, data)
     # Last, so that settings which cannot be leave nothing behind.
     if fresh:
         run_dir.set_aside()
@@ -82,17 +84,23 @@ def train(
         if done >= last_step and run_dir.is_finished(restored):
             log.info("%s is complete: %d steps. A greater length goes on.", run_dir.path, done)
             return
-        announce.start(config, devices, variables, data, last_step)
-        saver = Saver(checkpoints, max_failed=config.max_failed_saves, check=lock.check)
-        run = Run(config, data, run_dir, devices, variables, saver, terminal, last_step)
 
         def stop_now() -> bool:
             lock.check()
             return stop()
 
+        announce.start(config, devices, variables, data, last_step)
+        saver = Saver(checkpoints, max_failed=config.max_failed_saves, check=lock.check)
+        quality = evaluation.prepare(config, data, run_dir, variables, stop_now)
+        quality.begin(done)
+        if quality.is_over and run_dir.is_finished(restored):
+            log.info("%s is complete: it stopped gaining by step %d.", run_dir.path, done)
+            return
+        run = Run(config, data, run_dir, devices, variables, saver, terminal, last_step, quality)
         run.train(stop_now, lambda: stop.reason)
         _finish(variables, run_dir)
         announce.end(run_dir)
+        quality.sum_up()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,6 +113,7 @@ class Run:
       saver: of its checkpoints.
       terminal: where progress goes.
       last_step: steps to have done at the end.
+      quality: its evaluations.
     """
 
     config: Config
@@ -115,6 +124,7 @@ class Run:
     saver: Saver
     terminal: Console
     last_step: int
+    quality: Quality
 
     def train(self, stop: Callable[[], bool], reason: Callable[[], str]) -> None:
         """Trains to the end, back from the last checkpoint where numbers are not finite.
@@ -160,13 +170,17 @@ class Run:
                 return saved
 
             def stop_or_collapsed() -> bool:
-                return stop() or bool(collapsed and self.config.stop_on_collapse)
+                ends = collapsed and self.config.stop_on_collapse
+                return stop() or bool(ends) or self.quality.is_over
 
             steps = recorder.steps
+            self.quality.resume(steps.start, recorder.evaluated)
             if self.saver.last_step is None:
                 save(steps.start)  # something to go back to, and a sign that the run began
             done = self._advance_to(steps, sample, save, recorder, stop_or_collapsed)
-            complete = done == steps.stop
+            # Without gain for long enough it is at its end, too.
+            complete = done == steps.stop or self.quality.is_over
+            complete = complete and self.quality.evaluate(done)
             saved = save(done) or (complete and save(done))
             if not complete and collapsed and self.config.stop_on_collapse:
                 raise DivergedError(f"Collapsed by step {done}: {collapsed[-1]}.")
@@ -202,6 +216,7 @@ class Run:
                 observe=recorder.observe,
                 periodic=[
                     every(self.config.sample_every, sample),
+                    every(self.config.evaluate_every, self.quality.evaluate),
                     every(self.config.checkpoint_every, save),
                 ],
                 stop_requested=stop,

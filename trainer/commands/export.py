@@ -8,8 +8,8 @@ from trainer.errors import UsageError
 from trainer.rundir import RunDir
 from trainer.signals import StopRequest
 
-SUMMARY = """Writes the generator that a run draws from, as of its newest checkpoint, into a folder:
-generator.keras and saved_model/ with the signature serving_default (latents and, if the run
+SUMMARY = """Writes the generator that a run draws from, of its best or newest checkpoint, into a
+folder: generator.keras and saved_model/ with the signature serving_default (latents and, if the run
 is conditional, labels -> images uint8 [N, H, W, C]).  Both are loaded again and must draw the
 bytes that the run draws."""
 
@@ -19,10 +19,12 @@ def run(arguments: list[str], _: StopRequest) -> None:
     line = flags.CommandLine("export", SUMMARY)
     line.text("run_dir", "the run to export")
     line.text("out", "folder to write to (default: RUN_DIR/export)")
+    flags.define_checkpoint(line)
     line.text("devices", "where to check the files: auto, cpu or gpu:N", default="auto")
     values = line.parse(arguments)
     if not values["run_dir"]:
         raise UsageError("--run_dir is missing: name the run to export.")
+    which = flags.checkpoint_choice(values)
     run_dir = RunDir(Path(values["run_dir"]))
     config = run_dir.read_config().replace(devices=values["devices"])
     out = Path(values["out"] or run_dir.path / "export")
@@ -31,4 +33,4 @@ def run(arguments: list[str], _: StopRequest) -> None:
     with startup.quiet():
         from trainer.export import export  # late: TensorFlow takes seconds to import
 
-    export(run_dir, config, out)
+    export(run_dir, config, out, which)

@@ -1,4 +1,4 @@
-"""`generate`: images from a run's newest checkpoint."""
+"""`generate`: images from a run's best or newest checkpoint."""
 
 import logging
 from pathlib import Path
@@ -25,6 +25,7 @@ def run(arguments: list[str], _: StopRequest) -> None:
     line.text("labels", "classes to cycle through, as 0,1,2 (default: all)")
     line.integer("seed", "seed of the latents", default=0)
     line.text("out", "FILE.png, FILE.npz or a folder (default: RUN_DIR/generated.png)")
+    flags.define_checkpoint(line)
     line.text("devices", "auto, cpu or gpu:N", default="auto")
     values = line.parse(arguments)
     count, seed = values["num"], values["seed"]
@@ -34,6 +35,7 @@ def run(arguments: list[str], _: StopRequest) -> None:
         raise UsageError(f"--num={count} must be 1 or more.")
     if not 0 <= seed < 2**31:
         raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
+    which = flags.checkpoint_choice(values)
     run_dir = RunDir(Path(values["run_dir"]))
     config = run_dir.read_config().replace(devices=values["devices"])
     classes = _classes(config, run_dir, values["label"], values["labels"])
@@ -45,7 +47,7 @@ def run(arguments: list[str], _: StopRequest) -> None:
     with startup.quiet():
         from trainer.generate import generate  # late: TensorFlow takes seconds to import
 
-    generate(run_dir, config, count=count, classes=classes, seed=seed, out=out)
+    generate(run_dir, config, count=count, classes=classes, seed=seed, out=out, which=which)
 
 
 def _classes(

@@ -3,6 +3,8 @@
 All are pure functions of arrays, in float64; rows are images.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from trainer.metrics.moments import Moments
@@ -47,6 +49,7 @@ def kid(
     seed: int = 0,
     subsets: int = KID_SUBSETS,
     subset_size: int = KID_SUBSET_SIZE,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
     """The squared maximum mean discrepancy by a cubic kernel, without bias.
 
@@ -60,6 +63,7 @@ def kid(
       seed: of the choice of subsets.
       subsets: how many.
       subset_size: images of each set in one.
+      check: called before each subset; raises to break off.
 
     Returns:
       The mean over the subsets and their standard deviation; the mean may be below zero.
@@ -73,6 +77,7 @@ def kid(
     generator = np.random.default_rng(seed)
     values = []
     for _ in range(subsets):
+        check()
         x = first[generator.choice(len(first), size, replace=False)].astype(np.float64)
         y = second[generator.choice(len(second), size, replace=False)].astype(np.float64)
         values.append(_within(x) + _within(y) - 2.0 * _kernel(x, y).mean())

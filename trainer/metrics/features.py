@@ -1,7 +1,7 @@
 """Networks that turn images into features, and the features of a set of images."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,24 +46,33 @@ def extract(
     batches: Iterable[np.ndarray],
     check: Callable[[], None] = lambda: None,
 ) -> Features:
-    """The features of images that come in batches.
+    """The features of images that come in batches; arguments as of `extract_each`."""
+    return extract_each([network], batches, check)[0]
+
+
+def extract_each(
+    networks: Sequence[FeatureNetwork],
+    batches: Iterable[np.ndarray],
+    check: Callable[[], None] = lambda: None,
+) -> list[Features]:
+    """What each of some networks says of images that come in batches.
 
     Args:
-      network: what looks at them.
+      networks: what looks at them.
       batches: uint8 [B, H, W, C] with B <= BATCH.
       check: called before each batch; raises to break off.
     """
-    kept: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    found: list[list[tuple[np.ndarray, ...]]] = [[] for _ in networks]
     for images in batches:
         check()
         padded = images
         if len(images) < BATCH:
             rest = np.zeros((BATCH - len(images), *images.shape[1:]), np.uint8)
             padded = np.concatenate([images, rest])
-        found = network.judge(tf.constant(padded))
-        for parts, part in zip(kept, found, strict=True):
-            parts.append(part.numpy()[: len(images)])
-    return Features(np.concatenate(kept[0]), np.concatenate(kept[1]))
+        for parts, network in zip(found, networks, strict=True):
+            answer = network.judge(tf.constant(padded))
+            parts.append(tuple(part.numpy()[: len(images)] for part in answer))
+    return [Features(*(np.concatenate(part) for part in zip(*parts))) for parts in found]
 
 
 def in_batches(images: np.ndarray) -> Iterator[np.ndarray]:

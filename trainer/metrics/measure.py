@@ -1,7 +1,6 @@
 """All metrics of a set of images against the reals."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,17 +9,7 @@ from trainer.metrics.features import Features
 from trainer.metrics.moments import Moments
 from trainer.metrics.reference import Reference
 
-# Whether more is better, by the name of a metric.
-METRICS: Mapping[str, bool] = {
-    "fid": False,
-    "kid": False,
-    "inception_score": True,
-    "precision": True,
-    "recall": True,
-    "density": True,
-    "coverage": True,
-    "conditional_accuracy": True,
-}
+LESS_IS_BETTER = ("fid", "kid")
 MIN_SAMPLES = 100
 SPLITS = 10  # of the Inception Score, where each has its thousand images
 
@@ -34,8 +23,8 @@ def measure(
 ) -> dict[str, float]:
     """The metrics of generated images by their names, with the spreads of some.
 
-    FID is against all reals of the reference; KID and what goes by neighbours against as
-    many reals as there are images.
+    FID is against all reals of the reference; KID and what goes by neighbours takes as
+    many images as reals, for it depends on how close images lie.
 
     Args:
       reference: the reals.
@@ -44,17 +33,16 @@ def measure(
       judged: [N, classes] a classifier's logits of the images, if there is one.
       check: called now and then; raises to break off.
     """
-    reals = reference.features[: len(found)]
+    count = min(len(found), len(reference))
+    reals, fakes = reference.features[:count], found.features[:count]
     check()
     values = {"fid": distances.fid(reference.moments, Moments.of(found.features))}
     check()
-    values["kid"], values["kid_std"] = distances.kid(reals, found.features)
+    values["kid"], values["kid_std"] = distances.kid(reals, fakes, check=check)
     splits = SPLITS if len(found) >= 1000 * SPLITS else 1
     score = distances.inception_score(found.logits, splits)
     values["inception_score"], values["inception_score_std"] = score
-    check()
-    manifold = neighbours.manifold(reals, found.features)
-    values.update(vars(manifold))
+    values.update(vars(neighbours.manifold(reals, fakes, check=check)))
     if asked is not None and judged is not None:
         values["conditional_accuracy"] = distances.conditional_accuracy(judged, asked)
     return values
@@ -62,6 +50,4 @@ def measure(
 
 def better(metric: str, value: float, other: float) -> bool:
     """Whether a value of a metric is better than another one."""
-    if math.isnan(other):
-        return True
-    return value > other if METRICS[metric] else value < other
+    return value < other if metric in LESS_IS_BETTER else value > other

@@ -1,6 +1,7 @@
 """Fidelity and variety by nearest neighbours: precision, recall, density, coverage."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -33,6 +34,7 @@ def manifold(
     *,
     k: int = PRECISION_NEIGHBOURS,
     dense_k: int = DENSITY_NEIGHBOURS,
+    check: Callable[[], None] = lambda: None,
 ) -> Manifold:
     """Compares generated images with reals by balls that reach to a k-th neighbour.
 
@@ -48,20 +50,19 @@ def manifold(
         on how close images of a set lie.
       k: for precision and recall.
       dense_k: for density and coverage.
+      check: called before each band of distances; raises to break off.
 
     Raises:
       ValueError: for sets without so many neighbours.
     """
     real, fake = _prepared(real, fake)
-    largest = max(k, dense_k)
-    real_radii = radii(real, (k, dense_k))
-    fake_radii = radii(fake, (k,))[0] if len(fake) > largest else None
-    if fake_radii is None:
-        raise ValueError(f"{len(fake)} images have no {largest} neighbours each")
+    real_radii = radii(real, (k, dense_k), check)
+    fake_radii = radii(fake, (k, dense_k), check)[0]
     precise = balls = 0
     recalled = np.zeros(len(real), bool)
     nearest = np.full(len(real), np.inf)
     for start, squares in _squares(fake, real):
+        check()
         rows = slice(start, start + len(squares))
         precise += int((squares <= real_radii[0]).any(1).sum())
         balls += int((squares <= real_radii[1]).sum())
@@ -75,7 +76,9 @@ def manifold(
     )
 
 
-def radii(features: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
+def radii(
+    features: np.ndarray, ks: tuple[int, ...], check: Callable[[], None] = lambda: None
+) -> np.ndarray:
     """The squared distances from each image [N, D] to its k-th nearest others, [len(ks), N].
 
     Raises:
@@ -85,6 +88,7 @@ def radii(features: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
         raise ValueError(f"{len(features)} images have no {max(ks)} neighbours each")
     found = np.empty((len(ks), len(features)))
     for start, squares in _squares(features, features):
+        check()
         rows = np.arange(len(squares))
         squares[rows, start + rows] = np.inf  # none is its own neighbour
         order = np.partition(squares, [k - 1 for k in ks], axis=1)
