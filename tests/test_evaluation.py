@@ -11,10 +11,10 @@ import pytest
 from conftest import variables
 from PIL import Image
 
-from trainer import best, chosen, evaluate, evaluation, recipes
+from trainer import best, chosen, evaluate, evaluation, generate, recipes
 from trainer.checkpoint import found, step_of
 from trainer.data import sources
-from trainer.errors import CheckpointError, ExitCode, StoppedError, UsageError
+from trainer.errors import CheckpointError, DataError, ExitCode, StoppedError, UsageError
 from trainer.metrics import classifier
 from trainer.rundir import RunDir
 from trainer.settings import Duration
@@ -48,6 +48,14 @@ def measured(tiny):
         return tiny(**{**values, **given})
 
     return make
+
+
+@pytest.fixture
+def short(tiny, run):
+    """A run of two steps, unconditional and without average."""
+    config = tiny(recipe="mlp-small", length=steps(2))
+    run(config)
+    return config
 
 
 def evaluated(config, **given):
@@ -97,18 +105,28 @@ def test_evaluate_writes_its_numbers_and_what_made_them(tiny, run):
     assert test["fid"] != first["fid"]
 
 
-def test_evaluate_by_command_and_its_errors(tiny, run, trainer):
-    config = tiny(recipe="mlp-small", length=steps(2))
-    run(config)
-    call = ["evaluate", f"--run_dir={config.run_dir}", "--devices=cpu"]
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(which="best"), "--checkpoint=best: "),
+        (dict(which="7"), "--checkpoint=7: .* has checkpoints of steps 0, 2"),
+        (dict(features="inception"), "inception-2015-12-05.tgz from http"),
+        (dict(inception_path="nowhere.pb"), "--inception_path=nowhere.pb does not exist"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said(short, given, message):
+    with pytest.raises(UsageError, match=message):
+        evaluated(short, **given)
+
+
+def test_evaluate_by_command(short, trainer):
+    call = ["evaluate", f"--run_dir={short.run_dir}", "--devices=cpu"]
     for flags, message in (
         (["--num_samples=5"], "--num_samples=5 is too few"),
         (["--features=vgg"], "--features='vgg' is not known"),
+        (["--split=tests"], "--split='tests' is not known"),
+        (["--seed=-1"], "--seed=-1 must be"),
         (["--checkpoint=newest"], "--checkpoint=newest is none of best, latest, all, or a step"),
-        (["--checkpoint=best"], "--checkpoint=best: "),
-        (["--checkpoint=7"], "has checkpoints of steps 2."),
-        (["--features=inception"], "inception-2015-12-05.tgz from http"),
-        (["--inception_path=nowhere.pb"], "--inception_path=nowhere.pb does not exist"),
     ):
         answer = trainer(*call, *flags)
         assert answer.returncode == ExitCode.USAGE, answer.stderr
@@ -118,20 +136,16 @@ def test_evaluate_by_command_and_its_errors(tiny, run, trainer):
     assert "--checkpoint" in trainer("evaluate", "--help").stdout
 
 
-def test_all_checkpoints_are_evaluated(tiny, run):
-    config = tiny(recipe="mlp-small", length=steps(4), checkpoint_every=steps(2))
-    run(config)
-    report = evaluated(config, which="all")
-    assert [record["step"] for record in report["evaluations"]] == [0, 2, 4]
+def test_all_checkpoints_are_evaluated(short):
+    report = evaluated(short, which="all")
+    assert [record["step"] for record in report["evaluations"]] == [0, 2]
     assert report["fid"] == min(record["fid"] for record in report["evaluations"])
     assert "conditional_accuracy" not in report  # it is not conditional
 
 
-def test_data_of_another_form_are_refused(tiny, run):
-    config = tiny(recipe="mlp-small", length=steps(1))
-    run(config)
-    with pytest.raises(evaluate.DataError, match="give the data it was trained on"):
-        evaluated(config.replace(image_size=32))
+def test_data_of_another_form_are_refused(short):
+    with pytest.raises(DataError, match="give the data it was trained on"):
+        evaluated(short.replace(image_size=32))
 
 
 def record(run_dir):
@@ -183,27 +197,29 @@ def test_the_best_checkpoint_is_kept_and_taken(measured, run, trainer, monkeypat
     assert "Best fid: 10 at 0.032 kimg" in output
     assert kept(config) == [4]
     assert [step_of(path) for path in found(RunDir(Path(config.run_dir)).checkpoints)] == [10]
-    call = [f"--run_dir={config.run_dir}", "--devices=cpu", "--num=4"]
-    drawn = {}
-    for which in ("", "best", "4", "latest", "10"):
-        flag = [f"--checkpoint={which}"] if which else []
-        answer = trainer("generate", *call, f"--out=as{which}.npz", *flag)
-        assert answer.returncode == 0, answer.stderr
-        out = Path(config.run_dir).parent / f"as{which}.npz"
-        drawn[which] = np.load(out)["images"].tobytes()
-        if not which:
-            assert "Taking the best checkpoint" in answer.stdout
-            assert "--checkpoint=latest for the last" in answer.stdout
-    assert drawn[""] == drawn["best"] == drawn["4"]
-    assert drawn["latest"] == drawn["10"] != drawn["4"]
-    wrong = trainer("generate", *call, "--checkpoint=5")
-    assert "has checkpoints of steps 4, 10" in wrong.stderr
+    run_dir = RunDir(Path(config.run_dir))
+
+    def drawn(which):
+        network, path = generate.load_drawing(run_dir, config, which)
+        return str(path.relative_to(run_dir.path)), b"".join(
+            weight.tobytes() for weight in network.get_weights()
+        )
+
+    assert drawn("") == drawn("best") == drawn("4")
+    assert drawn("")[0] == "best/ckpt-4"
+    assert drawn("latest") == drawn("10") != drawn("4")
+    with pytest.raises(UsageError, match="has checkpoints of steps 4, 10"):
+        drawn("5")
+    call = ["generate", f"--run_dir={config.run_dir}", "--devices=cpu", "--num=4"]
+    answer = trainer(*call)
+    assert "Taking the best checkpoint" in answer.stdout
+    assert "--checkpoint=latest for the last" in answer.stdout
     # A damaged one is passed over for the latest, but not where it was asked for.
-    for path in RunDir(Path(config.run_dir)).best.glob("*.data*"):
+    for path in run_dir.best.glob("*.data*"):
         path.write_bytes(b"")
-    answer = trainer("generate", *call, "--out=as.npz")
-    assert "does not load: taking the latest" in answer.stdout
-    assert trainer("generate", *call, "--checkpoint=best").returncode == ExitCode.CHECKPOINT
+    assert drawn("")[0] == "checkpoints/ckpt-10"
+    with pytest.raises(CheckpointError):
+        drawn("best")
 
 
 def test_the_best_is_what_it_was_at_the_checkpoint_gone_on_from(measured, run, monkeypatch):
@@ -267,9 +283,9 @@ def test_numbers_of_another_kind_do_not_compete(measured, run, monkeypatch):
     config = measured(length=steps(4))
     run(config)
     assert kept(config) == [2]
-    falling(monkeypatch, [50.0])
+    falling(monkeypatch, [50.0, 40.0])
     run(config.replace(length=steps(6), evaluate_samples=100))
-    assert kept(config) == [6]
+    assert kept(config) == [6, 4]  # that of step 4 under the new rule, and the best
 
 
 def test_what_cannot_be_measured_is_said_before_training(measured, run, tmp_path):
@@ -301,8 +317,6 @@ def test_the_file_of_evaluations_may_be_torn(tmp_path, caplog):
 def test_a_run_without_a_best_takes_the_latest(tiny, run):
     config = tiny(length=steps(2))
     run(config)
-    from trainer import generate
-
     run_dir = RunDir(Path(config.run_dir))
     _, path = generate.load_drawing(run_dir, config, "")
     assert path.parent == run_dir.checkpoints

@@ -80,17 +80,18 @@ class Best:
             log.warning("%s cannot be written (%s).", self._run_dir.evaluations, error.strerror)
             return False
         self.lines.append(line)
-        if self._metric not in values:
-            return False
-        if before and not better(self._metric, values[self._metric], before[self._metric]):
-            return False
+        value = values.get(self._metric)
+        is_best = value is not None and (
+            before is None or better(self._metric, value, before[self._metric])
+        )
         try:
-            self._checkpoints.save(step)
+            if is_best:
+                self._checkpoints.save(step)
+            self._prune()
         except UNREADABLE as error:
             log.warning("The best checkpoint cannot be kept (%s).", first_line(error))
             return False
-        self._prune()
-        return True
+        return is_best
 
     def _compares(self, line: Line) -> bool:
         return line["ruler"] == self._ruler and self._metric in line
