@@ -23,7 +23,7 @@ CUDA_PYTHON = libs=$$(ls -d $(VENV)/lib/python*/site-packages/nvidia/*/lib 2>/de
 RUN = -m trainer train --recipe=$(RECIPE) --dataset=$(DATASET) --run_dir="$(RUN_DIR)"
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-gpu generate export doctor tensorboard test test-faults lint clean
+.PHONY: help train train-gpu generate evaluate export doctor tensorboard test test-faults lint clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | \
@@ -43,6 +43,9 @@ train-gpu: ## train RECIPE on DATASET on all GPUs; again to go on
 
 generate: $(VENV)/.installed ## draw NUM images from RUN_DIR
 	$(VENV)/bin/python -m trainer generate --run_dir="$(RUN_DIR)" --num=$(NUM) $(ARGS)
+
+evaluate: $(VENV)/.installed ## measure how good the pictures of RUN_DIR are
+	$(VENV)/bin/python -m trainer evaluate --run_dir="$(RUN_DIR)" $(ARGS)
 
 export: $(VENV)/.installed ## write the generator of RUN_DIR for use without this package
 	$(VENV)/bin/python -m trainer export --run_dir="$(RUN_DIR)" $(ARGS)

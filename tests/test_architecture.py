@@ -46,6 +46,9 @@ def test_the_configuration_is_at_the_bottom():
         "signals.py",
         "startup.py",
         "nvidia.py",
+        "metrics/distances.py",
+        "metrics/moments.py",
+        "metrics/neighbours.py",
         "data/sources.py",
         "data/images.py",
         "data/formats.py",
@@ -79,6 +82,12 @@ def test_the_parts_do_not_know_the_step(folder):
             "randomness",
             "startup",
         }, path
+
+
+def test_the_metrics_do_not_know_the_run():
+    for path in (PACKAGE / "metrics").glob("*.py"):
+        known = {name.split(".")[1] for name in ours(f"metrics/{path.name}")}
+        assert known <= {"config", "data", "errors", "metrics", "samples"}, path
 
 
 def test_only_the_runtime_knows_the_strategy():

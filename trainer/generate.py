@@ -55,7 +55,7 @@ def generate(
     log.info("Drew %d images from %s into %s", count, source, out)
 
 
-def load_drawing(run_dir: RunDir, config: Config, which: str) -> tuple[keras.Model, Path]:
+def load_drawing(run_dir: RunDir, config: Config, which: str = "") -> tuple[keras.Model, Path]:
     """The generator that a run draws from, and the checkpoint that it comes from.
 
     Args:

@@ -1,5 +1,6 @@
 """`evaluate`: how good a run's pictures are."""
 
+import os
 from pathlib import Path
 
 from trainer import flags, startup
@@ -37,7 +38,9 @@ def run(arguments: list[str], _: StopRequest) -> None:
     flags.define_checkpoint(line, more="all")
     line.integer("seed", "seed of the latents", default=0)
     line.text("split", "reals to compare with: train, test or all (default: the run's own)")
-    line.text("data_dir", "folder that holds the data sets (default: the run's)")
+    line.text(
+        "data_dir", "folder that holds the data sets (default: the run's, else $TRAINER_DATA_DIR)"
+    )
     line.text("devices", "auto, cpu, cpu:2 or gpu:N", default="auto")
     values = line.parse(arguments)
     if not values["run_dir"]:
@@ -53,8 +56,9 @@ def run(arguments: list[str], _: StopRequest) -> None:
     config = run_dir.read_config().replace(devices=values["devices"])
     if values["split"]:
         config = config.replace(split=values["split"])
-    if values["data_dir"]:
-        config = config.replace(data_dir=values["data_dir"])
+    data_dir = values["data_dir"] or os.environ.get("TRAINER_DATA_DIR", "")
+    if values["data_dir"] or (data_dir and not os.path.isdir(config.data_dir)):
+        config = config.replace(data_dir=data_dir)
 
     terminal = Console()
     log_to(terminal)
