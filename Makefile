@@ -32,7 +32,7 @@ BUILD = $(DOCKER) build --build-arg VERSION=$(VERSION) \
 	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-gpu generate export doctor tensorboard test test-faults lint clean \
+.PHONY: help train train-gpu generate evaluate export doctor tensorboard test test-faults lint clean \
 	image image-cpu requirements k8s-render k8s-submit
 
 help: ## list the commands
@@ -53,6 +53,9 @@ train-gpu: ## train RECIPE on DATASET on all GPUs; again to go on
 
 generate: $(VENV)/.installed ## draw NUM images from RUN_DIR
 	$(VENV)/bin/python -m trainer generate --run_dir="$(RUN_DIR)" --num=$(NUM) $(ARGS)
+
+evaluate: $(VENV)/.installed ## measure how good the pictures of RUN_DIR are
+	$(VENV)/bin/python -m trainer evaluate --run_dir="$(RUN_DIR)" $(ARGS)
 
 export: $(VENV)/.installed ## write the generator of RUN_DIR for use without this package
 	$(VENV)/bin/python -m trainer export --run_dir="$(RUN_DIR)" $(ARGS)

@@ -29,7 +29,10 @@ def ours(path: str) -> set[str]:
 
 
 def test_the_configuration_is_at_the_bottom():
-    assert {n.split(".")[1] for n in ours("config.py")} == {"compatibility", "errors", "settings"}
+    below = {"compatibility", "errors", "settings", "model_settings", "operation_settings"}
+    assert {n.split(".")[1] for n in ours("config.py")} == below
+    for name in ("model_settings", "operation_settings"):
+        assert {n.split(".")[1] for n in ours(f"{name}.py")} == {"settings"}
     assert not ours("errors.py")
 
 
@@ -46,6 +49,9 @@ def test_the_configuration_is_at_the_bottom():
         "signals.py",
         "startup.py",
         "nvidia.py",
+        "metrics/distances.py",
+        "metrics/moments.py",
+        "metrics/neighbours.py",
         "data/sources.py",
         "data/images.py",
         "data/formats.py",
@@ -90,6 +96,12 @@ def test_the_parts_do_not_know_the_step(folder):
             "startup",
             "storage",
         }, path
+
+
+def test_the_metrics_do_not_know_the_run():
+    for path in (PACKAGE / "metrics").glob("*.py"):
+        known = {name.split(".")[1] for name in ours(f"metrics/{path.name}")}
+        assert known <= {"config", "data", "errors", "metrics", "samples"}, path
 
 
 def test_only_the_runtime_knows_the_strategy():

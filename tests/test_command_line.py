@@ -51,6 +51,7 @@ def test_dry_run_prints_the_resolved_configuration(trainer):
         ("train --kimg=-1", "is too small"),
         ("train --data_dir=nowhere --dataset=mnist", "--data_dir=nowhere is not a folder."),
         ("generate", "--run_dir is missing"),
+        ("evaluate --run_dir=nowhere", "nowhere is not a run directory"),
         ("generate --run_dir=nowhere", "nowhere is not a run directory"),
     ],
 )

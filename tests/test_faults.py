@@ -13,7 +13,8 @@ import tensorflow as tf
 from conftest import variables
 from test_run import records
 
-from trainer import runtime, state, train
+from trainer import run as run_module
+from trainer import runtime, state
 from trainer.checkpoint import found
 from trainer.data import sources
 from trainer.errors import CheckpointError, DivergedError, ExitCode, NotFiniteError, UsageError
@@ -31,7 +32,7 @@ def poison(monkeypatch):
     """Makes a weight of the generator NaN once, after some steps."""
 
     def at(step, times=1):
-        real = train.make_advance
+        real = run_module.make_advance
         left = [times]
 
         def make(config, devices, variables, *rest):
@@ -49,7 +50,7 @@ def poison(monkeypatch):
 
             return poisoned
 
-        monkeypatch.setattr(train, "make_advance", make)
+        monkeypatch.setattr(run_module, "make_advance", make)
 
     return at
 
@@ -109,7 +110,7 @@ def test_what_is_not_finite_on_one_replica_reaches_no_weight(tiny, replica):
 
 def test_weights_are_looked_at(tiny, run, monkeypatch):
     """Batch norm's statistics get no gradient: a bad one shows in no loss."""
-    real = train.make_advance
+    real = run_module.make_advance
 
     def make(config, devices, variables, *rest):
         advance = real(config, devices, variables, *rest)
@@ -121,7 +122,7 @@ def test_weights_are_looked_at(tiny, run, monkeypatch):
 
         return poisoned
 
-    monkeypatch.setattr(train, "make_advance", make)
+    monkeypatch.setattr(run_module, "make_advance", make)
     config = tiny(recipe="mlp", length=steps(2), max_rollbacks=0)
     with pytest.raises(DivergedError, match=r"diverged: Weights of generator not finite in steps"):
         run(config)

@@ -14,6 +14,7 @@ from trainer.signals import StopRequest
 COMMANDS = {
     "train": "train a recipe on a data set; the same command again goes on",
     "generate": "draw images from a run",
+    "evaluate": "measure how good a run's pictures are",
     "export": "write a run's generator for use without this package",
     "status": "show where a run is",
     "doctor": "show what this machine has, and what keeps TensorFlow from its GPUs",
@@ -54,10 +55,13 @@ def run_and_end(arguments: Sequence[str]) -> NoReturn:
 
     At once: TensorFlow's own end would wait for other machines, which may have gone.
     """
-    code = main(arguments)
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        code = main(arguments)
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:  # `... --help | head`: who read our output has had enough
+        code = ExitCode.OK
     os._exit(code)
 
 

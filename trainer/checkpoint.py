@@ -90,8 +90,7 @@ class Checkpoints:
         verified = [path for path in paths if _manifest(path).exists()]
         if len(verified) >= self._keep:
             for path in paths[paths.index(verified[self._keep - 1]) + 1 :]:
-                for file in _files(path):
-                    file.unlink(missing_ok=True)
+                remove(path)
 
 
 def found(folder: Path) -> list[Path]:
@@ -148,6 +147,25 @@ def load_networks(folder: Path, networks: Mapping[str, keras.Model]) -> Path:
     raise CheckpointError(
         f"The checkpoints in {folder} do not fit the networks asked for, or are damaged."
     )
+
+
+def load_networks_of(path: Path, networks: Mapping[str, keras.Model]) -> None:
+    """Reads networks, by their names in checkpoints, from the checkpoint at `path`.
+
+    Raises:
+      CheckpointError: if it is damaged or does not hold them.
+    """
+    try:
+        verify(path)
+        restore(tf.train.Checkpoint(**networks), path, partial=True)
+    except UNREADABLE as error:
+        raise CheckpointError(f"Checkpoint {path} does not load ({first_line(error)}).") from None
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint."""
+    for file in _files(path):
+        file.unlink(missing_ok=True)
 
 
 def verify(path: Path) -> None:

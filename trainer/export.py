@@ -26,13 +26,14 @@ SAVED_MODEL = "saved_model"
 SIGNATURE = "serving_default"
 
 
-def export(run_dir: RunDir, config: Config, out: Path) -> None:
+def export(run_dir: RunDir, config: Config, out: Path, which: str = "") -> None:
     """Writes the generator that the run draws from into the folder `out`, in both forms.
 
     Args:
       run_dir: the run.
       config: its configuration, with the devices to check the files on.
       out: the folder; what an earlier export left there is replaced.
+      which: the checkpoint, as of `chosen.load`.
 
     Raises:
       TrainerError: if the run has no checkpoint, `out` cannot be written, or a file does
@@ -40,7 +41,7 @@ def export(run_dir: RunDir, config: Config, out: Path) -> None:
     """
     # The same bits are asked of three graphs: the kernels must not be chosen by their speed.
     runtime.start(config.replace(deterministic=True))
-    generator, source = load_drawing(run_dir, config)
+    generator, source = load_drawing(run_dir, config, which)
     labels = None
     if config.conditional:
         labels = np.arange(samples.BATCH, dtype=np.int32) % run_dir.read_shape()[0].classes

@@ -103,6 +103,29 @@ def define_settings(line: CommandLine) -> None:
             defines[kind](field.name, _explain(field))
 
 
+def define_checkpoint(line: CommandLine, more: str = "") -> None:
+    """Defines the flag that says which checkpoint of a run to take; `more` is a word besides."""
+    besides = f", or {more}" if more else ""
+    line.text(
+        "checkpoint",
+        f"best, latest, or the step of one{besides} (default: the best where the run kept one, "
+        "else the latest)",
+    )
+
+
+def checkpoint_choice(values: Mapping[str, Any], more: str = "") -> str:
+    """The value of --checkpoint; "" if it was not given.
+
+    Raises:
+      UsageError: if it is none that there is.
+    """
+    which: str = values["checkpoint"] or ""
+    known = ["best", "latest", *([more] if more else [])]
+    if which and which not in known and not which.isdecimal():
+        raise UsageError(f"--checkpoint={which} is none of {', '.join(known)}, or a step.")
+    return which
+
+
 def _explain(field: "dataclasses.Field[Any]") -> str:
     rules = field.metadata
     parts = [rules["help"]]

@@ -9,8 +9,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from trainer import models, runtime
-from trainer.checkpoint import load_networks
+from trainer import chosen, models, runtime
 from trainer.config import Config
 from trainer.errors import UsageError
 from trainer.rundir import RunDir
@@ -20,9 +19,16 @@ log = logging.getLogger(__name__)
 
 
 def generate(
-    run_dir: RunDir, config: Config, *, count: int, classes: list[int] | None, seed: int, out: Path
+    run_dir: RunDir,
+    config: Config,
+    *,
+    count: int,
+    classes: list[int] | None,
+    seed: int,
+    out: Path,
+    which: str = "",
 ) -> None:
-    """Draws `count` images from the run's newest checkpoint into `out`.
+    """Draws `count` images from a checkpoint of the run into `out`.
 
     Args:
       run_dir: the run.
@@ -31,12 +37,13 @@ def generate(
       classes: to cycle through, if the run is conditional.
       seed: of the latents.
       out: FILE.png (one grid), FILE.npz, or a folder (one picture per image).
+      which: the checkpoint, as of `chosen.load`.
 
     Raises:
       TrainerError: if the run has no checkpoint, or `out` cannot be written.
     """
     runtime.start(config)
-    generator, source = load_drawing(run_dir, config)
+    generator, source = load_drawing(run_dir, config, which)
     labels = None
     if classes is not None:
         labels = np.fromiter(itertools.cycle(classes), np.int32, count)
@@ -48,18 +55,29 @@ def generate(
     log.info("Drew %d images from %s into %s", count, source, out)
 
 
-def load_drawing(run_dir: RunDir, config: Config) -> tuple[keras.Model, Path]:
+def load_drawing(run_dir: RunDir, config: Config, which: str = "") -> tuple[keras.Model, Path]:
     """The generator that a run draws from, and the checkpoint that it comes from.
 
-    It is the average where the run keeps one.
+    Args:
+      run_dir: the run.
+      config: its configuration.
+      which: the checkpoint, as of `chosen.load`.
 
     Raises:
       TrainerError: if the run has no checkpoint that holds it.
     """
+    generator, name = build_drawing(run_dir, config)
+    return generator, chosen.load(run_dir, which, {name: generator})
+
+
+def build_drawing(run_dir: RunDir, config: Config) -> tuple[keras.Model, str]:
+    """The generator to read a run's into, and its name in checkpoints.
+
+    It is the average where the run keeps one.
+    """
     shape, _ = run_dir.read_shape()
     generator, _ = models.build(config, shape)
-    name = "average" if config.ema_half_life_kimg else "generator"
-    return generator, load_networks(run_dir.checkpoints, {name: generator})
+    return generator, "average" if config.ema_half_life_kimg else "generator"
 
 
 def write(out: Path, images: np.ndarray, labels: np.ndarray | None, columns: int) -> None:

@@ -58,6 +58,21 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def best(self) -> Path:
+        """The folder of the best checkpoint."""
+        return self.path / "best"
+
+    @property
+    def evaluations(self) -> Path:
+        """What evaluations during training found, a line each."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        """What the evaluate command found."""
+        return self.path / "evaluation.json"
+
+    @property
     def samples(self) -> Path:
         """The folder of sample grids."""
         return self.path / "samples"
@@ -109,6 +124,14 @@ class RunDir:
         data = self.read_data()
         shape = ImageShape(data["size"], data["channels"], data["classes"])
         return shape, tuple(data["class_names"])
+
+    def read_fingerprint(self) -> str:
+        """The fingerprint of the run's data.
+
+        Raises:
+          CheckpointError: if it cannot be read.
+        """
+        return self.read_data()["fingerprint"]
 
     def read_data(self) -> dict[str, Any]:
         """What the run was trained on, as `describe` wrote it.

@@ -22,6 +22,7 @@ from trainer.console import Console
 from trainer.events import EventWriter
 from trainer.files import LineFile, write_text
 from trainer.loop import Trained
+from trainer.operation_settings import BEST_METRICS
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,14 @@ SCALARS = (
     "images_per_sec", "d_loss", "g_loss", "d_acc", "d_real_acc", "d_fake_acc", "g_acc",
     "d_grad_norm", "g_grad_norm",
 )  # fmt: skip
-EXTRAS = ("collapse", "rollbacks", "failed_saves", "failed_uploads")  # these go on when a run does
+QUALITY = (*BEST_METRICS, "kid_std", "inception_score_std", "evaluated_kimg", "evaluate_secs")
+EXTRAS = (
+    "collapse",
+    "rollbacks",
+    "failed_saves",
+    "failed_uploads",
+    *QUALITY,
+)  # these go on when a run does
 
 
 class Recorder:
@@ -113,6 +121,11 @@ class Recorder:
         self._write_line()
         self._file.flush()
         self._events.flush()
+
+    def evaluated(self, values: Mapping[str, float], step: int) -> None:
+        """Shows what an evaluation found, from now on in each line of metrics.jsonl."""
+        self.extras.update(values)
+        self._events.scalars({f"quality/{name}": value for name, value in values.items()}, step)
 
     def image(self, tag: str, picture: Image.Image, step: int) -> None:
         """Shows a picture in TensorBoard."""
@@ -224,7 +237,8 @@ class Recorder:
         self._scalars("epoch", means, last["step"])
 
     def _scalars(self, group: str, record: Mapping[str, Any], step: int) -> None:
-        names = (*SCALARS, *self.extras) if group == "train" else SCALARS
+        extras = [name for name in self.extras if name not in QUALITY]
+        names = (*SCALARS, *extras) if group == "train" else SCALARS
         shown = {f"{group}/{n}": record[n] for n in names if record.get(n) is not None}
         self._events.scalars(shown, step)
 

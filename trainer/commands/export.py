@@ -8,8 +8,8 @@ from trainer.signals import StopRequest
 from trainer.storage.address import is_bucket, local_path
 from trainer.storage.place import reading
 
-SUMMARY = """Writes the generator that a run draws from, as of its newest checkpoint, into a folder:
-generator.keras and saved_model/ with the signature serving_default (latents and, if the run
+SUMMARY = """Writes the generator that a run draws from, of its best or newest checkpoint, into a
+folder: generator.keras and saved_model/ with the signature serving_default (latents and, if the run
 is conditional, labels -> images uint8 [N, H, W, C]).  Both are loaded again and must draw the
 bytes that the run draws."""
 
@@ -19,6 +19,7 @@ def run(arguments: list[str], _: StopRequest) -> None:
     line = flags.CommandLine("export", SUMMARY)
     line.text("run_dir", "the run to export, also at gs://")
     line.text("out", "folder to write to (default: RUN_DIR/export)")
+    flags.define_checkpoint(line)
     line.text("devices", "where to check the files: auto, cpu or gpu:N", default="auto")
     values = line.parse(arguments)
     if not values["run_dir"]:
@@ -26,6 +27,7 @@ def run(arguments: list[str], _: StopRequest) -> None:
     out = local_path(values["out"], "out") if values["out"] else None
     if out is None and is_bucket(values["run_dir"]):
         raise UsageError(f"--out is missing: --run_dir={values['run_dir']} is in a bucket.")
+    which = flags.checkpoint_choice(values)
     run_dir = RunDir(reading(values["run_dir"]))
     config = run_dir.read_config().replace(devices=values["devices"])
     out = out or run_dir.path / "export"
@@ -34,4 +36,4 @@ def run(arguments: list[str], _: StopRequest) -> None:
     with startup.quiet():
         from trainer.export import export  # late: TensorFlow takes seconds to import
 
-    export(run_dir, config, out)
+    export(run_dir, config, out, which)

@@ -1,4 +1,4 @@
-"""`generate`: images from a run's newest checkpoint."""
+"""`generate`: images from a run's best or newest checkpoint."""
 
 import logging
 
@@ -26,6 +26,7 @@ def run(arguments: list[str], _: StopRequest) -> None:
     line.text("labels", "classes to cycle through, as 0,1,2 (default: all)")
     line.integer("seed", "seed of the latents", default=0)
     line.text("out", "FILE.png, FILE.npz or a folder (default: RUN_DIR/generated.png)")
+    flags.define_checkpoint(line)
     line.text("devices", "auto, cpu or gpu:N", default="auto")
     values = line.parse(arguments)
     count, seed = values["num"], values["seed"]
@@ -38,6 +39,7 @@ def run(arguments: list[str], _: StopRequest) -> None:
     out = local_path(values["out"], "out") if values["out"] else None
     if out is None and is_bucket(values["run_dir"]):
         raise UsageError(f"--out is missing: --run_dir={values['run_dir']} is in a bucket.")
+    which = flags.checkpoint_choice(values)
     run_dir = RunDir(reading(values["run_dir"]))
     config = run_dir.read_config().replace(devices=values["devices"])
     classes = _classes(config, run_dir, values["label"], values["labels"])
@@ -49,7 +51,7 @@ def run(arguments: list[str], _: StopRequest) -> None:
     with startup.quiet():
         from trainer.generate import generate  # late: TensorFlow takes seconds to import
 
-    generate(run_dir, config, count=count, classes=classes, seed=seed, out=out)
+    generate(run_dir, config, count=count, classes=classes, seed=seed, out=out, which=which)
 
 
 def _classes(

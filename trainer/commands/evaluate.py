@@ -1,0 +1,79 @@
+"""`evaluate`: how good a run's pictures are."""
+
+import os
+from pathlib import Path
+
+from trainer import flags, startup
+from trainer.console import Console, log_to
+from trainer.data import sources
+from trainer.errors import UsageError, one_of
+from trainer.operation_settings import FEATURES
+from trainer.rundir import RunDir
+from trainer.signals import StopRequest
+
+SUMMARY = """Draws images from a run and measures them against real ones: FID, KID, Inception Score,
+precision, recall, density, coverage and, of a conditional run, how often the class is the one
+that was asked for.  Prints a table and writes RUN_DIR/evaluation.json and, in
+RUN_DIR/evaluation/, nearest.png, confusion.png and interpolation.png.  Numbers compare only
+where features, number of samples and reference are the same."""
+MIN_SAMPLES = 100
+
+
+def run(arguments: list[str], _: StopRequest) -> None:
+    """Runs the command; `arguments` are those behind its name."""
+    line = flags.CommandLine("evaluate", SUMMARY)
+    line.text("run_dir", "the run to evaluate")
+    line.integer("num_samples", "how many images to draw", default=10000)
+    line.text(
+        "features",
+        "what images are compared by: classifier (of the data set's own classes, trained at "
+        "first use), inception (the network of published FIDs; needs --inception_path), or "
+        "auto: inception where its file is given",
+        default="auto",
+    )
+    line.text(
+        "inception_path",
+        "classify_image_graph_def.pb, or inception-2015-12-05.tgz which holds it; may be gs://",
+    )
+    flags.define_checkpoint(line, more="all")
+    line.integer("seed", "seed of the latents", default=0)
+    line.text("split", "reals to compare with: train, test or all (default: the run's own)")
+    line.text(
+        "data_dir", "folder that holds the data sets (default: the run's, else $TRAINER_DATA_DIR)"
+    )
+    line.text("devices", "auto, cpu, cpu:2 or gpu:N", default="auto")
+    values = line.parse(arguments)
+    if not values["run_dir"]:
+        raise UsageError("--run_dir is missing: name the run to evaluate.")
+    one_of("--features", values["features"], FEATURES)
+    which = flags.checkpoint_choice(values, more="all")
+    count, seed = values["num_samples"], values["seed"]
+    if count < MIN_SAMPLES:
+        raise UsageError(f"--num_samples={count} is too few: {MIN_SAMPLES} or more.")
+    if not 0 <= seed < 2**31:
+        raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
+    run_dir = RunDir(Path(values["run_dir"]))
+    config = run_dir.read_config().replace(devices=values["devices"])
+    if values["split"]:
+        config = config.replace(split=values["split"])
+    data_dir = values["data_dir"] or os.environ.get("TRAINER_DATA_DIR", "")
+    if values["data_dir"] or (data_dir and not os.path.isdir(config.data_dir)):
+        config = config.replace(data_dir=data_dir)
+
+    terminal = Console()
+    log_to(terminal)
+    data = sources.load(config.replace(batch_size=1), terminal.bar)
+    terminal.end_bar()
+    with startup.quiet():
+        from trainer.evaluate import evaluate  # late: TensorFlow takes seconds to import
+
+    evaluate(
+        run_dir,
+        config,
+        data,
+        which=which,
+        features=values["features"],
+        inception_path=values["inception_path"] or "",
+        num_samples=count,
+        seed=seed,
+    )
