@@ -32,7 +32,7 @@ BUILD = $(DOCKER) build --build-arg VERSION=$(VERSION) \
 	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-gpu generate evaluate export doctor tensorboard test test-faults lint clean \
+.PHONY: help train train-gpu generate evaluate export status doctor tensorboard test test-faults lint clean \
 	image image-cpu requirements k8s-render k8s-submit
 
 help: ## list the commands
@@ -59,6 +59,9 @@ evaluate: $(VENV)/.installed ## measure how good the pictures of RUN_DIR are
 
 export: $(VENV)/.installed ## write the generator of RUN_DIR for use without this package
 	$(VENV)/bin/python -m trainer export --run_dir="$(RUN_DIR)" $(ARGS)
+
+status: $(VENV)/.installed ## show where the run in RUN_DIR is
+	$(VENV)/bin/python -m trainer status --run_dir="$(RUN_DIR)" $(ARGS)
 
 doctor: $(VENV)/.installed ## show versions, GPUs, memory; why a GPU is not used
 	$(CUDA_PYTHON) -m trainer doctor $(ARGS)
