@@ -28,10 +28,13 @@ setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "prometheus": ["prometheus-client>=0.21,<1"],
         "tensorboard": ["tensorboard>=2.20,<3"],
         "test": [
             "pytest>=8.4,<10",
             "pytest-xdist>=3.6,<4",
+            "prometheus-client>=0.21,<1",
+            "gcp-storage-emulator>=2026.7,<2027",
             "hypothesis>=6.130,<7",
             "scikit-learn>=1.5,<2",
             "tensorboard>=2.20,<3",

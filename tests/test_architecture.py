@@ -56,10 +56,20 @@ def test_the_configuration_is_at_the_bottom():
         "data/listing.py",
         "data/memory.py",
         "data/pictures.py",
+        "storage/address.py",
+        "storage/bucket.py",
+        "storage/datasets.py",
+        "storage/lease.py",
+        "storage/place.py",
     ],
 )
 def test_these_do_without_tensorflow(path):
     assert not {name.split(".")[0] for name in imports(PACKAGE / path)} & HEAVY
+
+
+def test_the_library_of_buckets_is_imported_late():
+    for path in PACKAGE.rglob("*.py"):
+        assert not {name.split(".")[0] for name in imports(path)} & {"google", "google_crc32c"}
 
 
 def test_the_loop_knows_none_of_the_parts():
@@ -78,6 +88,7 @@ def test_the_parts_do_not_know_the_step(folder):
             "recipes",
             "randomness",
             "startup",
+            "storage",
         }, path
 
 

@@ -10,7 +10,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from trainer import doctor, nvidia, runtime
+from trainer import devices, doctor, nvidia
 from trainer.console import Console, log_to
 from trainer.errors import ExitCode, TrainerError
 
@@ -137,9 +137,9 @@ def test_a_gpu_is_shown_with_capability_and_memory(monkeypatch):
     assert lines["Libraries"] == "12 of 12 load"
     for capability, precision in (((6, 1), "float32"), ((7, 5), "float16"), ((8, 0), "bfloat16")):
         details["compute_capability"] = capability
-        assert runtime.auto_precision() == precision
+        assert devices.auto_precision() == precision
     details["compute_capability"] = (8, 0)
-    assert runtime.auto_precision() == "bfloat16"
+    assert devices.auto_precision() == "bfloat16"
 
 
 def test_a_container_limit_is_shown(monkeypatch, tmp_path):

@@ -179,7 +179,7 @@ def test_bad_input(tiny, run, tmp_path, trainer):
         export.export(folder, config, tmp_path / "file" / "x")
     for path in folder.checkpoints.iterdir():
         path.unlink()
-    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
         export.export(folder, config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

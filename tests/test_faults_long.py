@@ -164,7 +164,10 @@ def test_sigterm_in_any_phase(tmp_path, undisturbed, phase):
     assert "Traceback" not in process.output
     if phase in ("training", "sampling", "saving"):
         done = records(tmp_path / "run")[-1]["step"]
-        assert f"Stopped on request after {done} of 120 steps, which are saved" in process.output
+        assert (
+            f"Stopped on request after {done} of 120 steps, which are saved in run."
+            in process.output
+        )
         assert f"The same command goes on from step {done}." in process.output
         assert found(tmp_path / "run" / "checkpoints")[0].name == f"ckpt-{done}"
     again = Process(tmp_path, *arguments)

@@ -253,7 +253,7 @@ def test_a_new_run_from_anothers_networks(tiny, run, tmp_path):
         np.testing.assert_array_equal(before[name], after[name])
     images = next(name for name in before if name.startswith("images"))
     assert (before[images], after[images]) == (24, 0)
-    with pytest.raises(CheckpointError, match="does not fit the networks asked for"):
+    with pytest.raises(CheckpointError, match="do not fit the networks asked for"):
         run(new.replace(run_dir=str(tmp_path / "third"), latent_dim=7))
 
 

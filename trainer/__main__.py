@@ -1,9 +1,13 @@
 """`python -m trainer COMMAND [--flags]`."""
 
 import importlib
+import logging
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
+from trainer.console import report
 from trainer.errors import ExitCode, HelpRequested, TrainerError, one_of
 from trainer.signals import StopRequest
 
@@ -11,6 +15,7 @@ COMMANDS = {
     "train": "train a recipe on a data set; the same command again goes on",
     "generate": "draw images from a run",
     "export": "write a run's generator for use without this package",
+    "status": "show where a run is",
     "doctor": "show what this machine has, and what keeps TensorFlow from its GPUs",
 }
 
@@ -28,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         print(request)
     except TrainerError as error:
         line = " ".join(str(error).splitlines())  # names that a user gives may hold anything
-        print(f"{_label(error)}{line}", file=sys.stderr)
+        report(f"{_label(error)}{line}", error.exit_code)
         return error.exit_code
     return ExitCode.OK
 
@@ -44,5 +49,17 @@ def _usage() -> str:
     return "\n".join(lines)
 
 
+def run_and_end(arguments: Sequence[str]) -> NoReturn:
+    """Runs a command and ends the process with its exit code.
+
+    At once: TensorFlow's own end would wait for other machines, which may have gone.
+    """
+    code = main(arguments)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_and_end(sys.argv[1:])

@@ -46,7 +46,8 @@ def make_advance(
     def checked(steps: int) -> np.ndarray:
         first_step = state.steps_done(config.batch_size)
         try:
-            rows, finite = advance(tf.constant(steps, tf.int32))
+            with runtime.peers_watched():
+                rows, finite = advance(tf.constant(steps, tf.int32))
         except tf.errors.ResourceExhaustedError as error:
             at_once = config.batch_per_replica or config.batch_size // runtime.num_replicas
             raise UsageError(

@@ -35,7 +35,7 @@ class Config:
         "digits",
         "data set: digits, mnist, fashion_mnist or cifar10; or the path of your own pictures: a "
         "folder or .zip (folders train/ and test/ are splits, those below are classes; "
-        "transparency becomes white), or an .npz (x and y, or x_train, y_train, ...)",
+        "transparency becomes white), or an .npz (x and y, or x_train, y_train, ...); also at gs://",
     )
     split: str = setting("train", "images to train on", choices=("train", "test", "all"))
     image_size: int = setting(
@@ -182,6 +182,12 @@ class Config:
         "auto, gpu, gpu:0,1 (those two), cpu, or cpu:2 (two logical devices)",
         may_change=True,
     )
+    workers: str = setting(
+        "",
+        "several machines: their addresses as HOST:PORT,HOST:PORT, the first of them the chief; "
+        "job-{0..3}.svc:2222 stands for four; TF_CONFIG in the environment goes before it",
+        may_change=True,
+    )
     deterministic: bool | None = setting(
         None,
         "the same bits in every run on the same hardware; slower on GPUs "
@@ -191,9 +197,20 @@ class Config:
 
     # Where and how often.
     data_dir: str = setting(
-        "", "folder that holds the data sets (default: $TRAINER_DATA_DIR)", may_change=True
+        "",
+        "folder that holds the data sets, or gs://BUCKET/PATH (default: $TRAINER_DATA_DIR)",
+        may_change=True,
     )
-    run_dir: str = setting("", "folder of the run (default: runs/RECIPE-DATASET)", may_change=True)
+    run_dir: str = setting(
+        "",
+        "folder of the run, or gs://BUCKET/PATH (default: runs/RECIPE-DATASET)",
+        may_change=True,
+    )
+    scratch_dir: str = setting(
+        "",
+        "folder for the local copy of a run in a bucket (default: in the cache)",
+        may_change=True,
+    )
     checkpoint_every: Duration = setting(
         Duration(50, "kimg"), "how often to save; 0: only at the end", low=0, may_change=True
     )
@@ -238,6 +255,20 @@ class Config:
     log_every_steps: int = setting(
         0, "steps between lines of metrics.jsonl; 0: only by time", low=0, may_change=True
     )
+    log_format: str = setting(
+        "text",
+        "lines for people, or JSON objects as Cloud Logging reads them",
+        choices=("text", "json"),
+        may_change=True,
+    )
+    heartbeat: str = setting(
+        "",
+        "file that the training loop writes every second or so, for `doctor --liveness`",
+        may_change=True,
+    )
+    metrics_port: int = setting(
+        0, "port of a Prometheus endpoint; 0: none", low=0, high=65535, may_change=True
+    )
     max_hours: float = setting(
         0.0,
         "save and stop with exit code 42 after so many hours of this process; 0: no limit",
@@ -261,6 +292,13 @@ class Config:
         """The configuration as JSON text, `format_version` first."""
         values = {"format_version": FORMAT_VERSION, **self.as_dict()}
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+    def shared_json(self) -> str:
+        """The settings that must be the same on all machines of a run, as JSON text."""
+        own = (
+            "data_dir", "run_dir", "scratch_dir", "devices", "workers", "heartbeat", "metrics_port",
+        )  # fmt: skip
+        return json.dumps({k: v for k, v in self.as_dict().items() if k not in own})
 
     def as_dict(self) -> dict[str, Any]:
         """The settings by name, durations as text."""

@@ -1,18 +1,23 @@
 """What a person sees: a progress bar on a terminal, else a line now and then."""
 
+import json
 import logging
 import shutil
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, TextIO
+
+from trainer.errors import ExitCode
 
 
 class Console:
     """Writes lines, and below them, on a terminal, a bar that moves."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, *, plain: bool = False) -> None:
+        """Writes to `stream`, stdout by default; `plain` keeps the bar away."""
         self._stream = stream or sys.stdout
-        self.has_bar = self._stream.isatty()
+        self.has_bar = self._stream.isatty() and not plain
         self._bar = ""
 
     def line(self, text: str) -> None:
@@ -38,24 +43,56 @@ class Console:
 
 
 class ConsoleHandler(logging.Handler):
-    """Sends the log of this package to a console."""
+    """Sends the log of this package to a console, as text or as JSON objects."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, labels: Mapping[str, str] | None) -> None:
         super().__init__()
-        self._console = console
+        self._console, self.labels = console, labels
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes a record, warnings and worse with their level."""
+        if self.labels is not None:
+            self._console.line(self._as_json(record))
+            return
         level = f"{record.levelname}: " if record.levelno > logging.INFO else ""
         self._console.line(level + record.getMessage())
 
+    def _as_json(self, record: logging.LogRecord) -> str:
+        """The record with the fields that Cloud Logging looks for."""
+        labels = dict(self.labels or {})
+        if (step := getattr(record, "step", None)) is not None:
+            labels["step"] = str(step)
+        return json.dumps(
+            {
+                "severity": record.levelname,
+                "message": record.getMessage(),
+                "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+                "logging.googleapis.com/labels": labels,
+            }
+        )
 
-def log_to(console: Console) -> None:
-    """Makes a console the place where this package logs."""
+
+def log_to(console: Console, labels: Mapping[str, str] | None = None) -> None:
+    """Makes a console the place where this package logs.
+
+    Args:
+      console: the place.
+      labels: what each line carries, as JSON; None for plain text.
+    """
     logger = logging.getLogger("trainer")
-    logger.handlers[:] = [ConsoleHandler(console)]
+    logger.handlers[:] = [ConsoleHandler(console, labels)]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def report(line: str, exit_code: int) -> None:
+    """Says why a command ends: on stderr, or where its log is of JSON objects there."""
+    logger = logging.getLogger("trainer")
+    if any(getattr(handler, "labels", None) is not None for handler in logger.handlers):
+        level = logging.WARNING if exit_code == ExitCode.STOPPED else logging.ERROR
+        logger.log(level, "%s", line)
+    else:
+        print(line, file=sys.stderr)
 
 
 def progress(record: Mapping[str, Any], total_kimg: float, secs_left: float) -> str:

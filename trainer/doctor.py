@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from trainer import __version__, nvidia, runtime
+from trainer import __version__, devices, nvidia
 from trainer.errors import TrainerError
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def examine(
     lines = [
         *_versions(build),
         *_gpus(gpus, files, missing, load),
-        ("Precision", f"--precision=auto means {runtime.auto_precision()} here"),
+        ("Precision", f"--precision=auto means {devices.auto_precision()} here"),
         *_host(),
     ]
     for what, text in lines:

@@ -68,6 +68,12 @@ class StorageError(TrainerError):
     exit_code = ExitCode.CRASH
 
 
+class PeerError(TrainerError):
+    """The machines of a run did not come together: another try may succeed."""
+
+    exit_code = ExitCode.CRASH
+
+
 class StoppedError(TrainerError):
     """The run was asked to stop, has saved, and can be started again."""
 
@@ -76,6 +82,10 @@ class StoppedError(TrainerError):
 
 class HelpRequested(Exception):
     """--help was given; the message is the text to print."""
+
+
+class PeerLostError(StoppedError):
+    """Another worker has gone; the run goes on from its last checkpoint."""
 
 
 def one_of(what: str, value: str, known: Iterable[str]) -> str:

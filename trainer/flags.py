@@ -142,6 +142,8 @@ def config_from_flags(
         given["length"] = Duration(values[lengths[0]], lengths[0])
     given.setdefault("data_dir", environment.get("TRAINER_DATA_DIR", ""))
     config = recipes.resolve(given)
+    if not config.run_dir and environment.get("AIP_CHECKPOINT_DIR"):  # Vertex AI's
+        config = config.replace(run_dir=environment["AIP_CHECKPOINT_DIR"].rstrip("/"))
     if not config.run_dir:
         name = f"{config.recipe}-{_short_name(config.dataset)}"
         config = config.replace(run_dir=os.path.join("runs", name))

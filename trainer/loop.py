@@ -62,6 +62,7 @@ def run(
     observe: Callable[[Trained], None],
     periodic: Sequence[Periodic],
     stop_requested: Callable[[], bool],
+    agree: Callable[[int, bool], tuple[int, bool]] = lambda count, stop: (count, stop),
     clock: Callable[[], float] = time.perf_counter,
 ) -> int:
     """Trains until `last_step`, or until a stop is requested.
@@ -74,19 +75,24 @@ def run(
         so that its compilation is not timed.
       observe: told what each call did, before anything that is then due.
       periodic: what to do at its time, in this order.
-      stop_requested: asked after each call.
+      stop_requested: asked before each call.
+      agree: makes the number of steps of a call, and whether to stop, the same on all
+        machines of the run.
       clock: seconds, rising.
 
     Returns:
       The steps done.
     """
     step, pace = first_step, 0.0  # pace: steps per second, once known
-    if step < last_step and not stop_requested():
+    if step < last_step and not agree(0, stop_requested())[1]:
         advance(0)
-    while step < last_step and not stop_requested():
+    while step < last_step:
         due = [p.next_due(step, batch_size) for p in periodic]
         limit = min([last_step, *(d for d in due if d is not None)])
         size = min(limit - step, MAX_STEPS, max(1, round(pace * CALL_SECS)))
+        size, stop = agree(size, stop_requested())
+        if stop:
+            break
         started = clock()
         rows = advance(size)
         secs = clock() - started

@@ -22,6 +22,7 @@ from trainer.lock import Lock
 
 log = logging.getLogger(__name__)
 
+MAX_STARTS = 10  # in a row that come no further: a cluster would go on for ever
 PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # faults of a disk that may pass
 
 
@@ -45,6 +46,11 @@ class RunDir:
     def provenance(self) -> Path:
         """What the run was started with: versions, devices."""
         return self.path / "provenance.json"
+
+    @property
+    def starts(self) -> Path:
+        """How often the run was started."""
+        return self.path / "starts.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -100,11 +106,16 @@ class RunDir:
         Raises:
           CheckpointError: if they cannot be read.
         """
-        data = self._read_data()
+        data = self.read_data()
         shape = ImageShape(data["size"], data["channels"], data["classes"])
         return shape, tuple(data["class_names"])
 
-    def _read_data(self) -> dict[str, Any]:
+    def read_data(self) -> dict[str, Any]:
+        """What the run was trained on, as `describe` wrote it.
+
+        Raises:
+          CheckpointError: if it cannot be read.
+        """
         wanted = {"images", "size", "channels", "classes", "class_names", "fingerprint"}
         try:
             data = json.loads(self.data.read_text(encoding="utf-8"))
@@ -130,6 +141,32 @@ class RunDir:
                 self.path.mkdir(parents=True, exist_ok=True)
                 lock = stack.enter_context(Lock(self.path).held())
             yield lock
+
+    def read_starts(self) -> dict[str, int]:
+        """How often the run was started, and how often in a row from the same step."""
+        try:
+            read = json.loads(self.starts.read_text(encoding="utf-8"))
+            return {name: int(read[name]) for name in ("starts", "step", "in_a_row")}
+        except (OSError, ValueError, TypeError, KeyError):
+            return {"starts": 0, "step": -1, "in_a_row": 0}
+
+    def note_start(self, step: int) -> int:
+        """Notes that the run starts from `step`; returns how often it was resumed.
+
+        Raises:
+          StorageError: if it started from there again and again, and never came further.
+        """
+        old = self.read_starts()
+        in_a_row = old["in_a_row"] + 1 if old["step"] == step else 1
+        if in_a_row > MAX_STARTS:
+            raise StorageError(
+                f"{MAX_STARTS} starts in a row came no further than step {step}: see the log for "
+                f"why they ended; remove {self.starts} to try again."
+            )
+        new = {"starts": old["starts"] + 1, "step": step, "in_a_row": in_a_row}
+        with self.writing():
+            write_text(self.starts, json.dumps(new) + "\n")
+        return old["starts"]
 
     def set_aside(self, environment: Mapping[str, str] = os.environ) -> None:
         """Renames an old run directory, so that a fresh run can start.
@@ -209,7 +246,7 @@ class RunDir:
     def _check_data(self, data: ImageSet, dataset: str, accept_changed: bool) -> None:
         if not self.data.exists():
             return
-        old, new = self._read_data(), describe(data)
+        old, new = self.read_data(), describe(data)
         if old["fingerprint"] == new["fingerprint"]:
             return
         changed = (

@@ -1,16 +1,35 @@
 """Devices, replicas, number formats: the only module that knows tf.distribute."""
 
+import contextlib
 import dataclasses
+import faulthandler
 import functools
+import hashlib
 import re
-from collections.abc import Callable
-from typing import Any
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any, cast
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from trainer import devices
+from trainer.cluster import WAIT_SECS, Cluster
 from trainer.config import Config
-from trainer.errors import UsageError
+from trainer.errors import PeerLostError, UsageError
+
+PEER_LOST = (  # what a collective operation says once a peer has gone
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+    tf.errors.UnknownError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,15 +38,24 @@ class Runtime:
 
     Attributes:
       strategy: TensorFlow's strategy over the chosen devices.
-      devices: their names, such as "GPU:0".
+      devices: the names of this machine's, such as "GPU:0".
       precision: "float32", "bfloat16" or "float16".
       deterministic: whether operations repeat bit for bit.
+      workers: machines that carry the run.
+      worker: the number of this one.
     """
 
     strategy: tf.distribute.Strategy
     devices: tuple[str, ...]
     precision: str
     deterministic: bool
+    workers: int = 1
+    worker: int = 0
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether what this process writes stays."""
+        return self.worker == 0
 
     @property
     def num_replicas(self) -> int:
@@ -56,6 +84,77 @@ class Runtime:
                 return make(range(first, first + count))
 
         return iter(self.strategy.distribute_datasets_from_function(pipeline))
+
+    @contextlib.contextmanager
+    def peers_watched(self) -> Iterator[None]:
+        """Turns what TensorFlow raises in a block once a peer is lost into a PeerLostError."""
+        try:
+            yield
+        except PEER_LOST as error:
+            if self.workers == 1:
+                raise
+            raise PeerLostError(
+                f"Stopped: another worker was lost ({type(error).__name__}). The same command "
+                "goes on from the last checkpoint."
+            ) from error
+
+    def agree(self, count: int, stop: bool) -> tuple[int, bool]:
+        """The chief's count, and whether any worker says stop.
+
+        Every worker calls this at the same time.
+        """
+        if self.workers == 1:
+            return count, stop
+        mine = [count if self.is_chief else 0, int(stop)]
+        chief_count, stops = self._sum_over_workers(np.array(mine, np.int64))
+        return int(chief_count), bool(stops)
+
+    def take_from_chief(self, variables: Iterable[tf.Variable]) -> None:
+        """Gives variables the chief's values, on every worker at the same time."""
+        if self.workers == 1:
+            return
+        by_type: dict[tf.DType, list[tf.Variable]] = {}
+        for variable in variables:
+            by_type.setdefault(variable.dtype, []).append(variable)
+        for same in by_type.values():  # one message each: a transfer costs more than a copy
+            flat = np.concatenate([variable.numpy().ravel() for variable in same])
+            total = self._sum_over_workers(flat if self.is_chief else np.zeros_like(flat))
+            ends = np.cumsum([variable.shape.num_elements() for variable in same])
+            for variable, values in zip(same, np.split(total, ends[:-1]), strict=True):
+                variable.assign(values.reshape(variable.shape))
+
+    def check_same(self, what: str) -> None:
+        """Compares a text that must be the same on every worker.
+
+        Raises:
+          UsageError: on every worker, if it is not.
+        """
+        mine = int.from_bytes(hashlib.sha256(what.encode()).digest()[:7], "big")
+        chiefs, _ = self.agree(mine, False)
+        if self.agree(0, mine != chiefs)[1]:
+            who = "has" if mine == chiefs else "does not have"
+            raise UsageError(
+                "The workers were started with different flags, or see different data: worker "
+                f"{self.worker} {who} the chief's. Give all the same."
+            )
+
+    def _sum_over_workers(self, value: np.ndarray) -> np.ndarray:
+        with self.peers_watched():
+            return self._sum(tf.constant(value)).numpy()
+
+    @functools.cached_property
+    def _sum(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        per_worker = self.num_replicas // self.workers
+
+        @tf.function
+        def total(value: tf.Tensor) -> tf.Tensor:
+            def share() -> tf.Tensor:
+                speaks = tf.equal(replica_index() % per_worker, 0)  # one replica for all
+                return tf.where(speaks, value, tf.zeros_like(value))
+
+            return self.run(share)
+
+        return total
 
     def memory(self) -> dict[str, float]:
         """Peak memory in GiB: of the process, and of each GPU."""
@@ -89,32 +188,85 @@ def sum_over_replicas(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
     return [tf.reshape(part, t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
-def start(config: Config) -> Runtime:
-    """Chooses devices and number format for the whole process.
+def start(config: Config, cluster: Cluster | None = None) -> Runtime:
+    """Chooses devices and number format for the whole process, and meets the other workers.
 
     Call it before anything else touches a device.
 
     Raises:
       UsageError: if --devices asks for what is not there, or does not divide the batch.
+      PeerError: if another worker's host has no address.
     """
-    devices = _choose_devices(config.devices)
-    _check_batch(config, len(devices))
-    precision = auto_precision() if config.precision == "auto" else config.precision
+    names = devices.choose(config.devices)
+    workers = len(cluster.workers) if cluster else 1
+    if cluster and names[1:] and names[0].startswith("CPU"):
+        raise UsageError(f"--devices={config.devices}: a worker of several has one CPU: cpu.")
+    _check_batch(config, len(names) * workers)
+    precision = devices.auto_precision() if config.precision == "auto" else config.precision
     keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
     deterministic = config.deterministic
     if deterministic is None:
-        deterministic = devices[0].startswith("CPU")
+        deterministic = names[0].startswith("CPU")
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
-    return Runtime(_strategy(tuple(devices)), tuple(devices), precision, deterministic)
+    if cluster is None:
+        return Runtime(_strategy(tuple(names)), tuple(names), precision, deterministic)
+    cluster.wait_for_names()
+    with _time_limit(f"not all of {', '.join(cluster.workers)} came within {WAIT_SECS:g} s"):
+        strategy = _joined(cluster, on_gpus=names[0].startswith("GPU"))
+        runtime = Runtime(strategy, tuple(names), precision, deterministic, workers, cluster.index)
+        runtime.agree(0, False)  # the first meeting
+    return runtime
 
 
 @functools.cache
-def _strategy(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+def _strategy(names: tuple[str, ...]) -> tf.distribute.Strategy:
     # One per set of devices in a process: a second one would number its collective
     # operations like the first, and TensorFlow would take them for the same.
-    return tf.distribute.MirroredStrategy(devices)
+    return tf.distribute.MirroredStrategy(names)
+
+
+def _joined(cluster: Cluster, on_gpus: bool) -> tf.distribute.Strategy:
+    """The strategy over all workers."""
+    implementation = tf.distribute.experimental.CommunicationImplementation
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(cluster.workers)}),
+        task_type="worker",
+        task_id=cluster.index,
+        rpc_layer="grpc",
+    )
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(
+        resolver,
+        tf.distribute.experimental.CommunicationOptions(
+            implementation=implementation.NCCL if on_gpus else implementation.RING
+        ),
+    )
+    # TensorFlow's notifier of preemptions has put itself in the place of ours.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    return strategy
+
+
+@contextlib.contextmanager
+def _time_limit(failure: str) -> Iterator[None]:
+    """Ends the process if a block takes too long.
+
+    The block may wait in C++ for ever and hold Python's lock, so no thread of Python's can
+    end it: faulthandler's watchdog does, and what it writes makes a helper say why.
+    """
+    speaker = "import sys; sys.stdin.buffer.read(1) and print(sys.argv[1], file=sys.stderr)"
+    helper = subprocess.Popen(
+        [sys.executable, "-c", speaker, f"error: {failure}: see why, and start again."],
+        stdin=subprocess.PIPE,
+    )
+    pipe = cast(IO[bytes], helper.stdin)
+    faulthandler.dump_traceback_later(WAIT_SECS, exit=True, file=pipe.fileno())
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        pipe.close()
+        helper.wait()
 
 
 def _check_batch(config: Config, replicas: int) -> None:
@@ -129,50 +281,3 @@ def _check_batch(config: Config, replicas: int) -> None:
             f"--batch_per_replica={at_once} does not divide a device's share of {share} images "
             f"(--batch_size={config.batch_size} over {replicas})."
         )
-
-
-def _choose_devices(wanted: str) -> list[str]:
-    match = re.fullmatch(r"auto|cpu(?::([1-9]\d?))?|gpu(?::(\d+(?:,\d+)*))?", wanted)
-    if not match:
-        raise UsageError(
-            f"--devices={wanted!r} is not understood: auto, gpu, gpu:0,1, cpu or cpu:2."
-        )
-    if wanted.startswith("cpu"):
-        tf.config.set_visible_devices([], "GPU")
-        return _logical_cpus(int(match[1] or 1))
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
-        if wanted == "auto":
-            return _logical_cpus(1)
-        raise UsageError(f"--devices={wanted}: TensorFlow lists no GPU here; use --devices=cpu.")
-    chosen = [int(k) for k in match[2].split(",")] if match[2] else list(range(len(gpus)))
-    if len(set(chosen)) < len(chosen) or max(chosen) >= len(gpus):
-        raise UsageError(
-            f"--devices={wanted}: name each GPU once; there are {len(gpus)}, from 0 "
-            f"to {len(gpus) - 1}."
-        )
-    visible = [gpus[k] for k in chosen]
-    tf.config.set_visible_devices(visible, "GPU")
-    for gpu in visible:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    return [f"GPU:{k}" for k in range(len(visible))]
-
-
-def _logical_cpus(count: int) -> list[str]:
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    if count > len(tf.config.get_logical_device_configuration(cpu) or [cpu]):
-        wanted = [tf.config.LogicalDeviceConfiguration()] * count
-        tf.config.set_logical_device_configuration(cpu, wanted)
-    return [f"CPU:{k}" for k in range(count)]
-
-
-def auto_precision() -> str:
-    """What --precision=auto means on the devices that this process sees."""
-    gpus = tf.config.get_visible_devices("GPU")
-    if not gpus:
-        return "float32"
-    details = map(tf.config.experimental.get_device_details, gpus)
-    capability = min(d.get("compute_capability", (0, 0)) for d in details)
-    if capability >= (8, 0):
-        return "bfloat16"
-    return "float16" if capability >= (7, 0) else "float32"

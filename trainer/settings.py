@@ -31,7 +31,8 @@ class Duration:
         return cls(float(number), unit)
 
     def __str__(self) -> str:
-        return f"{self.value:g} {self.unit}"
+        short = f"{self.value:g}"
+        return f"{short if float(short) == self.value else repr(self.value)} {self.unit}"
 
     def images(self, batch_size: int, epoch_size: int) -> int:
         """The same length in images; `epoch_size` is that of the data set."""

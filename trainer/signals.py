@@ -1,5 +1,6 @@
 """Stopping early: on SIGTERM or SIGINT, or when time is up."""
 
+import math
 import os
 import select
 import signal
@@ -32,6 +33,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._requested = False
+        self._requested_at = 0.0
         self._grace_secs = 0.0
         self._inbox, outbox = socket.socketpair()
         outbox.setblocking(False)
@@ -45,12 +47,19 @@ class StopRequest:
         """Whether a stop was requested."""
         return self._requested
 
+    def secs_left(self) -> float:
+        """Seconds until the process is ended; infinite where no stop was requested."""
+        if not self._requested:
+            return math.inf
+        return self._requested_at + GRACE_SECS - time.monotonic()
+
     def answer(self) -> None:
         """From now on the command ends itself, within GRACE_SECS of a signal."""
         self._grace_secs = GRACE_SECS
 
     def _watch(self) -> None:
         signals = len(self._inbox.recv(16))
+        self._requested_at = time.monotonic()
         self._requested = True
         grace = self._grace_secs
         if not grace:

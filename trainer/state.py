@@ -52,6 +52,15 @@ class TrainState:
         named = dict(generator=self.generator, discriminator=self.discriminator)
         return named if self.average is None else {**named, "average": self.average}
 
+    def variables(self) -> list[tf.Variable]:
+        """Every variable that a checkpoint holds."""
+        found = [v.value for network in self.networks().values() for v in network.variables]
+        for updater in (self.g, self.d):
+            found += [variable.value for variable in updater.optimizer.variables]
+            if updater.scale is not None:
+                found += [updater.scale.value, updater.scale.finite_steps]
+        return [*found, self.images, self.rollbacks]
+
     def trackables(self) -> dict[str, object]:
         """Everything that a checkpoint holds, by name."""
         named: dict[str, object] = dict(

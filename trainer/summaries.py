@@ -29,7 +29,7 @@ SCALARS = (
     "images_per_sec", "d_loss", "g_loss", "d_acc", "d_real_acc", "d_fake_acc", "g_acc",
     "d_grad_norm", "g_grad_norm",
 )  # fmt: skip
-EXTRAS = ("collapse", "rollbacks", "failed_saves")  # these go on when a run does
+EXTRAS = ("collapse", "rollbacks", "failed_saves", "failed_uploads")  # these go on when a run does
 
 
 class Recorder:
@@ -79,6 +79,7 @@ class Recorder:
         self._file = LineFile(self._path)
         self._events = EventWriter(run_dir / "tensorboard")
         self._step = steps.start
+        self._shown_step = self._step
         self._rows: list[np.ndarray] = []
         self._secs = 0.0
         self._pace = 0.0  # seconds per step, lately
@@ -119,7 +120,7 @@ class Recorder:
 
     def close(self) -> None:
         """Writes what is left and closes the files."""
-        if self._rows:
+        if self._step > self._shown_step:
             self._show()
         self._console.end_bar()
         with contextlib.suppress(OSError):
@@ -189,11 +190,12 @@ class Recorder:
     def _show(self) -> None:
         """Puts the newest line on the console and into TensorBoard."""
         self._write_line()
-        self._shown = self._clock()
+        self._shown, self._shown_step = self._clock(), self._step
         with contextlib.suppress(OSError):  # a full disk is shown where saves fail
             self._file.flush()
         if not self._console.has_bar:
-            log.info("%s", console.progress(self._last, self._total_kimg, self._secs_left))
+            line = console.progress(self._last, self._total_kimg, self._secs_left)
+            log.info("%s", line, extra={"step": self._last["step"]})
         self._scalars("train", self._last, self._last["step"])
 
     def _draw_bar(self) -> None:

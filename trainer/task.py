@@ -2,7 +2,7 @@
 
 import sys
 
-from trainer.__main__ import main
+from trainer.__main__ import run_and_end
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    run_and_end(["train", *sys.argv[1:]])

@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import logging
+import math
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from PIL import Image
 from trainer import announce, loop, profiling, runtime, state, step
 from trainer.advance import Advance, make_advance
 from trainer.checkpoint import Checkpoints, load_networks
+from trainer.cluster import Cluster
 from trainer.config import Config
 from trainer.console import Console
 from trainer.data import pipeline
 from trainer.data.images import ImageSet
 from trainer.errors import DivergedError, NotFiniteError, StoppedError
 from trainer.files import replacing
+from trainer.heartbeat import Heartbeat
 from trainer.rundir import RunDir, provenance
 from trainer.runtime import Runtime
 from trainer.samples import Sampler, SampleSheet, last_sheet, save_picture, sheet_path, write_gif
@@ -28,7 +32,9 @@ from trainer.saver import Saver
 from trainer.settings import Duration
 from trainer.signals import TimeLimit
 from trainer.state import TrainState
+from trainer.storage.place import NoUploads, Place, Uploads, reading
 from trainer.summaries import Recorder
+from trainer.telemetry import Telemetry
 from trainer.watch import REMEDY, CollapseWatch
 
 log = logging.getLogger(__name__)
@@ -40,6 +46,9 @@ def train(
     *,
     terminal: Console,
     stop_requested: Callable[[], bool],
+    cluster: Cluster | None = None,
+    place: Place | None = None,
+    secs_left: Callable[[], float] = lambda: math.inf,
     fresh: bool = False,
     accept_changed_data: bool = False,
     clock: Callable[[], float] = time.monotonic,
@@ -51,6 +60,9 @@ def train(
       data: its images.
       terminal: where progress goes.
       stop_requested: whether to save and stop now.
+      cluster: the machines that carry the run together, if there are several.
+      place: where it is worked on; by default as the configuration says.
+      secs_left: until the process is ended from outside.
       fresh: whether to set an old run in the directory aside.
       accept_changed_data: whether to go on with other images than the run began with.
       clock: seconds, rising, by which --max_hours counts.
@@ -59,14 +71,13 @@ def train(
       TrainerError: if the run cannot go on; StoppedError once an early stop is saved.
     """
     stop = TimeLimit(config.max_hours, stop_requested, clock)
-    run_dir = RunDir(Path(config.run_dir))
-    devices = runtime.start(config)
+    place = place or Place(config)
+    devices = runtime.start(config, cluster)
     with devices.scope():
         variables = state.create(config, data.shape, devices.precision)
+    devices.check_same(config.shared_json() + data.fingerprint)
     # Last, so that settings which cannot be leave nothing behind.
-    if fresh:
-        run_dir.set_aside()
-    with run_dir.held() as lock:
+    with _directory(config, devices, place, fresh, secs_left) as (run_dir, check, uploads):
         versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
         start = provenance(versions, devices.devices, devices.precision)
         run_dir.claim(config, data, start, accept_changed_data=accept_changed_data)
@@ -76,23 +87,37 @@ def train(
             keep=config.keep_checkpoints,
             spare=config.max_failed_saves,
         )
-        restored = _begin(config, checkpoints, variables)
+        restored = _begin(config, checkpoints, variables) if devices.is_chief else None
+        devices.take_from_chief(variables.variables())
         done = variables.steps_done(config.batch_size)
         last_step = config.length.steps(config.batch_size, len(data))
-        if done >= last_step and run_dir.is_finished(restored):
+        finished, _ = devices.agree(int(run_dir.is_finished(restored)), False)
+        if done >= last_step and finished:
             log.info("%s is complete: %d steps. A greater length goes on.", run_dir.path, done)
             return
         announce.start(config, devices, variables, data, last_step)
-        saver = Saver(checkpoints, max_failed=config.max_failed_saves, check=lock.check)
-        run = Run(config, data, run_dir, devices, variables, saver, terminal, last_step)
+        telemetry = Telemetry(
+            config.metrics_port, {"run": config.run_dir, "worker": str(devices.worker)}
+        )
+        telemetry.set("resumes", run_dir.note_start(done))
+        heartbeat = Heartbeat(Path(config.heartbeat) if config.heartbeat else None)
 
         def stop_now() -> bool:
-            lock.check()
+            check()
+            heartbeat.beat(variables.steps_done(config.batch_size))
             return stop()
 
+        saver = Saver(checkpoints, max_failed=config.max_failed_saves, check=check)
+        run = Run(
+            config, data, run_dir, devices, variables, saver, uploads, terminal, telemetry,
+            last_step,
+        )  # fmt: skip
+
         run.train(stop_now, lambda: stop.reason)
-        _finish(variables, run_dir)
-        announce.end(run_dir)
+        if devices.is_chief:
+            _finish(variables, run_dir)
+            announce.end(run_dir)
+        devices.agree(0, False)  # nobody leaves before the chief has written all
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,7 +128,9 @@ class Run:
       config, data, run_dir: what it is and where.
       devices, variables: what carries it and what it changes.
       saver: of its checkpoints.
+      uploads: to its bucket, if it has one.
       terminal: where progress goes.
+      telemetry: where an operator looks.
       last_step: steps to have done at the end.
     """
 
@@ -113,7 +140,9 @@ class Run:
     devices: Runtime
     variables: TrainState
     saver: Saver
+    uploads: Uploads
     terminal: Console
+    telemetry: Telemetry
     last_step: int
 
     def train(self, stop: Callable[[], bool], reason: Callable[[], str]) -> None:
@@ -146,6 +175,7 @@ class Run:
                 collapsed.append(sign)
 
         def written(line: dict[str, Any]) -> None:
+            self.telemetry.line(line)
             warn(watch.judged(round(1000 * line["kimg"]), line["d_acc"]))
 
         with contextlib.closing(self._recorder(written)) as recorder:
@@ -154,9 +184,15 @@ class Run:
             )
 
             def save(done: int) -> bool:
+                began = time.time()
                 saved = self.saver.save(done, recorder.flush)
-                if not saved:
+                if saved:
+                    self.telemetry.saved(done, time.time() - began)
+                else:
                     recorder.extras["failed_saves"] = self.saver.failures
+                self.uploads.saved()
+                if self.uploads.failures:
+                    recorder.extras["failed_uploads"] = self.uploads.failures
                 return saved
 
             def stop_or_collapsed() -> bool:
@@ -171,9 +207,7 @@ class Run:
             if not complete and collapsed and self.config.stop_on_collapse:
                 raise DivergedError(f"Collapsed by step {done}: {collapsed[-1]}.")
             if not complete:
-                what = (
-                    f"{done} of {steps.stop} steps, which are saved in {self.run_dir.checkpoints}"
-                )
+                what = f"{done} of {steps.stop} steps, which are saved in {self.config.run_dir}"
                 if not saved:
                     what = f"{done} of {steps.stop} steps, which could not be saved"
                 raise StoppedError(f"Stopped {reason()} after {what}. {self.saver.last_good}")
@@ -205,6 +239,7 @@ class Run:
                     every(self.config.checkpoint_every, save),
                 ],
                 stop_requested=stop,
+                agree=self.devices.agree,
             )
 
     def _roll_back(self, error: NotFiniteError) -> None:
@@ -218,6 +253,7 @@ class Run:
             tried = f", after {rollbacks - 1} rollbacks" if rollbacks > 1 else ""
             raise DivergedError(f"Training diverged: {error}{tried}. {REMEDY}")
         path = self.saver.restore_newest()
+        self.devices.take_from_chief(self.variables.variables())
         self.variables.rollbacks.assign(rollbacks)
         log.warning(
             "Training diverged: %s. Back to %s, with other noise (rollback %d of %d).",
@@ -304,13 +340,47 @@ class Run:
         return make_advance(config, self.devices, self.variables, classes, iterator)
 
 
+@contextlib.contextmanager
+def _directory(
+    config: Config,
+    devices: Runtime,
+    place: Place,
+    fresh: bool,
+    secs_left: Callable[[], float],
+) -> Iterator[tuple[RunDir, Callable[[], None], Uploads]]:
+    """The run's directory, what to call now and then to see that it is ours, and its mirror.
+
+    For workers but the chief it is one that vanishes with them: so all of them do the
+    same, and only what the chief writes stays.
+    """
+    if not devices.is_chief:
+        log.info("Worker %d of %d: what the chief says counts", devices.worker, devices.workers)
+        logging.getLogger("trainer").setLevel(logging.WARNING)
+        with tempfile.TemporaryDirectory(prefix="gan-trainer-worker-") as folder:
+            yield RunDir(Path(folder)), lambda: None, NoUploads()
+        return
+    run_dir = RunDir(place.folder)
+    if fresh:
+        run_dir.set_aside()
+    with (
+        run_dir.held() as lock,
+        place.mirrored(fresh=fresh, secs_left=secs_left) as uploads,
+    ):
+
+        def check() -> None:
+            lock.check()
+            uploads.check()
+
+        yield run_dir, check, uploads
+
+
 def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> Path | None:
     """Restores the newest checkpoint, or takes over the networks of --init_from."""
     restored = checkpoints.restore_newest()
     if restored:
         log.info("Resuming from %s", restored)
     elif config.init_from:
-        source = RunDir(Path(config.init_from))
+        source = RunDir(reading(config.init_from, flag="init_from"))
         source.read_config()
         load_networks(source.checkpoints, variables.networks())
         log.info("Starting from the networks of %s", source.path)

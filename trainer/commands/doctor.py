@@ -1,17 +1,29 @@
-"""`doctor`: what this machine has, and why a GPU is not used."""
+"""`doctor`: what this machine has, why a GPU is not used, and whether a run moves."""
 
-from trainer import flags, nvidia, startup
+from pathlib import Path
+
+from trainer import flags, heartbeat, nvidia, startup
 from trainer.console import Console, log_to
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, UsageError
 from trainer.signals import StopRequest
 
 SUMMARY = """Shows versions, GPUs, memory and disk.  Fails if TensorFlow does not list an NVIDIA GPU
-that this machine has, and says which library is missing and how to bring it."""
+that this machine has, and says which library is missing and how to bring it.  With --liveness
+it fails if the training loop has not written its heartbeat lately."""
 
 
 def run(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those behind its name."""
-    flags.CommandLine("doctor", SUMMARY).parse(arguments)
+    line = flags.CommandLine("doctor", SUMMARY)
+    line.boolean("liveness", "look at nothing but the age of --heartbeat", default=False)
+    line.text("heartbeat", "the file that `train --heartbeat` writes")
+    line.real("max_age_secs", "how old it may be", default=600.0)
+    values = line.parse(arguments)
+    if values["liveness"]:
+        if not values["heartbeat"]:
+            raise UsageError("--liveness needs --heartbeat: the file that the run writes.")
+        print(heartbeat.check(Path(values["heartbeat"]), values["max_age_secs"]))
+        return
     log_to(Console())
     try:
         with startup.quiet():

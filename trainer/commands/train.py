@@ -1,10 +1,13 @@
 """`train`: a recipe on a data set, from where the run directory says it is."""
 
-from trainer import flags, startup
+import os
+
+from trainer import cluster, flags, startup
 from trainer.console import Console, log_to
 from trainer.data import sources
 from trainer.errors import StoppedError
 from trainer.signals import StopRequest
+from trainer.storage.place import Place
 
 SUMMARY = "Trains a recipe on a data set.  The same command again goes on where it stopped."
 
@@ -19,16 +22,24 @@ def run(arguments: list[str], stop_requested: StopRequest) -> None:
         "go on although the data set gained or lost images since the run began",
         default=False,
     )
+    line.integer(
+        "worker_index",
+        "which of --workers this machine is, from 0 on (default: $JOB_COMPLETION_INDEX)",
+    )
     flags.define_settings(line)
     values = line.parse(arguments)
     config = flags.config_from_flags(values)
     if values["dry_run"]:
         print(config.to_json(), end="")
         return
+    place = Place(config)
 
+    machines = cluster.find(config.workers, values["worker_index"], os.environ)
     stop_requested.answer()
-    terminal = Console()
-    log_to(terminal)
+    as_json = config.log_format == "json"
+    terminal = Console(plain=as_json)
+    worker = str(machines.index if machines else 0)
+    log_to(terminal, {"run": config.run_dir, "worker": worker} if as_json else None)
 
     def reading(share: float, what: str) -> None:
         if stop_requested():
@@ -46,8 +57,11 @@ def run(arguments: list[str], stop_requested: StopRequest) -> None:
     train(
         config,
         data,
+        place=place,
         terminal=terminal,
         stop_requested=stop_requested,
+        cluster=machines,
+        secs_left=stop_requested.secs_left,
         fresh=values["fresh"],
         accept_changed_data=values["accept_changed_data"],
     )

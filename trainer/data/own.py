@@ -19,6 +19,9 @@ from trainer.data.images import ImageSet
 from trainer.data.listing import Listing, arrange
 from trainer.data.pictures import Look, PictureError
 from trainer.errors import DataError
+from trainer.storage import datasets
+from trainer.storage.address import is_bucket
+from trainer.storage.place import base
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,10 @@ def load(config: Config, report: Report) -> ImageSet:
     Raises:
       DataError: if there are none, or some cannot be used.
     """
-    path = Path(config.dataset).expanduser()
+    if is_bucket(config.dataset):
+        path = datasets.fetch(config.dataset, "dataset", base("data"), report)
+    else:
+        path = Path(config.dataset).expanduser()
     name = f"--dataset={shown(config.dataset)}"
     if not os.path.exists(path):
         raise DataError(f"{name} does not exist: give a folder, a .zip or an .npz of pictures.")

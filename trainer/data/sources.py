@@ -15,6 +15,9 @@ from trainer.data.formats import Arrays
 from trainer.data.images import ImageSet, check, resize
 from trainer.data.own import Report
 from trainer.errors import DataError, UsageError, one_of
+from trainer.storage import datasets
+from trainer.storage.address import is_bucket
+from trainer.storage.place import base
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ class Source:
       origin: where they come from.
       find: reads the splits below a folder, or returns None if they are not there.
       fetch: name under keras.datasets for the download; "" for none.
+      wanted: patterns of its files' names, to bring from a --data_dir in a bucket.
     """
 
     size: int
@@ -65,6 +69,7 @@ class Source:
     origin: str
     find: Callable[[Path, tuple[str, ...]], Arrays | None]
     fetch: str = ""
+    wanted: tuple[str, ...] = ()
 
 
 def load(config: Config, report: Report = lambda share, what: None) -> ImageSet:
@@ -82,7 +87,7 @@ def load(config: Config, report: Report = lambda share, what: None) -> ImageSet:
     if config.dataset not in SOURCES and own.is_path(config.dataset):
         data = own.load(config, report)
     else:
-        data = _load_named(config)
+        data = _load_named(config, report)
     if len(data) < config.batch_size:
         raise DataError(
             f"--dataset={config.dataset} --split={config.split} has {len(data)} images, fewer "
@@ -114,10 +119,13 @@ def settle(config: Config, data: ImageSet, *, asked: bool = False) -> Config:
     return config.replace(conditional=False)
 
 
-def _load_named(config: Config) -> ImageSet:
+def _load_named(config: Config, report: Report) -> ImageSet:
     source = SOURCES[one_of("--dataset", config.dataset, SOURCES)]
     splits = ("train", "test") if config.split == "all" else (config.split,)
-    images, labels = _read(config.dataset, source, splits, config.data_dir)
+    data_dir = config.data_dir
+    if is_bucket(data_dir) and source.fetch:
+        data_dir = str(datasets.fetch(data_dir, "data_dir", base("data"), report, source.wanted))
+    images, labels = _read(config.dataset, source, splits, data_dir)
     check(images, labels, len(source.class_names), config.dataset)
     images = resize(images, config.image_size or source.size)
     return ImageSet(images, labels, source.class_names)
@@ -194,6 +202,7 @@ SOURCES = {
         # folder of the set's name come first.
         _find_npz_or_idx(("mnist", "MNIST", "."), "mnist.npz"),
         "mnist",
+        ("mnist.npz", "*-ubyte.gz"),
     ),
     "fashion_mnist": Source(
         28,
@@ -202,6 +211,7 @@ SOURCES = {
         "keras.datasets.fashion_mnist (https://github.com/zalandoresearch/fashion-mnist)",
         _find_npz_or_idx(("fashion-mnist", "fashion_mnist", "."), "fashion_mnist.npz"),
         "fashion_mnist",
+        ("fashion_mnist.npz", "*-ubyte.gz"),
     ),
     "cifar10": Source(
         32,
@@ -210,5 +220,6 @@ SOURCES = {
         "keras.datasets.cifar10 (https://www.cs.toronto.edu/~kriz/cifar.html)",
         _find_cifar10,
         "cifar10",
+        ("cifar-10-batches-py/*", "cifar-10-python.tar.gz"),
     ),
 }

@@ -1,0 +1,59 @@
+"""Which of this machine's devices a run uses, and the number format that suits them."""
+
+import re
+
+import tensorflow as tf
+
+from trainer.errors import UsageError
+
+
+def choose(wanted: str) -> list[str]:
+    """Makes the devices that --devices asks for the only visible ones; returns their names.
+
+    Raises:
+      UsageError: if they are not there.
+    """
+    match = re.fullmatch(r"auto|cpu(?::([1-9]\d?))?|gpu(?::(\d+(?:,\d+)*))?", wanted)
+    if not match:
+        raise UsageError(
+            f"--devices={wanted!r} is not understood: auto, gpu, gpu:0,1, cpu or cpu:2."
+        )
+    if wanted.startswith("cpu"):
+        tf.config.set_visible_devices([], "GPU")
+        return _logical_cpus(int(match[1] or 1))
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        if wanted == "auto":
+            return _logical_cpus(1)
+        raise UsageError(f"--devices={wanted}: TensorFlow lists no GPU here; use --devices=cpu.")
+    chosen = [int(k) for k in match[2].split(",")] if match[2] else list(range(len(gpus)))
+    if len(set(chosen)) < len(chosen) or max(chosen) >= len(gpus):
+        raise UsageError(
+            f"--devices={wanted}: name each GPU once; there are {len(gpus)}, from 0 "
+            f"to {len(gpus) - 1}."
+        )
+    visible = [gpus[k] for k in chosen]
+    tf.config.set_visible_devices(visible, "GPU")
+    for gpu in visible:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    return [f"GPU:{k}" for k in range(len(visible))]
+
+
+def _logical_cpus(count: int) -> list[str]:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    if count > len(tf.config.get_logical_device_configuration(cpu) or [cpu]):
+        wanted = [tf.config.LogicalDeviceConfiguration()] * count
+        tf.config.set_logical_device_configuration(cpu, wanted)
+    return [f"CPU:{k}" for k in range(count)]
+
+
+def auto_precision() -> str:
+    """What --precision=auto means on the devices that this process sees."""
+    gpus = tf.config.get_visible_devices("GPU")
+    if not gpus:
+        return "float32"
+    details = map(tf.config.experimental.get_device_details, gpus)
+    capability = min(d.get("compute_capability", (0, 0)) for d in details)
+    if capability >= (8, 0):
+        return "bfloat16"
+    return "float16" if capability >= (7, 0) else "float32"

@@ -1,0 +1,148 @@
+"""Where a run is, from the files of its directory.  No TensorFlow."""
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+from trainer.console import duration
+from trainer.lock import BEAT_SECS, WATCH_SECS
+from trainer.rundir import RunDir
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """Where a run is.
+
+    Attributes:
+      run_dir: its directory.
+      recipe, dataset: what it trains.
+      state: "running", "complete" or "stopped".
+      step, last_step: steps done, and to have done at the end.
+      kimg: thousand images seen.
+      images_per_sec: lately.
+      secs_left: at that pace; None where it is not running.
+      checkpoint_step: of the newest verified checkpoint; None for none.
+      checkpoint_age_secs: since it was saved.
+      starts: of the run, the first one included.
+      health: signs of trouble, none if it is well.
+      evaluation: the newest, as evaluation.json has it, or None.
+    """
+
+    run_dir: str
+    recipe: str
+    dataset: str
+    state: str
+    step: int
+    last_step: int
+    kimg: float
+    images_per_sec: float
+    secs_left: float | None
+    checkpoint_step: int | None
+    checkpoint_age_secs: float | None
+    starts: int
+    health: list[str]
+    evaluation: Any
+
+    def to_json(self) -> str:
+        """One object on one line."""
+        return json.dumps(dataclasses.asdict(self))
+
+    def screen(self) -> str:
+        """The same for a person."""
+        left = f", {duration(self.secs_left)} left" if self.secs_left is not None else ""
+        saved = "none yet"
+        if self.checkpoint_step is not None and self.checkpoint_age_secs is not None:
+            saved = f"step {self.checkpoint_step}, {duration(self.checkpoint_age_secs)} ago"
+        rows = [
+            ("Run", f"{self.run_dir}: {self.recipe} on {self.dataset}"),
+            ("State", f"{self.state}{left}"),
+            ("Step", f"{self.step:,} of {self.last_step:,}, {self.kimg:,.6g} kimg"),
+            ("Rate", f"{self.images_per_sec:,.0f} images/s"),
+            ("Checkpoint", saved),
+            ("Starts", str(self.starts)),
+            ("Health", "; ".join(self.health) or "well"),
+        ]
+        if self.evaluation is not None:
+            rows.append(("Evaluation", json.dumps(self.evaluation)[:200]))
+        return "\n".join(f"{name:12}{what}" for name, what in rows)
+
+
+def look(run_dir: RunDir, now: float | None = None) -> Status:
+    """Reads where the run in a directory is.
+
+    Raises:
+      UsageError: if it is no run directory.
+    """
+    now = time.time() if now is None else now
+    config, data = run_dir.read_config(), run_dir.read_data()
+    last_step = config.length.steps(config.batch_size, data["images"])
+    line = _last_line(run_dir)
+    step = line.get("step", 0)
+    manifests = sorted(
+        run_dir.checkpoints.glob("ckpt-*.json"), key=lambda path: int(path.stem.split("-")[1])
+    )
+    beating = _age(run_dir.path / "lock.json", now)
+    state = "stopped"
+    if beating is not None and beating < BEAT_SECS + WATCH_SECS:
+        state = "running"
+    elif run_dir.generator.exists() and step >= last_step:
+        state = "complete"
+    rate = line.get("images_per_sec", 0.0)
+    left = (last_step - step) * config.batch_size / rate if rate and state == "running" else None
+    return Status(
+        run_dir=str(run_dir.path),
+        recipe=config.recipe,
+        dataset=config.dataset,
+        state=state,
+        step=step,
+        last_step=last_step,
+        kimg=line.get("kimg", 0.0),
+        images_per_sec=rate,
+        secs_left=left,
+        checkpoint_step=int(manifests[-1].stem.split("-")[1]) if manifests else None,
+        checkpoint_age_secs=_age(manifests[-1], now) if manifests else None,
+        starts=run_dir.read_starts()["starts"],
+        health=_health(line, beating),
+        evaluation=_json(run_dir.path / "evaluation.json"),
+    )
+
+
+def _health(line: dict[str, Any], beating: float | None) -> list[str]:
+    signs = []
+    if beating is not None and beating >= BEAT_SECS + WATCH_SECS:
+        signs.append(f"it ended without saying so, {duration(beating)} ago")
+    for name, what in (
+        ("failed_saves", "saves failed"),
+        ("rollbacks", "times back to a checkpoint"),
+    ):
+        if line.get(name):
+            signs.append(f"{line[name]} {what}")
+    if line.get("collapse"):
+        signs.append("it looks collapsed")
+    return signs
+
+
+def _last_line(run_dir: RunDir) -> dict[str, Any]:
+    """The newest whole line of metrics.jsonl; empty if there is none."""
+    try:
+        with open(run_dir.path / "metrics.jsonl", "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 65536))
+            lines = [line for line in file.readlines() if line.endswith(b"\n")]
+        return dict(json.loads(lines[-1]))
+    except (OSError, ValueError, IndexError, TypeError):
+        return {}
+
+
+def _json(path: Any) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _age(path: Any, now: float) -> float | None:
+    try:
+        return max(0.0, now - path.stat().st_mtime)
+    except OSError:
+        return None

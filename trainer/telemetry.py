@@ -1,0 +1,76 @@
+"""What a run says to Prometheus, if asked to."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.errors import UsageError
+
+GAUGES = {  # name: (what it is, from which column of metrics.jsonl)
+    "step": ("generator updates done", "step"),
+    "images": ("images seen", "kimg"),
+    "images_per_second": ("images per second, without pauses", "images_per_sec"),
+    "d_loss": ("loss of the discriminator", "d_loss"),
+    "g_loss": ("loss of the generator", "g_loss"),
+    "failed_saves": ("saves of this process that failed", "failed_saves"),
+    "rollbacks": ("times the run went back because numbers were not finite", "rollbacks"),
+    "collapse": ("1 once the run looks collapsed", "collapse"),
+    "sample_diversity": ("spread of samples as a share of that of reals", "sample_diversity"),
+}
+
+
+class Telemetry:
+    """An endpoint /metrics with the newest values."""
+
+    def __init__(self, port: int, labels: Mapping[str, str]) -> None:
+        """Opens the endpoint.
+
+        Args:
+          port: to listen on; 0 for no endpoint.
+          labels: that every value carries.
+
+        Raises:
+          UsageError: if the port is taken, or the package prometheus_client is not there.
+        """
+        self._gauges: dict[str, Any] = {}
+        if not port:
+            return
+        try:
+            import prometheus_client as prometheus  # an extra of this package
+        except ImportError:
+            raise UsageError(
+                f"--metrics_port={port} needs a package: pip install 'gan-trainer[prometheus]'."
+            ) from None
+        registry = prometheus.CollectorRegistry()
+        more = {
+            "resumes": ("starts of the run after its first",),
+            "checkpoint_step": ("step of the newest checkpoint",),
+            "checkpoint_time_seconds": ("when it was saved, seconds since 1970",),
+            "checkpoint_duration_seconds": ("how long saving it took",),
+        }
+        for name, (what, *_) in {**GAUGES, **more}.items():
+            gauge = prometheus.Gauge(f"gan_trainer_{name}", what, list(labels), registry=registry)
+            self._gauges[name] = gauge.labels(*labels.values())
+        try:
+            prometheus.start_http_server(port, registry=registry)
+        except OSError as error:
+            raise UsageError(
+                f"--metrics_port={port} cannot be listened on ({error.strerror})."
+            ) from None
+
+    def line(self, record: Mapping[str, Any]) -> None:
+        """Takes in a line of metrics.jsonl."""
+        for name, (_, column) in GAUGES.items():
+            if record.get(column) is not None:
+                self.set(name, record[column] * (1000 if name == "images" else 1))
+
+    def saved(self, step: int, secs: float) -> None:
+        """Takes in that a checkpoint was saved, just now and in so many seconds."""
+        self.set("checkpoint_step", step)
+        self.set("checkpoint_time_seconds", time.time())
+        self.set("checkpoint_duration_seconds", secs)
+
+    def set(self, name: str, value: float) -> None:
+        """Sets one value."""
+        if name in self._gauges:
+            self._gauges[name].set(value)
