@@ -89,7 +89,7 @@ def missing() -> str:
     if lacking:
         return f"not installed: {', '.join(lacking)}"
     try:
-        urllib.request.urlopen(MIRROR, timeout=20).close()
+        urllib.request.urlopen(f"{MIRROR}/dists/bookworm/Release", timeout=20).close()
     except OSError as error:
         return f"{MIRROR} does not answer ({error})"
     works = subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode == 0
