@@ -4,11 +4,13 @@ It keeps preconditions, as the service does and other emulators do not.
 """
 
 import base64
+import contextlib
 import dataclasses
 import email.utils
 import itertools
 import json
 import re
+import socket
 import sys
 import threading
 import time
@@ -68,6 +70,7 @@ class Server:
         self.lock = threading.RLock()
         self.generations = itertools.count(1000)
         self.sessions: dict[str, dict] = {}
+        self.connections: list[socket.socket] = []
         handler = type("Handler", (Handler,), {"world": self})
         self._http = Quiet(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -76,6 +79,9 @@ class Server:
     def close(self):
         self._http.shutdown()
         self._http.server_close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(2)
 
     def put(self, name: str, content: bytes, bucket="bucket") -> Object:
         with self.lock:
@@ -114,6 +120,10 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize, disable_nagle_algorithm = 1 << 16, True  # an answer in one packet
     world: Server
+
+    def setup(self):
+        super().setup()
+        self.world.connections.append(self.connection)
 
     def log_message(self, *_):
         pass

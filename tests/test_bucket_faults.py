@@ -7,6 +7,8 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -28,7 +30,7 @@ NAME = Address.parse(RUN, "run_dir").local_name()
 
 
 @pytest.fixture
-def emulator(monkeypatch):
+def emulator(monkeypatch, tmp_path):
     """gcp-storage-emulator with a bucket."""
     server = pytest.importorskip("gcp_storage_emulator.server")
     with socket.socket() as free:
@@ -37,6 +39,7 @@ def emulator(monkeypatch):
     world = server.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
     world.start()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield world
     world.stop()
 
@@ -96,6 +99,21 @@ def test_sigterm_and_on_another_machine(emulator, tmp_path):
     expected, got = variables(tmp_path / "whole"), variables(tmp_path / "s" / NAME)
     for name, value in expected.items():
         np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+    for command in (
+        ["generate", "--num=4", "--out=four.png"],
+        ["export", "--out=exported"],
+        ["train", f"--init_from={RUN}", *TINY, "--steps=1"],
+    ):
+        where = "--run_dir=taken" if command[0] == "train" else f"--run_dir={RUN}"
+        done = subprocess.run(
+            [sys.executable, "-m", "trainer", *command, where, "--devices=cpu"],
+            cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "four.png").exists()
+    assert (tmp_path / "exported" / "saved_model").exists()
+    assert "Starting from the networks of" in done.stdout
 
 
 @pytest.mark.parametrize("kind", ["hangs", "refuses", "is gone"])

@@ -562,7 +562,7 @@ def test_it_is_read_from_other_machines(server):
 # Real ones.
 
 
-def test_a_real_run_goes_on_on_another_machine(server, tiny, run, trainer, tmp_path):
+def test_a_real_run_goes_on_on_another_machine(server, tiny, run, tmp_path):
     def config(last, where=RUN):
         steps = Duration(last, "steps")
         return tiny(run_dir=where, length=steps, keep_checkpoints=2, log_every_secs=1e9)
@@ -580,9 +580,6 @@ def test_a_real_run_goes_on_on_another_machine(server, tiny, run, trainer, tmp_p
     assert b'"run_dir": "gs://bucket/runs/one"' in written
 
     here = Place(config(2)).folder
-    shutil.rmtree(here)
-    done = trainer("train", "--init_from=gs://bucket/nothing", f"--run_dir={RUN}")
-    assert (done.returncode, done.stderr.count("\n")) == (73, 1), done.stderr
     shutil.rmtree(here)
     output = run(config(4))
     assert "Downloading checkpoints/ckpt-2 from gs://bucket/runs/one" in output

@@ -116,7 +116,7 @@ class Mirror:
             log.warning(
                 "%s is without the last %s%s%s. They are in %s.",
                 self._bucket.address, ", ".join(missing[:3]), rest,
-                f" ({self._error})" if self._error else "", self._folder,
+                f" ({self._error or 'the time was short'})", self._folder,
             )  # fmt: skip
         else:
             log.info("All of the run is in %s", self._bucket.address)

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 END_SECS = 600.0  # how long a complete run waits for its uploads
 FAILED_SECS = 30.0  # and one that ends with an error
-LEAVE_SECS = 3.0  # of the time after a signal that is not waited through
+LEAVE_SECS = 5.0  # of the time after a signal: to give the run back and to end
 
 
 class Uploads(Protocol):
