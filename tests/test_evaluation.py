@@ -316,6 +316,45 @@ def test_the_file_of_evaluations_may_be_torn(tmp_path, caplog):
     assert best.read(tmp_path / "absent") == []
 
 
+class Saves:
+    """Writes empty checkpoints, as `Checkpoints` each step but once."""
+
+    def __init__(self, folder):
+        self.folder, self.newest, self.steps = folder, None, []
+
+    def save(self, step):
+        if step != self.newest:
+            self.newest = step
+            self.steps.append(step)
+            self.folder.mkdir(exist_ok=True)
+            (self.folder / f"ckpt-{step}.index").write_text("")
+
+
+def test_after_a_rollback_the_same_step_is_saved_again(tmp_path):
+    run_dir = RunDir(tmp_path)
+    saves = Saves(run_dir.best)
+
+    def from_step(done):
+        return best.Best(run_dir, saves, "kid", {"num_samples": 5}, done=done)
+
+    first = from_step(0)
+    assert first.take_in(2, 0.2, {"kid": 0.3})
+    assert first.take_in(4, 0.4, {"kid": 0.1})
+    assert not first.take_in(6, 0.6, {"kid": 0.2})
+    assert not first.take_in(8, 0.8, {"fid": 0.0})  # not what goes by
+    assert first.without_gain() == pytest.approx(0.2)
+    again = from_step(3)
+    assert [line["step"] for line in again.lines] == [2]
+    assert again.best is None  # its checkpoint went when step 4 was better
+    assert again.take_in(4, 0.4, {"kid": 0.5})
+    assert saves.steps == [2, 4, 4]
+    assert [step_of(path) for path in found(run_dir.best)] == [4]
+    more = best.Best(run_dir, saves, "precision", {"num_samples": 5}, done=4)
+    assert more.take_in(6, 0.6, {"precision": 0.2})
+    assert more.take_in(8, 0.8, {"precision": 0.4})
+    assert not more.take_in(10, 1.0, {"precision": 0.3})
+
+
 def test_a_run_without_a_best_takes_the_latest(tiny, run):
     config = tiny(length=steps(2))
     run(config)
