@@ -15,7 +15,9 @@ from trainer import best, chosen, evaluate, evaluation, generate, recipes
 from trainer.checkpoint import found, step_of
 from trainer.data import sources
 from trainer.errors import CheckpointError, DataError, ExitCode, StoppedError, UsageError
-from trainer.metrics import classifier
+from trainer.metrics import classifier, reference
+from trainer.metrics.features import extract, in_batches
+from trainer.metrics.measure import measure
 from trainer.rundir import RunDir
 from trainer.settings import Duration
 
@@ -52,6 +54,41 @@ def measured(tiny):
         return tiny(**{**values, **given})
 
     return make
+
+
+def test_real_images_are_near_and_spoilt_ones_far(caplog):
+    caplog.set_level("INFO", "trainer")
+    config = recipes.resolve(dict(dataset="digits"))
+    data = sources.load(config)
+    test = sources.load(config.replace(split="test"))
+    network = classifier.load(config, data)
+    reals = reference.load(data, "train", network)
+    again = reference.load(data, "train", network)  # out of the cache
+    assert caplog.text.count("Features of 1,500 real images") <= 1
+    np.testing.assert_array_equal(again.features, reals.features)
+    np.testing.assert_array_equal(again.moments.covariance, reals.moments.covariance)
+    np.testing.assert_array_equal(reals.labels, data.labels[reals.rows])
+
+    def measured_on(images, labels):
+        found = extract(network, in_batches(images))
+        return measure(reals, found, labels, found.logits)
+
+    draw = np.random.default_rng(0)
+    labels = test.labels
+    real = measured_on(test.images, labels)
+    noise = measured_on(draw.integers(0, 256, test.images.shape, np.uint8), labels)
+    few = np.resize(np.flatnonzero(labels < 5), len(labels))
+    half = measured_on(test.images[few], labels[few])
+    one = measured_on(np.repeat(test.images[:1], len(labels), 0), labels)
+    mixed_up = measured_on(test.images, (labels + 1) % 10)
+    assert real["fid"] < 0.5 * min(noise["fid"], half["fid"], one["fid"])
+    assert abs(real["kid"]) < 0.5 * min(noise["kid"], half["kid"], one["kid"])
+    assert noise["precision"] < 0.5 * real["precision"]
+    assert one["recall"] < 0.5 * real["recall"]
+    assert half["coverage"] < 0.8 * real["coverage"]
+    assert one["inception_score"] < half["inception_score"] < real["inception_score"]
+    assert mixed_up["conditional_accuracy"] < 0.3 < real["conditional_accuracy"]
+    assert mixed_up["fid"] == real["fid"]
 
 
 @pytest.fixture
