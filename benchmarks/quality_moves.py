@@ -38,7 +38,8 @@ def spoilt(images, labels, training, count):
     few = np.flatnonzero(labels < 5)
     few = np.resize(few, count)
     yield "real test images", images, labels
-    yield "real training images", training.images[:count], training.labels[:count]
+    some = draw.permutation(len(training))[:count]
+    yield "real training images", training.images[some], training.labels[some]
     yield "uniform noise", noise, labels
     added = images + draw.normal(0, 40, images.shape)
     yield "with noise of 40 levels", np.clip(added, 0, 255).astype(np.uint8), labels

@@ -15,7 +15,9 @@ from trainer import best, chosen, evaluate, evaluation, generate, recipes
 from trainer.checkpoint import found, step_of
 from trainer.data import sources
 from trainer.errors import CheckpointError, DataError, ExitCode, StoppedError, UsageError
-from trainer.metrics import classifier
+from trainer.metrics import classifier, reference
+from trainer.metrics.features import extract, in_batches
+from trainer.metrics.measure import measure
 from trainer.rundir import RunDir
 from trainer.settings import Duration
 
@@ -52,6 +54,41 @@ def measured(tiny):
         return tiny(**{**values, **given})
 
     return make
+
+
+def test_real_images_are_near_and_spoilt_ones_far(caplog):
+    caplog.set_level("INFO", "trainer")
+    config = recipes.resolve(dict(dataset="digits"))
+    data = sources.load(config)
+    test = sources.load(config.replace(split="test"))
+    network = classifier.load(config, data)
+    reals = reference.load(data, "train", network)
+    again = reference.load(data, "train", network)  # out of the cache
+    assert caplog.text.count("Features of 1,500 real images") <= 1
+    np.testing.assert_array_equal(again.features, reals.features)
+    np.testing.assert_array_equal(again.moments.covariance, reals.moments.covariance)
+    np.testing.assert_array_equal(reals.labels, data.labels[reals.rows])
+
+    def measured_on(images, labels):
+        found = extract(network, in_batches(images))
+        return measure(reals, found, labels, found.logits)
+
+    draw = np.random.default_rng(0)
+    labels = test.labels
+    real = measured_on(test.images, labels)
+    noise = measured_on(draw.integers(0, 256, test.images.shape, np.uint8), labels)
+    few = np.resize(np.flatnonzero(labels < 5), len(labels))
+    half = measured_on(test.images[few], labels[few])
+    one = measured_on(np.repeat(test.images[:1], len(labels), 0), labels)
+    mixed_up = measured_on(test.images, (labels + 1) % 10)
+    assert real["fid"] < 0.5 * min(noise["fid"], half["fid"], one["fid"])
+    assert abs(real["kid"]) < 0.5 * min(noise["kid"], half["kid"], one["kid"])
+    assert noise["precision"] < 0.5 * real["precision"]
+    assert one["recall"] < 0.5 * real["recall"]
+    assert half["coverage"] < 0.8 * real["coverage"]
+    assert one["inception_score"] < half["inception_score"] < real["inception_score"]
+    assert mixed_up["conditional_accuracy"] < 0.3 < real["conditional_accuracy"]
+    assert mixed_up["fid"] == real["fid"]
 
 
 @pytest.fixture
@@ -107,18 +144,17 @@ def test_evaluate_writes_its_numbers_and_what_made_them(tiny, run):
     assert test["fid"] != first["fid"]
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
+def test_what_cannot_be_evaluated_is_said(short):
+    for given, message in (
         (dict(which="best"), "--checkpoint=best: "),
         (dict(which="7"), "--checkpoint=7: .* has checkpoints of steps 0, 2"),
         (dict(features="inception"), "inception-2015-12-05.tgz from http"),
         (dict(inception_path="nowhere.pb"), "--inception_path=nowhere.pb does not exist"),
-    ],
-)
-def test_what_cannot_be_evaluated_is_said(short, given, message):
-    with pytest.raises(UsageError, match=message):
-        evaluated(short, **given)
+    ):
+        with pytest.raises(UsageError, match=message):
+            evaluated(short, **given)
+    with pytest.raises(DataError, match="give the data it was trained on"):
+        evaluated(short.replace(image_size=32))
 
 
 def test_evaluate_by_command(short, trainer):
@@ -143,11 +179,6 @@ def test_all_checkpoints_are_evaluated(short):
     assert [record["step"] for record in report["evaluations"]] == [0, 2]
     assert report["fid"] == min(record["fid"] for record in report["evaluations"])
     assert "conditional_accuracy" not in report  # it is not conditional
-
-
-def test_data_of_another_form_are_refused(short):
-    with pytest.raises(DataError, match="give the data it was trained on"):
-        evaluated(short.replace(image_size=32))
 
 
 def record(run_dir):
@@ -316,11 +347,48 @@ def test_the_file_of_evaluations_may_be_torn(tmp_path, caplog):
     assert best.read(tmp_path / "absent") == []
 
 
-def test_a_run_without_a_best_takes_the_latest(tiny, run):
-    config = tiny(length=steps(2))
-    run(config)
-    run_dir = RunDir(Path(config.run_dir))
-    _, path = generate.load_drawing(run_dir, config, "")
+class Saves:
+    """Writes empty checkpoints, as `Checkpoints` each step but once."""
+
+    def __init__(self, folder):
+        self.folder, self.newest, self.steps = folder, None, []
+
+    def save(self, step):
+        if step != self.newest:
+            self.newest = step
+            self.steps.append(step)
+            self.folder.mkdir(exist_ok=True)
+            (self.folder / f"ckpt-{step}.index").write_text("")
+
+
+def test_after_a_rollback_the_same_step_is_saved_again(tmp_path):
+    run_dir = RunDir(tmp_path)
+    saves = Saves(run_dir.best)
+
+    def from_step(done):
+        return best.Best(run_dir, saves, "kid", {"num_samples": 5}, done=done)
+
+    first = from_step(0)
+    assert first.take_in(2, 0.2, {"kid": 0.3})
+    assert first.take_in(4, 0.4, {"kid": 0.1})
+    assert not first.take_in(6, 0.6, {"kid": 0.2})
+    assert not first.take_in(8, 0.8, {"fid": 0.0})  # not what goes by
+    assert first.without_gain() == pytest.approx(0.2)
+    again = from_step(3)
+    assert [line["step"] for line in again.lines] == [2]
+    assert again.best is None  # its checkpoint went when step 4 was better
+    assert again.take_in(4, 0.4, {"kid": 0.5})
+    assert saves.steps == [2, 4, 4]
+    assert [step_of(path) for path in found(run_dir.best)] == [4]
+    more = best.Best(run_dir, saves, "precision", {"num_samples": 5}, done=4)
+    assert more.take_in(6, 0.6, {"precision": 0.2})
+    assert more.take_in(8, 0.8, {"precision": 0.4})
+    assert not more.take_in(10, 1.0, {"precision": 0.3})
+
+
+def test_a_run_without_a_best_takes_the_latest(short):
+    run_dir = RunDir(Path(short.run_dir))
+    _, path = generate.load_drawing(run_dir, short)
     assert path.parent == run_dir.checkpoints
     assert [step_of(p) for p in chosen.all_of(run_dir)] == [0, 2]
     with pytest.raises(CheckpointError, match="holds no checkpoint that loads"):

@@ -126,7 +126,7 @@ def test_other_files_are_named_with_where_the_right_one_is_from(tmp_path, name, 
 @pytest.fixture
 def budget(monkeypatch):
     """Training as short as can be."""
-    monkeypatch.setitem(classifier.IMAGES, 1, 8000)
+    monkeypatch.setitem(classifier.IMAGES, 1, 4000)
     tf.config.experimental.enable_op_determinism()
 
 
@@ -135,7 +135,7 @@ def test_a_classifier_is_trained_once_and_kept(budget, cache, monkeypatch, caplo
     config = recipes.resolve(dict(dataset="digits"))
     data = sources.load(config)
     network = classifier.load(config, data)
-    assert network.about["test_accuracy"] > 0.6
+    assert network.about["test_accuracy"] > 0.5
     assert network.about["test_images"] == 297
     entry = next(cache.glob("classifier-*.npz"))
     monkeypatch.setattr(classifier, "train", None)  # not called again
@@ -151,7 +151,7 @@ def test_a_classifier_is_trained_once_and_kept(budget, cache, monkeypatch, caplo
     assert classifier.load(whole, sources.load(whole)).digest == network.digest
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
-    monkeypatch.setitem(classifier.IMAGES, 1, 8000)
+    monkeypatch.setitem(classifier.IMAGES, 1, 4000)
     # Damaged, it is made anew, and is the same.
     entry.write_bytes(entry.read_bytes()[:-100])
     assert classifier.load(config, data).digest == network.digest

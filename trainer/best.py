@@ -40,6 +40,7 @@ class Best:
         self._run_dir, self._checkpoints = run_dir, checkpoints
         self._metric, self._ruler = metric, ruler
         self.lines = forget(run_dir, done)
+        checkpoints.newest = None  # it may be gone, and come again with other weights
 
     @property
     def best(self) -> Line | None:

@@ -199,10 +199,10 @@ def restore(checkpoint: tf.train.Checkpoint, path: Path, partial: bool = False) 
       OpError, IndexError, ValueError, AssertionError: if it does not load or fit.
     """
     status = checkpoint.restore(str(path))
-    status.assert_existing_objects_matched()
     if partial:
-        status.expect_partial()
-    else:
+        status.expect_partial()  # first: else TensorFlow lists all that it did not need
+    status.assert_existing_objects_matched()
+    if not partial:
         status.assert_consumed()
 
 

@@ -164,12 +164,12 @@ def class_fids(
       classes: how many there are.
 
     Returns:
-      FIDs by class, of those with at least D images in both sets: with fewer, covariances
-      would lack directions and the number would say more of N than of the images.
+      FIDs by class, of those with at least 2 D images in both sets: with fewer, the number
+      would say more of N than of the images.
     """
     found = {}
     for label in range(classes):
         ours, theirs = first[first_labels == label], second[second_labels == label]
-        if min(len(ours), len(theirs)) >= max(2, first.shape[1]):
+        if min(len(ours), len(theirs)) >= max(2, 2 * first.shape[1]):
             found[label] = fid(Moments.of(ours), Moments.of(theirs))
     return found

@@ -40,8 +40,9 @@ def measure(
     check()
     values["kid"], values["kid_std"] = distances.kid(reals, fakes, check=check)
     splits = SPLITS if len(found) >= 1000 * SPLITS else 1
-    score = distances.inception_score(found.logits, splits)
-    values["inception_score"], values["inception_score_std"] = score
+    values["inception_score"], spread = distances.inception_score(found.logits, splits)
+    if splits > 1:
+        values["inception_score_std"] = spread
     values.update(vars(neighbours.manifold(reals, fakes, check=check)))
     if asked is not None and judged is not None:
         values["conditional_accuracy"] = distances.conditional_accuracy(judged, asked)
