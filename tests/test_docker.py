@@ -93,7 +93,7 @@ def load_proof():
     return module
 
 
-@pytest.mark.faults
+@pytest.mark.images
 def test_the_cpu_image_builds_and_runs_as_in_a_pod(tmp_path):
     """Takes minutes; a folder in TRAINER_PROVE_DIR keeps its base for another time."""
     proof = load_proof()
