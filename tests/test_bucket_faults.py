@@ -100,6 +100,10 @@ def test_sigterm_and_on_another_machine(emulator, tmp_path):
     for name, value in expected.items():
         np.testing.assert_array_equal(got[name], value, err_msg=name)
 
+
+def test_commands_on_a_run_in_a_bucket(emulator, tmp_path):
+    first = Process(tmp_path, *TINY, "--steps=2", "--devices=cpu", run_dir=RUN)
+    assert first.end() == 0, first.output
     for command in (
         ["generate", "--num=4", "--out=four.png"],
         ["export", "--out=exported"],
