@@ -1,7 +1,6 @@
 """`evaluate`: how good a run's pictures are."""
 
 import os
-from pathlib import Path
 
 from trainer import flags, startup
 from trainer.console import Console, log_to
@@ -10,6 +9,7 @@ from trainer.errors import UsageError, one_of
 from trainer.operation_settings import FEATURES
 from trainer.rundir import RunDir
 from trainer.signals import StopRequest
+from trainer.storage.place import reading
 
 SUMMARY = """Draws images from a run and measures them against real ones: FID, KID, Inception Score,
 precision, recall, density, coverage and, of a conditional run, how often the class is the one
@@ -52,7 +52,7 @@ def run(arguments: list[str], _: StopRequest) -> None:
         raise UsageError(f"--num_samples={count} is too few: {MIN_SAMPLES} or more.")
     if not 0 <= seed < 2**31:
         raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
-    run_dir = RunDir(Path(values["run_dir"]))
+    run_dir = RunDir(reading(values["run_dir"]))
     config = run_dir.read_config().replace(devices=values["devices"])
     if values["split"]:
         config = config.replace(split=values["split"])
