@@ -15,9 +15,16 @@ from test_run import records
 
 from trainer import run as run_module
 from trainer import runtime, state
-from trainer.checkpoint import found
+from trainer.checkpoint import Checkpoints, found
 from trainer.data import sources
-from trainer.errors import CheckpointError, DivergedError, ExitCode, NotFiniteError, UsageError
+from trainer.errors import (
+    CheckpointError,
+    DivergedError,
+    ExitCode,
+    NotFiniteError,
+    StorageError,
+    UsageError,
+)
 from trainer.rundir import RunDir
 from trainer.settings import Duration
 from trainer.watch import CollapseWatch, check_finite
@@ -233,6 +240,24 @@ def test_a_device_call_that_does_not_end_is_ended(tmp_path, number, times):
     assert process.returncode == ExitCode.STOPPED
     assert time.monotonic() - began < 20
     assert ("no answer for 1 s. The same command goes on" in errors) == (times == 1)
+
+
+def test_an_end_that_cannot_be_saved_is_no_success(tiny, run, monkeypatch):
+    real = Checkpoints.save
+
+    def save(self, step):
+        if step:
+            raise OSError(28, "No space left on device")
+        real(self, step)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    config = tiny(recipe="mlp", length=steps(2))
+    with pytest.raises(StorageError, match=r"end .* not be saved\. .* goes on from step 0"):
+        run(config)
+    assert not RunDir(Path(config.run_dir)).generator.exists()
+    monkeypatch.undo()
+    assert "Resuming from" in run(config)
+    assert found(RunDir(Path(config.run_dir)).checkpoints)[0].name == "ckpt-2"
 
 
 def test_fresh_waits_for_the_lock_and_keeps_the_old_run(tiny, run, tmp_path):

@@ -192,9 +192,9 @@ def test_killed_again_and_again(tmp_path, kills):
         if done % 6:
             with contextlib.suppress(AssertionError):  # complete
                 process.wait_for("Run directory")
-            delay = chance.uniform(0, 5)
+            delay = chance.uniform(0, 7)
         else:
-            delay = chance.uniform(0, 8)
+            delay = chance.uniform(0, 12)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.popen.wait(delay)
             break

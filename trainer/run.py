@@ -16,7 +16,7 @@ from trainer.config import Config
 from trainer.console import Console
 from trainer.data import pipeline
 from trainer.data.images import ImageSet
-from trainer.errors import DivergedError, NotFiniteError, StoppedError
+from trainer.errors import DivergedError, NotFiniteError, StoppedError, StorageError
 from trainer.evaluation import Quality
 from trainer.rundir import RunDir
 from trainer.runtime import Runtime
@@ -130,6 +130,8 @@ class Run:
                 if not saved:
                     what = f"{done} of {steps.stop} steps, which could not be saved"
                 raise StoppedError(f"Stopped {reason()} after {what}. {self.saver.last_good}")
+            if not saved:
+                raise StorageError(f"The end of the run could not be saved. {self.saver.last_good}")
             sample(done)
 
     def _advance_to(

@@ -22,7 +22,7 @@ from trainer.lock import Lock
 
 log = logging.getLogger(__name__)
 
-MAX_STARTS = 10  # in a row that come no further: a cluster would go on for ever
+MAX_STARTS = 20  # in a row that come no further: a cluster would go on for ever
 PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # faults of a disk that may pass
 
 
