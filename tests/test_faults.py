@@ -175,29 +175,25 @@ def test_a_collapsed_run_warns_and_ends_where_asked(tiny, run, tmp_path):
     assert found(RunDir(Path(ends.run_dir)).checkpoints)
 
 
-def test_data_that_changed_are_named_and_accepted_when_asked(tmp_path, trainer):
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (30, 8, 8), np.uint8)
-    np.savez(tmp_path / "set.npz", x=images[:28])
-    command = [
-        "train", "--recipe=mlp", "--dataset=./set.npz", "--g_width=0.05", "--d_width=0.05",
-        "--batch_size=4", "--sample_grid=2", "--run_dir=run", "--devices=cpu",
-    ]  # fmt: skip
-    assert trainer(*command, "--steps=2").returncode == 0
-    np.savez(tmp_path / "set.npz", x=images)
-    refused = trainer(*command, "--steps=4")
-    assert refused.returncode == ExitCode.CHECKPOINT
-    assert "it has 30 images (" in refused.stderr
-    assert "and had 28 (" in refused.stderr
-    assert "--accept_changed_data" in refused.stderr
-    accepted = trainer(*command, "--steps=4", "--accept_changed_data")
-    assert accepted.returncode == 0, accepted.stderr
-    assert "WARNING: --dataset=./set.npz is not what the run" in accepted.stdout
-    assert trainer(*command, "--steps=5").returncode == 0
-    np.savez(tmp_path / "set.npz", x=images.repeat(2, 1).repeat(2, 2))
-    other = trainer(*command, "--steps=6", "--accept_changed_data")
-    assert other.returncode == ExitCode.CHECKPOINT
-    assert "shape or classes differ" in other.stderr
+def test_data_that_changed_are_named_and_accepted_when_asked(tiny, run, tmp_path):
+    path = tmp_path / "set.npz"
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+    config = tiny(recipe="mlp", dataset=str(path), length=steps(2))
+    np.savez(path, x=images[:28])
+    run(config)
+    np.savez(path, x=images)
+    with pytest.raises(
+        CheckpointError,
+        match=r"it has 30 images \(.* and had 28 \(.* Go on with --accept_changed_data",
+    ):
+        run(config.replace(length=steps(4)))
+    output = run(config.replace(length=steps(4)), accept_changed_data=True)
+    assert f"WARNING: --dataset={path} is not what the run" in output
+    assert "Resuming from" in run(config.replace(length=steps(5)))
+    np.savez(path, x=images.repeat(2, 1).repeat(2, 2))
+    larger = config.replace(length=steps(6))
+    with pytest.raises(CheckpointError, match="shape or classes differ"):
+        run(larger, accept_changed_data=True)
 
 
 STUCK = """
