@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 from trainer.console import duration
@@ -134,14 +135,14 @@ def _last_line(run_dir: RunDir) -> dict[str, Any]:
         return {}
 
 
-def _json(path: Any) -> Any:
+def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def _age(path: Any, now: float) -> float | None:
+def _age(path: Path, now: float) -> float | None:
     try:
         return max(0.0, now - path.stat().st_mtime)
     except OSError:

@@ -31,13 +31,8 @@ SCALARS = (
     "d_grad_norm", "g_grad_norm",
 )  # fmt: skip
 QUALITY = (*BEST_METRICS, "kid_std", "inception_score_std", "evaluated_kimg", "evaluate_secs")
-EXTRAS = (
-    "collapse",
-    "rollbacks",
-    "failed_saves",
-    "failed_uploads",
-    *QUALITY,
-)  # these go on when a run does
+# These go on when a run does.
+EXTRAS = ("collapse", "rollbacks", "failed_saves", "failed_uploads", *QUALITY)
 
 
 class Recorder:

@@ -210,7 +210,7 @@ def _as_features(network: keras.Model, about: dict) -> FeatureNetwork:
         features, logits = network(images, training=False)
         return features, logits
 
-    return FeatureNetwork("classifier", digest(network.get_weights()), judge, True, about)
+    return FeatureNetwork("classifier", digest(network.get_weights()), judge, about)
 
 
 def digest(weights: Sequence[np.ndarray]) -> str:

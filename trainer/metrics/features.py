@@ -19,14 +19,12 @@ class FeatureNetwork:
       digest: a hash of its weights; numbers of different ones cannot be compared.
       judge: maps images uint8 [BATCH, H, W, C] to features [BATCH, D] and logits
         [BATCH, K], float32.
-      knows_classes: whether its logits are of the data set's own classes.
       about: what else there is to say of it, such as its test accuracy.
     """
 
     name: str
     digest: str
     judge: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-    knows_classes: bool
     about: Mapping[str, Any]
 
 

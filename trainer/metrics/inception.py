@@ -40,7 +40,7 @@ def load(path: str) -> FeatureNetwork:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(_wrong(path, f"is not that network ({reason})")) from None
     digest = hashlib.sha256(content).hexdigest()[:16]
-    return FeatureNetwork("inception", digest, judge, False, {"path": path, "size": size})
+    return FeatureNetwork("inception", digest, judge, {"path": path, "size": size})
 
 
 def _wrong(path: str, what: str) -> str:

@@ -77,8 +77,8 @@ def _copy(bucket: Bucket, items: Mapping[str, Item], folder: Path, *, checkpoint
     if checkpoints:
         _choose(bucket, items, folder)
     for name in _names(folder):
-        if layout.checkpoint_of(name) is None and name not in items:
-            (folder / name).unlink()
+        if layout.checkpoint_of(name) is None and name not in items and name != ".lock":
+            (folder / name).unlink()  # the lock is this reader's own
     _bring_records(bucket, items, folder)
     for saved in layout.committed(_names(folder))[2:]:  # another reader may be at the second
         _remove(folder, layout.checkpoints(_names(folder))[saved])
