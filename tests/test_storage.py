@@ -546,6 +546,10 @@ def test_it_is_read_from_other_machines(server):
     count = len(server.log)
     reading(RUN)
     assert "download" not in [method for method, _ in server.log[count:]]  # once
+    assert not (folder / "lock.json").exists()
+    assert (folder / ".lock").exists()  # the readers' own
+    with job.working():
+        assert (reading(RUN) / "lock.json").exists()  # a sign of life, for `status`
     job.run(3)
     assert checkpoint.found(reading(RUN) / "checkpoints")[0].name == "ckpt-3"
     damage(server, 3, "other content")

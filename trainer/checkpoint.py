@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 
 from trainer.errors import CheckpointError
-from trainer.files import flush_to_disk, write_text
+from trainer.files import flush_to_disk, free_name, write_text
 
 log = logging.getLogger(__name__)
 
@@ -259,9 +259,7 @@ def _listed(failed: Mapping[Path, str]) -> str:
 
 def _set_aside(path: Path) -> None:
     """Moves a checkpoint's files where they are not looked for, beside earlier ones."""
-    number = 1
-    while (target := path.parent / DAMAGED / f"{path.name}.{number}").exists():
-        number += 1
+    target = free_name(path.parent / DAMAGED / path.name, ".")
     try:
         target.mkdir(parents=True)
         for file in _files(path):

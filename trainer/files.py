@@ -37,6 +37,14 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
         scratch.write_text(text, encoding="utf-8")
 
 
+def free_name(path: Path, ending: str) -> Path:
+    """The first of path + ending + "1", "2", ... that is not taken."""
+    number = 1
+    while (target := path.with_name(f"{path.name}{ending}{number}")).exists():
+        number += 1
+    return target
+
+
 def flush_to_disk(path: Path) -> None:
     """Waits until a file, or the names in a folder, would survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)

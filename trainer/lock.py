@@ -47,7 +47,7 @@ class Lock:
         holder = self._holder()
         if holder and holder["token"] != self._token:
             raise BusyError(
-                f"{self._kernel.parent} was taken over by {_who(holder)} while this job did "
+                f"{self._kernel.parent} was taken over by {who(holder)} while this job did "
                 "not answer; this one ends."
             )
 
@@ -88,14 +88,14 @@ class Lock:
             if clock() - began >= WATCH_SECS:
                 if alive or holder is None or (here and locked is False):
                     raise BusyError(
-                        f"{self._kernel.parent} is held by {_who(holder)}: wait for its end, "
+                        f"{self._kernel.parent} is held by {who(holder)}: wait for its end, "
                         "stop it, or give another --run_dir."
                     )
                 break
             sleep(0.5)
         self._beat()
         if holder:
-            log.info("Taking over from %s, which has ended.", _who(holder))
+            log.info("Taking over from %s, which has ended.", who(holder))
             sleep(0 if locked and here else 1.0)  # others may have waited for the same
             self.check()
 
@@ -146,7 +146,8 @@ def _boot_id() -> str | None:
         return None
 
 
-def _who(holder: dict[str, Any] | None) -> str:
-    if holder is None:
+def who(holder: dict[str, Any] | None) -> str:
+    """The holder that a mark names, for messages."""
+    if not holder or not {"pid", "host", "since"} <= set(holder):
         return "another job"
     return f"process {holder['pid']} on {holder['host']} since {holder['since']}"

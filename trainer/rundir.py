@@ -17,7 +17,7 @@ from trainer.compatibility import frozen_differences
 from trainer.config import Config
 from trainer.data.images import ImageSet, ImageShape
 from trainer.errors import CheckpointError, StorageError, UsageError
-from trainer.files import write_text
+from trainer.files import free_name, write_text
 from trainer.lock import Lock
 
 log = logging.getLogger(__name__)
@@ -207,9 +207,7 @@ class RunDir:
             return
         with self.held():  # nobody else is at work in it
             pass
-        number = 1
-        while (target := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
-            number += 1
+        target = free_name(self.path, ".old-")
         self.path.rename(target)
         log.info("Set the old run aside as %s", target)
 

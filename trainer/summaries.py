@@ -20,7 +20,7 @@ from PIL import Image
 from trainer import console
 from trainer.console import Console
 from trainer.events import EventWriter
-from trainer.files import LineFile, write_text
+from trainer.files import LineFile, free_name, write_text
 from trainer.loop import Trained
 from trainer.operation_settings import BEST_METRICS
 
@@ -157,9 +157,7 @@ class Recorder:
         return records
 
     def _keep_aside(self, lines: int) -> None:
-        number = 1
-        while (copy := self._path.with_name(f"{self._path.name}.damaged-{number}")).exists():
-            number += 1
+        copy = free_name(self._path, ".damaged-")
         shutil.copyfile(self._path, copy)
         log.warning("%s is damaged after line %d: kept as %s.", self._path, lines, copy.name)
 

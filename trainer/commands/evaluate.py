@@ -3,13 +3,12 @@
 import os
 
 from trainer import flags, startup
+from trainer.commands import runs
 from trainer.console import Console, log_to
 from trainer.data import sources
 from trainer.errors import UsageError, one_of
 from trainer.operation_settings import FEATURES
-from trainer.rundir import RunDir
 from trainer.signals import StopRequest
-from trainer.storage.place import reading
 
 SUMMARY = """Draws images from a run and measures them against real ones: FID, KID, Inception Score,
 precision, recall, density, coverage and, of a conditional run, how often the class is the one
@@ -22,7 +21,7 @@ MIN_SAMPLES = 100
 def run(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those behind its name."""
     line = flags.CommandLine("evaluate", SUMMARY)
-    line.text("run_dir", "the run to evaluate")
+    runs.define(line, "to evaluate")
     line.integer("num_samples", "how many images to draw", default=10000)
     line.text(
         "features",
@@ -43,8 +42,6 @@ def run(arguments: list[str], _: StopRequest) -> None:
     )
     line.text("devices", "auto, cpu, cpu:2 or gpu:N", default="auto")
     values = line.parse(arguments)
-    if not values["run_dir"]:
-        raise UsageError("--run_dir is missing: name the run to evaluate.")
     one_of("--features", values["features"], FEATURES)
     which = flags.checkpoint_choice(values, more="all")
     count, seed = values["num_samples"], values["seed"]
@@ -52,7 +49,7 @@ def run(arguments: list[str], _: StopRequest) -> None:
         raise UsageError(f"--num_samples={count} is too few: {MIN_SAMPLES} or more.")
     if not 0 <= seed < 2**31:
         raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
-    run_dir = RunDir(reading(values["run_dir"]))
+    run_dir = runs.opened(values)
     config = run_dir.read_config().replace(devices=values["devices"])
     if values["split"]:
         config = config.replace(split=values["split"])

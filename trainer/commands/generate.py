@@ -3,13 +3,12 @@
 import logging
 
 from trainer import flags, startup
+from trainer.commands import runs
 from trainer.config import Config
 from trainer.console import Console, log_to
 from trainer.errors import UsageError
 from trainer.rundir import RunDir
 from trainer.signals import StopRequest
-from trainer.storage.address import is_bucket, local_path
-from trainer.storage.place import reading
 
 SUMMARY = """Draws images from a run: into one picture (--out=FILE.png), a folder of pictures
 (--out=DIR) or arrays (--out=FILE.npz: images uint8 [N, H, W, C], labels int [N])."""
@@ -20,7 +19,7 @@ log = logging.getLogger(__name__)
 def run(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those behind its name."""
     line = flags.CommandLine("generate", SUMMARY)
-    line.text("run_dir", "the run to draw from, also at gs://")
+    runs.define(line, "to draw from")
     line.integer("num", "how many images", default=64)
     line.text("label", "the class of all images, by number or name")
     line.text("labels", "classes to cycle through, as 0,1,2 (default: all)")
@@ -30,20 +29,15 @@ def run(arguments: list[str], _: StopRequest) -> None:
     line.text("devices", "auto, cpu or gpu:N", default="auto")
     values = line.parse(arguments)
     count, seed = values["num"], values["seed"]
-    if not values["run_dir"]:
-        raise UsageError("--run_dir is missing: name the run to draw from.")
     if count < 1:
         raise UsageError(f"--num={count} must be 1 or more.")
     if not 0 <= seed < 2**31:
         raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
-    out = local_path(values["out"], "out") if values["out"] else None
-    if out is None and is_bucket(values["run_dir"]):
-        raise UsageError(f"--out is missing: --run_dir={values['run_dir']} is in a bucket.")
+    out = runs.output(values, "generated.png")
     which = flags.checkpoint_choice(values)
-    run_dir = RunDir(reading(values["run_dir"]))
+    run_dir = runs.opened(values)
     config = run_dir.read_config().replace(devices=values["devices"])
     classes = _classes(config, run_dir, values["label"], values["labels"])
-    out = out or run_dir.path / "generated.png"
     if out.suffix not in ("", ".png", ".npz"):
         raise UsageError(f"--out={out}: give a name ending in .png or .npz, or a folder.")
 

@@ -3,10 +3,9 @@
 import time
 
 from trainer import flags, status
+from trainer.commands import runs
 from trainer.errors import UsageError
-from trainer.rundir import RunDir
 from trainer.signals import StopRequest
-from trainer.storage.place import reading
 
 SUMMARY = "Shows where a run is: step, rate, time left, last checkpoint, starts, health."
 
@@ -14,18 +13,15 @@ SUMMARY = "Shows where a run is: step, rate, time left, last checkpoint, starts,
 def run(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those behind its name."""
     line = flags.CommandLine("status", SUMMARY)
-    line.text("run_dir", "the run to look at, also at gs://")
+    runs.define(line, "to look at")
     line.boolean("json", "as one JSON object", default=False)
     line.boolean("watch", "again every --every_secs, until Ctrl-C", default=False)
     line.real("every_secs", "pace of --watch", default=5.0)
     values = line.parse(arguments)
-    if not values["run_dir"]:
-        raise UsageError("--run_dir is missing: name the run to look at.")
     if values["every_secs"] <= 0:
         raise UsageError(f"--every_secs={values['every_secs']:g} must be more than 0.")
     while True:
-        run_dir = RunDir(reading(values["run_dir"], checkpoints=False))
-        found = status.look(run_dir)
+        found = status.look(runs.opened(values, checkpoints=False))
         print(found.to_json() if values["json"] else found.screen(), flush=True)
         if not values["watch"]:
             return

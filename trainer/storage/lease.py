@@ -20,6 +20,7 @@ from typing import Any
 
 from trainer.errors import BusyError, StorageError, TrainerError
 from trainer.files import write_text
+from trainer.lock import who
 from trainer.storage.address import Address
 from trainer.storage.bucket import Bucket, ConflictError, Item
 
@@ -87,12 +88,12 @@ class Lease:
                     break
             elif waited >= WATCH_SECS:
                 raise BusyError(
-                    f"{self._bucket.address} is held by {_who(holder)}: wait for its end, stop it, "
+                    f"{self._bucket.address} is held by {who(holder)}: wait for its end, stop it, "
                     "or give another --run_dir."
                 )
             sleep(1.0)
         if holder:
-            log.info("Taking over %s from %s, which has ended.", self._bucket.address, _who(holder))
+            log.info("Taking over %s from %s, which has ended.", self._bucket.address, who(holder))
         write_text(self._note, self._token)
 
     def _beat_on(self) -> None:
@@ -103,7 +104,7 @@ class Lease:
                     continue
                 holder, item = self._holder()
                 if item is not None and holder.get("token") != self._token:
-                    self._lost = _who(holder)
+                    self._lost = who(holder)
                     return
                 self._generation = item.generation if item else 0
 
@@ -148,10 +149,3 @@ class Lease:
         with contextlib.suppress(StorageError):
             bucket = Bucket(self._bucket.address, retry_secs=RELEASE_SECS)
             bucket.delete(Item(NAME, 0, "", self._generation, 0.0))
-
-
-def _who(holder: dict[str, Any]) -> str:
-    names = ("pid", "host", "since")
-    if not all(name in holder for name in names):
-        return "another job"
-    return f"process {holder['pid']} on {holder['host']} since {holder['since']}"

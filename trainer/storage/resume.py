@@ -14,6 +14,7 @@ from pathlib import Path
 
 from trainer.checkpoint import UNREADABLE, first_line, verify
 from trainer.errors import CheckpointError
+from trainer.files import free_name
 from trainer.storage import layout, lease
 from trainer.storage.bucket import Bucket, ConflictError, DamagedError, Item, MissingError, crc32c
 from trainer.storage.layout import MAIN, RUN_ID, Saved
@@ -80,6 +81,9 @@ def _copy(bucket: Bucket, items: Mapping[str, Item], folder: Path, *, checkpoint
         if layout.checkpoint_of(name) is None and name not in items and name != ".lock":
             (folder / name).unlink()  # the lock is this reader's own
     _bring_records(bucket, items, folder)
+    if lease.NAME in items:  # by its age a reader sees whether the run lives
+        with contextlib.suppress(MissingError, ConflictError):
+            bucket.download(items[lease.NAME], folder / lease.NAME)
     for saved in layout.committed(_names(folder))[2:]:  # another reader may be at the second
         _remove(folder, layout.checkpoints(_names(folder))[saved])
 
@@ -226,9 +230,7 @@ def _identify(bucket: Bucket, items: Mapping[str, Item]) -> bytes:
 
 def _empty(folder: Path) -> None:
     """Moves what a folder holds beside it; what is in use while it is held stays."""
-    number = 1
-    while (target := folder.with_name(f"{folder.name}.old-{number}")).exists():
-        number += 1
+    target = free_name(folder, ".old-")
     target.mkdir()
     for path in folder.iterdir():
         if path.name not in KEPT:
