@@ -1,5 +1,7 @@
 """Networks: the shapes, sizes and layers that the recipes name."""
 
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -33,6 +35,24 @@ def test_every_recipe_fits_gray_and_colour(recipe, conditional):
         images = generator([latents, *labels] if labels else latents)
         assert images.shape == (2, shape.size, shape.size, shape.channels)
         assert discriminator([images, *labels] if labels else images).shape == (2,)
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_the_seed_alone_makes_the_initial_values(recipe):
+    def start(others, **given):
+        # What any thread may do to Python's generator, from which Keras would draw.
+        random.seed(others)
+        given = dict(conditional=True, g_width=0.05, d_width=0.05, **given)
+        networks = build(recipe, ImageShape(32, 1, 10), **given)
+        return [v.numpy() for network in networks for v in network.trainable_variables]
+
+    first = start(0)
+    for one, other in zip(first, start(1), strict=True):
+        np.testing.assert_array_equal(one, other)
+    drawn = [k for k, value in enumerate(first) if np.unique(value).size > 2]
+    for k, value in enumerate(start(0, seed=1)):
+        assert (k in drawn) == (not np.array_equal(first[k], value))
+    assert len({first[k].ravel()[:2].tobytes() for k in drawn}) == len(drawn)
 
 
 # Weights of generator and discriminator on MNIST (dcgan-studiogan: CIFAR-10), counted by

@@ -6,6 +6,7 @@ draw is made for the global batch and every replica takes its rows.
 
 import contextlib
 import dataclasses
+import itertools
 import threading
 import zlib
 from collections.abc import Iterator
@@ -87,6 +88,24 @@ def latents(config: Config, draws: Draws) -> tf.Tensor:
 
 
 _current = threading.local()  # replicas are traced in threads of their own
+
+
+@contextlib.contextmanager
+def initial_values(seed: int, network: str) -> Iterator[None]:
+    """Lets `initial_seed` count the initial values of a network that is built in the block."""
+    _current.initial = (zlib.crc32(f"{seed}/{network}/{n}".encode()) for n in itertools.count())
+    try:
+        yield
+    finally:
+        _current.initial = None
+
+
+def initial_seed() -> int:
+    """The seed of the next initial value of the network that is being built.
+
+    Keras would draw one from Python's own generator, which any thread may move on.
+    """
+    return next(_current.initial)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from trainer.cluster import WAIT_SECS, Cluster
 from trainer.config import Config
 from trainer.errors import PeerLostError, UsageError
 
+PEER_WORDS = re.compile(r"abort|unavailable|heartbeat|connection|socket|peer", re.I)
 PEER_LOST = (  # what a collective operation says once a peer has gone
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -93,9 +94,12 @@ class Runtime:
         except PEER_LOST as error:
             if self.workers == 1:
                 raise
+            # TensorFlow's first line says only where; what happened stands further down.
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = next((line for line in lines if PEER_WORDS.search(line)), (lines or [""])[-1])
             raise PeerLostError(
-                f"Stopped: another worker was lost ({type(error).__name__}). The same command "
-                "goes on from the last checkpoint."
+                f"Stopped: another worker was lost ({type(error).__name__}: {reason[:200]}). The "
+                "same command goes on from the last checkpoint."
             ) from error
 
     def agree(self, count: int, stop: bool) -> tuple[int, bool]:
@@ -209,7 +213,6 @@ def start(config: Config, cluster: Cluster | None = None) -> Runtime:
         deterministic = names[0].startswith("CPU")
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    keras.utils.set_random_seed(config.seed)
     if cluster is None:
         return Runtime(_strategy(tuple(names)), tuple(names), precision, deterministic)
     cluster.wait_for_names()

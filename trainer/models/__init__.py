@@ -4,6 +4,7 @@ import importlib
 
 import keras
 
+from trainer import randomness
 from trainer.config import Config
 from trainer.data.images import ImageShape
 from trainer.errors import UsageError
@@ -25,7 +26,8 @@ def build(config: Config, shape: ImageShape) -> tuple[keras.Model, keras.Model]:
             "give a multiple of 4 from 8 up."
         )
     module = importlib.import_module(f"trainer.models.{config.networks.replace('-', '_')}")
-    generator = module.generator(config, shape)
+    with randomness.initial_values(config.seed, "generator"):
+        generator = module.generator(config, shape)
     conditional_norm = config.conditional and config.g_conditioning == "batchnorm"
     kinds = {type(layer) for layer in generator.layers}
     if conditional_norm and keras.layers.BatchNormalization not in kinds:
@@ -33,7 +35,9 @@ def build(config: Config, shape: ImageShape) -> tuple[keras.Model, keras.Model]:
             f"--g_conditioning=batchnorm: the generator of {config.networks} has no batch norm; "
             "use concat or multiply."
         )
-    return generator, module.discriminator(config, shape)
+    with randomness.initial_values(config.seed, "discriminator"):
+        discriminator = module.discriminator(config, shape)
+    return generator, discriminator
 
 
 def scaled(filters: int, width: float) -> int:

@@ -1,5 +1,6 @@
 """What the networks are built from: inputs, conditions, norms, weights, heads."""
 
+import functools
 from typing import Any, TypeAlias
 
 import keras
@@ -19,9 +20,9 @@ def initializer(config: Config) -> keras.initializers.Initializer:
     return {
         "glorot": keras.initializers.GlorotUniform,
         "he": keras.initializers.HeUniform,
-        "normal": lambda: keras.initializers.RandomNormal(stddev=0.02),
+        "normal": functools.partial(keras.initializers.RandomNormal, stddev=0.02),
         "orthogonal": keras.initializers.Orthogonal,
-    }[config.initializer]()
+    }[config.initializer](seed=randomness.initial_seed())
 
 
 def generator_inputs(
@@ -81,7 +82,7 @@ def _factor(size: int) -> keras.layers.Layer:
 def _embedding(size: int, **start: float) -> keras.layers.Layer:
     # A product with one-hot rows: unlike an Embedding layer's, its gradient is dense,
     # which replicas sum in a fixed order.
-    normal = keras.initializers.RandomNormal(**start)
+    normal = keras.initializers.RandomNormal(**start, seed=randomness.initial_seed())
     return keras.layers.Dense(size, use_bias=False, kernel_initializer=normal)
 
 
