@@ -1,0 +1,196 @@
+"""Measures things side by side: each in a process of its own, in turns, as ratios.
+
+A machine's speed changes from minute to minute more than a change of the code does, so
+figures are compared only with figures of the same run, round by round.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a case does.
+
+    Attributes:
+      call: does it so many times.
+      units: what one time counts for, for example a batch's images.
+      facts: what else is known of it, by name.
+    """
+
+    call: Callable[[int], Any]
+    units: float = 1.0
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Something to measure in a process of its own.
+
+    Attributes:
+      name: how the table calls it.
+      make: "module:function", which returns its Work.
+      options: the function's arguments.
+      environment: what to set before the module is imported.
+    """
+
+    name: str
+    make: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What came out.
+
+    Attributes:
+      rates: units per second, one per round.
+      facts: of its Work.
+      error: why there is nothing, else "".
+    """
+
+    rates: tuple[float, ...] = ()
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def rate(self) -> float:
+        """The median, units per second; NaN without any."""
+        return statistics.median(self.rates) if self.rates else float("nan")
+
+    def over(self, other: "Measured") -> float:
+        """The median of the rounds' ratios to another's."""
+        ratios = [a / b for a, b in zip(self.rates, other.rates, strict=True)]
+        return statistics.median(ratios) if ratios else float("nan")
+
+
+def measure(cases: Sequence[Case], *, rounds: int = 7, secs: float = 2.0) -> dict[str, Measured]:
+    """Measures cases in turns, `rounds` times some `secs` seconds each."""
+    context = multiprocessing.get_context("spawn")
+    pipes, failed = {}, {}
+    for case in cases:
+        pipe, far_end = context.Pipe()
+        context.Process(target=_serve, args=(far_end, case), daemon=True).start()
+        far_end.close()
+        pipes[case.name] = pipe
+        # One after the other: while a case compiles no other may run.
+        answer = _answer(pipe)
+        if isinstance(answer, str):
+            failed[case.name] = Measured(error=answer)
+            del pipes[case.name]
+    times: dict[str, int] = {}
+    for name, pipe in pipes.items():
+        times[name] = _times(pipe, secs)
+    rates: dict[str, list[float]] = {name: [] for name in pipes}
+    for _ in range(rounds):
+        for name, pipe in pipes.items():
+            pipe.send(times[name])
+            taken, units = _answer(pipe)
+            rates[name].append(times[name] * units / taken)
+    measured = {}
+    for name, pipe in pipes.items():
+        pipe.send(0)
+        measured[name] = Measured(tuple(rates[name]), _answer(pipe))
+    return {case.name: (measured | failed)[case.name] for case in cases}
+
+
+def _times(pipe, secs: float) -> int:
+    """How often a case is to be done to take `secs` seconds."""
+    count = 1
+    while True:
+        pipe.send(count)
+        taken, _ = _answer(pipe)
+        if taken > 0.25 * secs:
+            return max(1, round(count * secs / taken))
+        count *= 4
+
+
+def _answer(pipe) -> Any:
+    try:
+        return pipe.recv()
+    except EOFError:
+        return "the process died"
+
+
+def _serve(pipe, case: Case) -> None:
+    """Makes the case's work, then does it as often as the pipe says, until that is 0."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.update(case.environment)
+    module, _, function = case.make.partition(":")
+    try:
+        work = getattr(importlib.import_module(module), function)(**case.options)
+        work.call(1)  # compiles
+    except ImportError as error:
+        pipe.send(f"{error.name} is not installed")
+        return
+    pipe.send(None)
+    while count := pipe.recv():
+        began = time.perf_counter()
+        work.call(count)
+        pipe.send((time.perf_counter() - began, work.units))
+    pipe.send(dict(work.facts))
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        lines = [line.partition(":") for line in file]
+    known = {key.strip(): value.strip() for key, _, value in lines}
+    return {
+        "processor": known.get("model name", "?"),
+        "cores": len(os.sched_getaffinity(0)),
+        "avx512_bf16": "avx512_bf16" in known.get("flags", ""),
+        "load_before": round(os.getloadavg()[0], 2),
+        "time": time.strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that all benchmarks take."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--rounds", type=int, default=7, help="turns")
+    made.add_argument("--secs", type=float, default=2.0, help="of a case in a turn")
+    return made
+
+
+def report(name: str, rows: Sequence[Mapping[str, Any]], **facts: Any) -> None:
+    """Prints a table and writes it to results/NAME.json with what it was measured on."""
+    print_table(rows)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    result = {"machine": machine(), **facts, "rows": [dict(row) for row in rows]}
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{path}")
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints rows under their names, numbers with three digits."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [columns] + [[_text(row.get(column, "")) for column in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        first, *others = (
+            text.ljust(width) if k == 0 else text.rjust(width)
+            for k, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        print("  ".join([first, *others]).rstrip())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
