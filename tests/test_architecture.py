@@ -93,6 +93,7 @@ def test_the_parts_do_not_know_the_step(folder):
             "models",
             "recipes",
             "randomness",
+            "runtime",
             "startup",
             "storage",
         }, path

@@ -1,5 +1,6 @@
 """Networks: the shapes, sizes and layers that the recipes name."""
 
+import functools
 import random
 
 import keras
@@ -10,7 +11,7 @@ import tensorflow as tf
 from trainer import models, recipes
 from trainer.data.images import ImageShape
 from trainer.errors import UsageError
-from trainer.models import kernels
+from trainer.models import convolutions, kernels, norms
 
 GRAY, COLOUR = ImageShape(28, 1, 10), ImageShape(32, 3, 10)
 
@@ -116,10 +117,10 @@ def test_networks_have_the_published_sizes(recipe, shape, g_count, d_count):
 def test_dcgan_sigmoid_activates_the_image_before_the_first_convolution():
     _, discriminator = build("dcgan-sigmoid", GRAY)
     kinds = [type(layer) for layer in discriminator.layers]
-    assert kinds[1:3] == [keras.layers.LeakyReLU, keras.layers.Conv2D]
+    assert kinds[1:3] == [keras.layers.LeakyReLU, convolutions.Conv2D]
     generator, _ = build("dcgan-sigmoid", GRAY)
     kinds = [type(layer).__name__ for layer in generator.layers]
-    assert kinds[3:6] == ["BatchNormalization", "ReLU", "Conv2DTranspose"]
+    assert kinds[3:6] == ["BatchNorm", "ReLU", "Conv2DTranspose"]
 
 
 @pytest.mark.parametrize("size", [28, 32, 48, 64, 100, 128])
@@ -188,3 +189,60 @@ def test_spectral_norm_is_one():
     kept = layer.u.numpy()
     layer(images, training=True)
     np.testing.assert_array_equal(layer.u, kept)  # once per update, not per call
+
+
+def gradients(function, values, parameters):
+    """The outputs, the gradients to values and parameters, and a gradient of those."""
+    with tf.GradientTape() as outer:
+        outer.watch([values, *parameters])
+        with tf.GradientTape() as inner:
+            inner.watch([values, *parameters])
+            outputs = function(values)
+            loss = tf.reduce_mean(tf.cast(outputs, tf.float32) ** 3)
+        first = inner.gradient(loss, [values, *parameters])
+        penalty = tf.reduce_sum(tf.square(first[0]))
+    return [outputs, *first, outer.gradient(penalty, parameters[0])]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+@pytest.mark.parametrize("kind", ["Conv2D", "Conv2DTranspose"])
+def test_convolutions_at_the_edge_are_those_of_keras(kind, size):
+    ours, theirs = (
+        getattr(package, kind)(3 if kind == "Conv2DTranspose" else 5, size, 2, padding="same")
+        for package in (convolutions, keras.layers)
+    )
+    values = tf.random.stateless_normal([2, 8, 8, 5 if kind == "Conv2DTranspose" else 3], [0, 0])
+    for layer in (ours, theirs):
+        layer.build(values.shape)
+    ours.bias.assign(tf.range(ours.filters, dtype=tf.float32))
+    theirs.set_weights(ours.get_weights())
+    results = [gradients(layer, values, [layer.kernel.value]) for layer in (ours, theirs)]
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_batch_norm_is_that_of_keras(precision):
+    ours, theirs = (
+        kind(momentum=0.9, dtype=precision)
+        for kind in (norms.BatchNorm, keras.layers.BatchNormalization)
+    )
+    values = 3.0 + 2.0 * tf.random.stateless_normal([4, 5, 5, 3], [0, 0])
+    values = tf.cast(values, ours.compute_dtype)
+    for layer in (ours, theirs):
+        layer.build(values.shape)
+        layer.gamma.assign([1.0, 2.0, 3.0])
+        layer.beta.assign([0.0, 1.0, 0.0])
+    results = [
+        gradients(
+            functools.partial(layer, training=True), values, [layer.gamma.value, layer.beta.value]
+        )
+        for layer in (ours, theirs)
+    ]
+    rough = 1e-4 if precision == "float32" else 0.05
+    for one, other in zip(*results, strict=True):
+        one, other = (tf.cast(value, tf.float32).numpy() for value in (one, other))
+        np.testing.assert_allclose(one, other, rtol=rough, atol=rough * np.abs(other).max())
+    for one, other in zip(ours.variables, theirs.variables, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    np.testing.assert_array_equal(ours(values), theirs(values))  # out of training

@@ -13,7 +13,7 @@ from trainer.config import Config
 from trainer.data import sources
 from trainer.data.images import ImageShape
 from trainer.errors import UsageError
-from trainer.models import kernels, layers
+from trainer.models import kernels, layers, norms
 from trainer.objective import OBJECTIVES
 from trainer.randomness import Draws
 from trainer.settings import Duration
@@ -133,7 +133,7 @@ def test_weight_norm_separates_length_from_direction():
 def test_instance_norm_is_of_single_images():
     config = recipes.resolve({})
     inputs = tf.keras.Input([4, 4, 2])
-    model = tf.keras.Model(inputs, layers.norm(inputs, config, "instance"))
+    model = tf.keras.Model(inputs, norms.norm(inputs, config, "instance"))
     out = model(3.0 + 2.0 * tf.random.stateless_normal([5, 4, 4, 2], [0, 0])).numpy()
     np.testing.assert_allclose(out.mean((1, 2)), 0.0, atol=1e-5)
     np.testing.assert_allclose(out.std((1, 2)), 1.0, atol=1e-2)

@@ -17,6 +17,7 @@ from trainer import checkpoint, runtime, samples
 from trainer.config import Config
 from trainer.errors import TrainerError, UsageError
 from trainer.generate import load_drawing
+from trainer.models.plain import plain
 from trainer.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,8 @@ def export(run_dir: RunDir, config: Config, out: Path, which: str = "") -> None:
     """
     # The same bits are asked of three graphs: the kernels must not be chosen by their speed.
     runtime.start(config.replace(deterministic=True))
-    generator, source = load_drawing(run_dir, config, which)
+    drawing, source = load_drawing(run_dir, config, which)
+    generator = plain(drawing)
     labels = None
     if config.conditional:
         labels = np.arange(samples.BATCH, dtype=np.int32) % run_dir.read_shape()[0].classes

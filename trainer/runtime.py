@@ -178,15 +178,21 @@ def replica_index() -> tf.Tensor | int:
     return context.replica_id_in_sync_group if context else 0
 
 
+def num_replicas() -> int:
+    """Replicas that run the calling function together; 1 outside of any."""
+    context = tf.distribute.get_replica_context()
+    return context.num_replicas_in_sync if context else 1
+
+
 def sum_over_replicas(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
     """Sums float32 tensors over all replicas; call it on every replica.
 
     They travel as one buffer: a transfer costs more than a copy.
     """
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
+    if num_replicas() == 1:
         return tensors
     flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
+    context = tf.distribute.get_replica_context()
     total = context.all_reduce(tf.distribute.ReduceOp.SUM, flat)
     parts = tf.split(total, [tensor.shape.num_elements() for tensor in tensors])
     return [tf.reshape(part, t.shape) for part, t in zip(parts, tensors, strict=True)]

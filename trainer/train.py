@@ -19,6 +19,7 @@ from trainer.console import Console
 from trainer.data.images import ImageSet
 from trainer.files import replacing
 from trainer.heartbeat import Heartbeat
+from trainer.models.plain import plain
 from trainer.run import Run
 from trainer.rundir import RunDir, provenance
 from trainer.runtime import Runtime
@@ -197,4 +198,4 @@ def _finish(variables: TrainState, run_dir: RunDir) -> None:
         write_gif(run_dir.samples, run_dir.gif)
         # Last: it is the sign that the run is complete.
         with replacing(run_dir.generator) as scratch:
-            variables.drawing.save(scratch)
+            plain(variables.drawing).save(scratch)

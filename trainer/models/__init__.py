@@ -8,6 +8,7 @@ from trainer import randomness
 from trainer.config import Config
 from trainer.data.images import ImageShape
 from trainer.errors import UsageError
+from trainer.models import norms
 
 
 def build(config: Config, shape: ImageShape) -> tuple[keras.Model, keras.Model]:
@@ -30,7 +31,7 @@ def build(config: Config, shape: ImageShape) -> tuple[keras.Model, keras.Model]:
         generator = module.generator(config, shape)
     conditional_norm = config.conditional and config.g_conditioning == "batchnorm"
     kinds = {type(layer) for layer in generator.layers}
-    if conditional_norm and keras.layers.BatchNormalization not in kinds:
+    if conditional_norm and norms.BatchNorm not in kinds:
         raise UsageError(
             f"--g_conditioning=batchnorm: the generator of {config.networks} has no batch norm; "
             "use concat or multiply."

@@ -12,9 +12,7 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
     side, width = shape.size // 4, config.g_width
     inputs, x, onehot = layers.generator_inputs(config, shape)
     filters = [scaled(128, width), scaled(64, width), scaled(32, width), shape.channels]
-    x = keras.layers.Dense(side * side * filters[0], kernel_initializer=layers.initializer(config))(
-        x
-    )
+    x = layers.g_dense(x, config, side * side * filters[0])
     x = keras.layers.Reshape([side, side, filters[0]])(x)
     for count, stride in zip(filters, (2, 2, 1, 1), strict=True):
         x = keras.layers.ReLU()(layers.g_norm(x, config, onehot))

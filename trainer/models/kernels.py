@@ -1,9 +1,10 @@
 """Layers whose kernel is normalised: by its largest singular value, or per output."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-register = keras.saving.register_keras_serializable(package="trainer")
+from trainer.models.convolutions import conv2d, conv2d_transpose, register, with_bias
 
 
 def _unit_vector(shape, dtype=None):
@@ -80,7 +81,7 @@ class NormalizedKernel(keras.layers.Layer):
             self.u.assign(tf.math.l2_normalize(tf.linalg.matvec(matrix, v, transpose_a=True)))
 
     def normalized_kernel(self) -> tf.Tensor:
-        """The kernel as it is applied, in the layer's compute dtype."""
+        """The kernel as it is applied, float32."""
         kernel = tf.convert_to_tensor(self.kernel)
         if self.norm == "spectral":
             # The singular value v' W u with v = W u / |W u|; its gradient is v u'.
@@ -93,15 +94,28 @@ class NormalizedKernel(keras.layers.Layer):
             shape = [1] * len(kernel.shape)
             shape[self.output_axis] = self.units
             kernel *= tf.reshape(factor, shape)
-        return tf.cast(kernel, self.compute_dtype)
+        return kernel
+
+    def cast_kernel(self) -> tf.Tensor:
+        """The kernel as it is applied, in the layer's compute dtype."""
+        return tf.cast(self.normalized_kernel(), self.compute_dtype)
 
     def _matrix(self, kernel: tf.Tensor) -> tf.Tensor:
         """The kernel as [inputs, units]."""
         axes = [a for a in range(len(kernel.shape)) if a != self.output_axis]
         return tf.reshape(tf.transpose(kernel, [*axes, self.output_axis]), [-1, self.units])
 
-    def _with_bias(self, outputs: tf.Tensor) -> tf.Tensor:
-        return outputs + self.bias if self.use_bias else outputs
+    def plain(self) -> keras.layers.Layer:
+        """Keras's layer of the same form."""
+        raise NotImplementedError
+
+    def plain_weights(self) -> list[np.ndarray]:
+        """What the plain layer has to hold to give the same outputs."""
+        kernel = self.normalized_kernel().numpy()
+        return [kernel, self.bias.numpy()] if self.use_bias else [kernel]
+
+    def _options(self) -> dict:
+        return {"use_bias": self.use_bias, "name": self.name, "dtype": self.dtype_policy}
 
 
 @register
@@ -114,12 +128,18 @@ class NormalizedDense(NormalizedKernel):
 
     def call(self, inputs):
         """Maps [N, F] to [N, units]."""
-        return self._with_bias(tf.matmul(inputs, self.normalized_kernel()))
+        return with_bias(self, tf.matmul(inputs, self.cast_kernel()))
+
+    def plain(self):
+        """Keras's layer of the same form."""
+        return keras.layers.Dense(self.units, **self._options())
 
 
 @register
 class NormalizedConv2D(NormalizedKernel):
     """A Conv2D layer, 'same' padding, with a normalised kernel."""
+
+    plain_kind = keras.layers.Conv2D
 
     def __init__(self, units: int, kernel_size: int, *, strides: int = 1, **options) -> None:
         super().__init__(units, **options)
@@ -144,13 +164,21 @@ class NormalizedConv2D(NormalizedKernel):
 
     def call(self, inputs):
         """Convolves [N, H, W, C]."""
-        kernel = self.normalized_kernel()
-        return self._with_bias(tf.nn.conv2d(inputs, kernel, self.strides, "SAME"))
+        kernel = self.cast_kernel()
+        return with_bias(self, conv2d(inputs, kernel, self.strides))
+
+    def plain(self):
+        """Keras's layer of the same form."""
+        return self.plain_kind(
+            self.units, self.kernel_size, self.strides, padding="same", **self._options()
+        )
 
 
 @register
 class NormalizedConv2DTranspose(NormalizedConv2D):
     """A Conv2DTranspose layer, 'same' padding, with a normalised kernel."""
+
+    plain_kind = keras.layers.Conv2DTranspose
 
     def build(self, input_shape) -> None:
         """Makes the weights for inputs [N, H, W, C]."""
@@ -164,7 +192,5 @@ class NormalizedConv2DTranspose(NormalizedConv2D):
 
     def call(self, inputs):
         """Convolves [N, H, W, C], transposed."""
-        kernel = self.normalized_kernel()
-        shape = [tf.shape(inputs)[0], *self.compute_output_shape(inputs.shape)[1:]]
-        outputs = tf.nn.conv2d_transpose(inputs, kernel, shape, self.strides, "SAME")
-        return self._with_bias(outputs)
+        kernel = self.cast_kernel()
+        return with_bias(self, conv2d_transpose(inputs, kernel, self.strides))

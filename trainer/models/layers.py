@@ -1,4 +1,4 @@
-"""What the networks are built from: inputs, conditions, norms, weights, heads."""
+"""What the networks are built from: inputs, conditions, weights, heads."""
 
 import functools
 from typing import Any, TypeAlias
@@ -9,8 +9,8 @@ import tensorflow as tf
 from trainer import randomness
 from trainer.config import Config
 from trainer.data.images import ImageShape
-from trainer.models import kernels
-from trainer.models.kernels import register
+from trainer.models import convolutions, kernels, norms
+from trainer.models.convolutions import register
 
 Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor
 
@@ -86,40 +86,9 @@ def _embedding(size: int, **start: float) -> keras.layers.Layer:
     return keras.layers.Dense(size, use_bias=False, kernel_initializer=normal)
 
 
-def norm(x: Tensor, config: Config, kind: str, onehot: Tensor | None = None) -> Tensor:
-    """The norm `kind`: batch (over all replicas), instance, layer or none.
-
-    With `onehot` a batch norm is, where the config says so, conditional: a scale and a
-    shift for each class (de Vries et al., arXiv:1707.00683).
-    """
-    if kind == "none":
-        return x
-    if kind == "layer":
-        return keras.layers.LayerNormalization()(x)
-    if kind == "instance":
-        # Of each image and channel; without pixels it is the layer norm.
-        groups = x.shape[-1] if len(x.shape) == 4 else 1
-        return keras.layers.GroupNormalization(groups)(x)
-    by_class = onehot is not None and config.g_conditioning == "batchnorm"
-    x = keras.layers.BatchNormalization(
-        momentum=config.bn_momentum,
-        center=not by_class,
-        scale=not by_class,
-        synchronized=True,
-    )(x)
-    if not by_class:
-        return x
-    channels = x.shape[-1]
-    per_channel = [1] * (len(x.shape) - 2) + [channels]
-    scale = keras.layers.Dense(channels, use_bias=False, kernel_initializer="ones")(onehot)
-    shift = keras.layers.Dense(channels, use_bias=False, kernel_initializer="zeros")(onehot)
-    x = keras.layers.Multiply()([x, keras.layers.Reshape(per_channel)(scale)])
-    return keras.layers.Add()([x, keras.layers.Reshape(per_channel)(shift)])
-
-
 def g_norm(x: Tensor, config: Config, onehot: Tensor | None) -> Tensor:
     """The norm of the generator."""
-    return norm(x, config, config.g_norm, onehot)
+    return norms.norm(x, config, config.g_norm, onehot)
 
 
 def image_output(x: Tensor, config: Config) -> Tensor:
@@ -144,7 +113,7 @@ def conv_transpose(
     options.update(strides=stride, kernel_initializer=initializer(config))
     if config.g_weights != "plain":
         return kernels.NormalizedConv2DTranspose(filters, size, norm=config.g_weights, **options)(x)
-    return keras.layers.Conv2DTranspose(filters, size, padding="same", **options)(x)
+    return convolutions.Conv2DTranspose(filters, size, padding="same", **options)(x)
 
 
 def conv(
@@ -165,7 +134,7 @@ def dense(x: Tensor, config: Config, units: int, *, first: bool = False) -> Tens
 
 def d_norm_activation(x: Tensor, config: Config, *, first: bool = False) -> Tensor:
     """What follows a layer of the discriminator: its norm, but on the first; activation."""
-    return d_activation(x if first else norm(x, config, config.d_norm), config)
+    return d_activation(x if first else norms.norm(x, config, config.d_norm), config)
 
 
 def d_activation(x: Tensor, config: Config) -> Tensor:
@@ -179,7 +148,7 @@ def _conv(x, config, weights, filters, size, stride, **options):
     options.update(strides=stride, kernel_initializer=initializer(config))
     if weights != "plain":
         return kernels.NormalizedConv2D(filters, size, norm=weights, **options)(x)
-    return keras.layers.Conv2D(filters, size, padding="same", **options)(x)
+    return convolutions.Conv2D(filters, size, padding="same", **options)(x)
 
 
 def _dense(x, config, weights, units, **options):

@@ -1,0 +1,83 @@
+"""Normalisation of activations: batch, over all replicas, and by class; instance; layer."""
+
+from typing import Any, TypeAlias
+
+import keras
+import tensorflow as tf
+
+from trainer import runtime
+from trainer.config import Config
+from trainer.models.convolutions import register
+
+Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor
+
+
+def norm(x: Tensor, config: Config, kind: str, onehot: Tensor | None = None) -> Tensor:
+    """The norm `kind`: batch (over all replicas), instance, layer or none.
+
+    With `onehot` a batch norm is, where the config says so, conditional: a scale and a
+    shift for each class (de Vries et al., arXiv:1707.00683).
+    """
+    if kind == "none":
+        return x
+    if kind == "layer":
+        return keras.layers.LayerNormalization()(x)
+    if kind == "instance":
+        # Of each image and channel; without pixels it is the layer norm.
+        groups = x.shape[-1] if len(x.shape) == 4 else 1
+        return keras.layers.GroupNormalization(groups)(x)
+    by_class = onehot is not None and config.g_conditioning == "batchnorm"
+    x = BatchNorm(momentum=config.bn_momentum, center=not by_class, scale=not by_class)(x)
+    if not by_class:
+        return x
+    channels = x.shape[-1]
+    per_channel = [1] * (len(x.shape) - 2) + [channels]
+    scale = keras.layers.Dense(channels, use_bias=False, kernel_initializer="ones")(onehot)
+    shift = keras.layers.Dense(channels, use_bias=False, kernel_initializer="zeros")(onehot)
+    x = keras.layers.Multiply()([x, keras.layers.Reshape(per_channel)(scale)])
+    return keras.layers.Add()([x, keras.layers.Reshape(per_channel)(shift)])
+
+
+@register
+class BatchNorm(keras.layers.BatchNormalization):
+    """Batch norm whose statistics are those of the global batch, as one fused operation.
+
+    Keras's own takes three times as long on one replica.  Where there are several, sums
+    over all of them take the fused operation's place.
+    """
+
+    plain_kind = keras.layers.BatchNormalization
+
+    def call(self, inputs, training=None):
+        """Normalises [N, ..., C]; in training by the batch, whose statistics it notes."""
+        if not training:
+            return super().call(inputs, training=False)
+        channels = inputs.shape[-1]
+        rows = tf.reshape(inputs, [-1, 1, 1, channels])
+        scale = tf.ones([channels]) if self.gamma is None else tf.convert_to_tensor(self.gamma)
+        shift = tf.zeros([channels]) if self.beta is None else tf.convert_to_tensor(self.beta)
+        replicas = runtime.num_replicas()
+        by = self._by_one_replica if replicas == 1 else self._by_all_replicas
+        outputs, mean, variance = by(rows, scale, shift, replicas)
+        for kept, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            kept.assign(kept * self.momentum + new * (1.0 - self.momentum))
+        return tf.reshape(outputs, tf.shape(inputs))
+
+    def _by_one_replica(self, rows, scale, shift, replicas):
+        none = tf.zeros([0])
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=rows, scale=scale, offset=shift, mean=none, variance=none, epsilon=self.epsilon
+        )
+        # It gives the unbiased variance, and Keras keeps the biased one.
+        count = tf.cast(tf.shape(rows)[0], tf.float32)
+        return outputs, mean, variance * ((count - 1.0) / count)
+
+    def _by_all_replicas(self, rows, scale, shift, replicas):
+        values = tf.cast(rows, tf.float32)  # squares of half precision overflow
+        count = replicas * tf.cast(tf.shape(rows)[0], tf.float32)
+        sums = [tf.reduce_sum(values, [0, 1, 2]), tf.reduce_sum(tf.square(values), [0, 1, 2])]
+        total, squares = runtime.sum_over_replicas(sums)
+        mean = total / count
+        variance = squares / count - tf.square(mean)
+        factor = scale * tf.math.rsqrt(variance + self.epsilon)
+        return tf.cast(values * factor + (shift - mean * factor), rows.dtype), mean, variance

@@ -1,0 +1,52 @@
+"""How much of what the machine can do a run uses: counted work over a measured matmul."""
+
+import math
+import time
+
+import tensorflow as tf
+
+SIDES = {"CPU": 2048, "GPU": 8192}  # of the matrices whose product is timed
+TIMES = 3
+
+
+def flops(graph: tf.Graph) -> int:
+    """Floating-point operations of a graph's matrix products and convolutions.
+
+    A multiplication and an addition are two; what convolutions multiply with their
+    padding counts, as is usual.  Products of unknown size count nothing.
+    """
+    return sum(_flops(operation) for operation in graph.get_operations())
+
+
+def _flops(operation: tf.Operation) -> int:
+    inputs, outputs = operation.inputs, operation.outputs
+    if operation.type == "MatMul":
+        inner = inputs[0].shape[0 if operation.get_attr("transpose_a") else 1]
+        sizes = [*outputs[0].shape, inner]
+    elif operation.type == "Conv2D":
+        sizes = [*outputs[0].shape, *inputs[1].shape[:3]]
+    elif operation.type == "Conv2DBackpropInput":
+        sizes = [*inputs[2].shape, *inputs[1].shape[:3]]
+    elif operation.type == "Conv2DBackpropFilter":
+        sizes = [*inputs[2].shape, *outputs[0].shape[:3]]
+    else:
+        return 0
+    return 0 if None in sizes else 2 * math.prod(sizes)
+
+
+def matmul_flops_per_sec(device: str, precision: str) -> float:
+    """The rate of a large matrix product in a number format, the best of three.
+
+    Args:
+      device: such as "GPU:0".
+      precision: "float32", "bfloat16" or "float16".
+    """
+    side = SIDES[device.partition(":")[0]]
+    with tf.device(device):
+        matrix = tf.cast(tf.fill([side, side], 0.5), precision)
+        secs = math.inf
+        for _ in range(1 + TIMES):  # the first one warms up
+            began = time.perf_counter()
+            tf.matmul(matrix, matrix)[0, 0].numpy()
+            secs = min(secs, time.perf_counter() - began)
+    return 2 * side**3 / secs
