@@ -34,12 +34,15 @@ def make_advance(
     names = metric_names(runtime.precision)
     networks = state.networks()
 
-    @tf.function(input_signature=[tf.TensorSpec([], tf.int32)])
+    def one_more(k: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+        rows = rows.write(k, runtime.run(step, *next(batches)))
+        state.images.assign_add(config.batch_size)
+        return k + 1, rows
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int32)], autograph=False)
     def advance(steps: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         rows = tf.TensorArray(tf.float32, size=steps, element_shape=[len(names)])
-        for k in tf.range(steps):
-            rows = rows.write(k, runtime.run(step, *next(batches)))
-            state.images.assign_add(config.batch_size)
+        _, rows = tf.while_loop(lambda k, _: k < steps, one_more, (tf.constant(0), rows))
         # A call is many steps: to read all weights once in it costs next to nothing.
         return rows.stack(), [_is_finite(network.variables) for network in networks.values()]
 

@@ -77,7 +77,7 @@ def save_model(config: Config, generator: keras.Model, folder: Path) -> None:
     # Plain variables, not the Keras model, whose classes a reader would need to have.
     module = tf.Module()
     module.weights = [variable.value for variable in generator.variables]
-    module.serve = tf.function(serve, input_signature=inputs)
+    module.serve = tf.function(serve, input_signature=inputs, autograph=False)
     try:
         tf.saved_model.save(module, str(folder), signatures={SIGNATURE: module.serve})
     except tf.errors.OpError as error:  # TensorFlow's name for a full disk

@@ -150,7 +150,7 @@ class Runtime:
     def _sum(self) -> Callable[[tf.Tensor], tf.Tensor]:
         per_worker = self.num_replicas // self.workers
 
-        @tf.function
+        @tf.function(autograph=False)
         def total(value: tf.Tensor) -> tf.Tensor:
             def share() -> tf.Tensor:
                 speaks = tf.equal(replica_index() % per_worker, 0)  # one replica for all

@@ -31,7 +31,7 @@ class Sampler:
     def __init__(self, config: Config, generator: keras.Model) -> None:
         self._conditional = config.conditional
 
-        @tf.function
+        @tf.function(autograph=False)
         def images(seed: tf.Tensor, start: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
             return draw_bytes(config, generator, latents(config, seed, start), labels)
 

@@ -7,6 +7,7 @@ together, across the epochs' edges, so no image is dropped and every batch is fu
 
 import tensorflow as tf
 
+plainly = tf.autograph.experimental.do_not_convert  # which would take a second
 SHUFFLE = 0x5A1  # sets the shuffles' seeds apart from those of other draws
 
 
@@ -34,6 +35,7 @@ def indices(seed: int, size: int, per_step: int, first_step: int) -> tf.data.Dat
         orders = [permutation(seed, epoch + k, size) for k in range(epochs)]
         return tf.concat(orders, 0)
 
+    @plainly
     def advance(state, step):
         kept_epoch, kept = state
         start = step * per_step
@@ -45,4 +47,9 @@ def indices(seed: int, size: int, per_step: int, first_step: int) -> tf.data.Dat
     nothing = (tf.constant(-1, tf.int64), tf.zeros([epochs * size], tf.int32))
     last = tf.constant(2**62 // per_step, tf.int64)
     steps = tf.data.Dataset.range(first_step, last)
-    return steps.scan(nothing, advance).map(lambda index: tf.ensure_shape(index, [per_step]))
+
+    @plainly
+    def sized(index):
+        return tf.ensure_shape(index, [per_step])
+
+    return steps.scan(nothing, advance).map(sized)

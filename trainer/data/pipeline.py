@@ -34,11 +34,13 @@ def batches(
     share = batch_size // num_replicas
     images, labels = tf.constant(data.images), tf.constant(data.labels)
 
+    @order.plainly
     def split(index: tf.Tensor) -> tf.Tensor:
         by_replica = tf.reshape(index, [batches_per_step, num_replicas, share])
         by_replica = tf.transpose(by_replica, [1, 0, 2])
         return by_replica[replicas.start : replicas.stop]
 
+    @order.plainly
     def gather(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.gather(images, index), tf.gather(labels, index)
 

@@ -138,7 +138,7 @@ def train(network: keras.Model, data: ImageSet, budget: int, check: Check) -> No
     images, labels = tf.constant(data.images), tf.constant(data.labels)
     side, reach = data.shape.size, min(MAX_SHIFT, data.shape.size // 8)
 
-    @tf.function(jit_compile=False)
+    @tf.function(autograph=False)
     def step(index: tf.Tensor, shift: tf.Tensor) -> None:
         batch = tf.gather(images, index)
         edges = [[0, 0], [reach, reach], [reach, reach], [0, 0]]
@@ -205,7 +205,7 @@ def _fits(network: keras.Model, weights: dict[str, np.ndarray]) -> bool:
 
 
 def _as_features(network: keras.Model, about: dict) -> FeatureNetwork:
-    @tf.function
+    @tf.function(autograph=False)
     def judge(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         features, logits = network(images, training=False)
         return features, logits
