@@ -5,6 +5,9 @@
 Each row is one measurement in turns; x_... is how many times as fast the trainer is as
 the other, the median of the rounds' ratios.  "dcgan" stands for that recipe without
 labels, "dcgan-conditional" for the recipe as it is.
+
+PyTorch's threads wait for one another at each operation: beside another busy process it
+is many times slower, and small networks may want --torch-threads=1.
 """
 
 from collections.abc import Sequence
@@ -29,7 +32,13 @@ def settings_of(name: str) -> dict[str, Any]:
 
 
 def cases(
-    settings: dict[str, Any], precision: str, shape: dict[str, int], gpu: bool, compile_too: bool
+    settings: dict[str, Any],
+    precision: str,
+    shape: dict[str, int],
+    *,
+    gpu: bool = False,
+    compile_too: bool = False,
+    torch_threads: int = 0,
 ) -> list[Case]:
     """The trainer, and what it is measured beside, on images of a shape."""
     given = {**settings, **shape}
@@ -38,6 +47,7 @@ def cases(
     devices = "gpu:0" if gpu else "cpu"
     for_torch = dict(given, device="cuda" if gpu else "cpu", dtype=precision)
     torch_loop = "benchmarks.reference.torch_loops:work"
+    threads = dict(OMP_NUM_THREADS=str(torch_threads)) if torch_threads else {}
     made = [
         Case(
             "trainer",
@@ -51,12 +61,12 @@ def cases(
             dict(given, precision=precision),
             environment,
         ),
-        Case("torch", torch_loop, for_torch, environment),
+        Case("torch", torch_loop, for_torch, environment | threads),
     ]
     if compile_too:
         mode = "reduce-overhead" if gpu else "default"
         options = dict(for_torch, compiled=True, mode=mode)
-        made.append(Case("torch compiled", torch_loop, options, environment))
+        made.append(Case("torch compiled", torch_loop, options, environment | threads))
     return made
 
 
@@ -90,7 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--channels", type=int, default=0, help="of the images")
     parser.add_argument("--gpu", action="store_true", help="on the first GPU, else on the CPU")
     parser.add_argument("--torch-compile", action="store_true", help="torch.compile too")
+    parser.add_argument("--torch-threads", type=int, default=0, help="0: PyTorch's default")
     given = parser.parse_args(arguments)
+    options = dict(
+        gpu=given.gpu, compile_too=given.torch_compile, torch_threads=given.torch_threads
+    )
     rows = []
     for name in given.recipes.split(","):
         if name not in RECIPES:
@@ -99,11 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for precision in given.precisions.split(","):
             for batch in map(int, given.batches.split(",")):
                 settings = settings_of(name) | (dict(batch_size=batch) if batch else {})
-                made = cases(settings, precision, shape, given.gpu, given.torch_compile)
+                made = cases(settings, precision, shape, **options)
                 measured = harness.measure(made, rounds=given.rounds, secs=given.secs)
                 rows.append(row_of(name, precision, measured) | shape)
                 harness.print_table(rows[-1:])
-    harness.report("training", rows, gpu=given.gpu, rounds=given.rounds, secs=given.secs)
+    harness.report("training", rows, **options, rounds=given.rounds, secs=given.secs)
 
 
 if __name__ == "__main__":
