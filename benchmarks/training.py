@@ -38,6 +38,7 @@ def cases(
     *,
     gpu: bool = False,
     compile_too: bool = False,
+    xla: bool = True,
     torch_threads: int = 0,
 ) -> list[Case]:
     """The trainer, and what it is measured beside, on images of a shape."""
@@ -58,7 +59,7 @@ def cases(
         Case(
             "tensorflow",
             "benchmarks.reference.keras_loops:work",
-            dict(given, precision=precision),
+            dict(given, precision=precision, jit_compile="auto" if xla else False),
             environment,
         ),
         Case("torch", torch_loop, for_torch, environment | threads),
@@ -100,10 +101,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--channels", type=int, default=0, help="of the images")
     parser.add_argument("--gpu", action="store_true", help="on the first GPU, else on the CPU")
     parser.add_argument("--torch-compile", action="store_true", help="torch.compile too")
+    parser.add_argument(
+        "--no-xla", action="store_true", help="train_on_batch of the references without XLA"
+    )
     parser.add_argument("--torch-threads", type=int, default=0, help="0: PyTorch's default")
     given = parser.parse_args(arguments)
     options = dict(
-        gpu=given.gpu, compile_too=given.torch_compile, torch_threads=given.torch_threads
+        gpu=given.gpu,
+        compile_too=given.torch_compile,
+        xla=not given.no_xla,
+        torch_threads=given.torch_threads,
     )
     rows = []
     for name in given.recipes.split(","):

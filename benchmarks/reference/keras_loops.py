@@ -26,11 +26,17 @@ PLAIN = (*FROZEN, "mlp", "dcgan-kstep")  # whose networks are keras_networks'
 
 
 def work(
-    *, side: int = 28, channels: int = 1, count: int = 10_000, precision: str = "float32", **given
+    *,
+    side: int = 28,
+    channels: int = 1,
+    count: int = 10_000,
+    precision: str = "float32",
+    jit_compile: str | bool = "auto",
+    **given: Any,
 ) -> Work:
     """Training steps of the reference that is named like a recipe, one by one."""
     config = recipes.resolve(given)
-    loop = make(config, random_images(count, side, channels), precision)
+    loop = make(config, random_images(count, side, channels), precision, jit_compile)
 
     def call(times: int) -> list[float]:
         for _ in range(times):
@@ -40,13 +46,19 @@ def work(
     return Work(call, config.batch_size, {"batch": config.batch_size})
 
 
-def make(config: Config, data: ImageSet, precision: str = "float32") -> "FrozenLoop | TapeLoop":
-    """The loop of `config.recipe` on its networks."""
+def make(
+    config: Config, data: ImageSet, precision: str = "float32", jit_compile: str | bool = "auto"
+) -> "FrozenLoop | TapeLoop":
+    """The loop of `config.recipe` on its networks.
+
+    `jit_compile` is that of Model.compile, by default by XLA; programs written for
+    earlier versions ran without.
+    """
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
     networks = networks_of(config, data)
     if config.recipe in FROZEN:
-        return FrozenLoop(config, *_floats(config, data), *networks)
+        return FrozenLoop(config, *_floats(config, data), *networks, jit_compile)
     return TapeLoop(config, *_floats(config, data), *networks)
 
 
@@ -79,9 +91,11 @@ class FrozenLoop:
     Labels come second in the lists of inputs, where there are any.
     """
 
-    def __init__(self, config: Config, images, labels, generator, discriminator) -> None:
+    def __init__(
+        self, config: Config, images, labels, generator, discriminator, jit_compile="auto"
+    ) -> None:
         self.config, self.images, self.labels = config, images, labels
-        self.generator = generator
+        self.generator, self.jit_compile = generator, jit_compile
         verdict = keras.layers.Activation("sigmoid", dtype="float32")(discriminator.outputs[0])
         self.discriminator = keras.Model(discriminator.inputs, verdict)
         self._compile(self.discriminator, "d")
@@ -103,7 +117,12 @@ class FrozenLoop:
 
     def _compile(self, model: keras.Model, network: str) -> None:
         optimizer = _optimizer(self.config, network)
-        model.compile(optimizer, loss="binary_crossentropy", metrics=["accuracy"])
+        model.compile(
+            optimizer,
+            loss="binary_crossentropy",
+            metrics=["accuracy"],
+            jit_compile=self.jit_compile,
+        )
 
     def _train_d(self, reals, labels, noise) -> float:
         batch = self.config.batch_size
