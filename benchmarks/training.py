@@ -1,0 +1,131 @@
+"""Training images/s: the trainer beside a plain TensorFlow program and beside PyTorch.
+
+    python -m benchmarks.training --recipes=dcgan,mlp --precisions=float32 --torch-compile
+
+Each row is one measurement in turns; x_... is how many times as fast the trainer is as
+the other, the median of the rounds' ratios.  "dcgan" stands for that recipe without
+labels, "dcgan-conditional" for the recipe as it is.
+
+PyTorch's threads wait for one another at each operation: beside another busy process it
+is many times slower, and small networks may want --torch-threads=1.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks import harness
+from benchmarks.harness import Case, Measured
+
+RECIPES = (
+    "dcgan", "dcgan-conditional", "dcgan-sigmoid", "mlp-small", "dcgan-kstep", "cgan", "mlp",
+    "dcgan-studiogan",
+)  # fmt: skip
+OTHERS = {"tensorflow": "tensorflow", "torch": "torch", "torch compiled": "compiled"}
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """The settings of a row: those of its recipe, and whether it has labels."""
+    named = {"dcgan": False, "dcgan-conditional": True}
+    if name in named:
+        return dict(recipe="dcgan", conditional=named[name])
+    return dict(recipe=name)
+
+
+def cases(
+    settings: dict[str, Any],
+    precision: str,
+    shape: dict[str, int],
+    *,
+    gpu: bool = False,
+    compile_too: bool = False,
+    xla: bool = True,
+    torch_threads: int = 0,
+) -> list[Case]:
+    """The trainer, and what it is measured beside, on images of a shape."""
+    given = {**settings, **shape}
+    # A GPU's memory is shared by all cases; without one none may look for it.
+    environment = dict(TF_FORCE_GPU_ALLOW_GROWTH="true") if gpu else dict(CUDA_VISIBLE_DEVICES="-1")
+    devices = "gpu:0" if gpu else "cpu"
+    for_torch = dict(given, device="cuda" if gpu else "cpu", dtype=precision)
+    torch_loop = "benchmarks.reference.torch_loops:work"
+    threads = dict(OMP_NUM_THREADS=str(torch_threads)) if torch_threads else {}
+    made = [
+        Case(
+            "trainer",
+            "benchmarks.trained:step",
+            dict(given, precision=precision, devices=devices),
+            environment,
+        ),
+        Case(
+            "tensorflow",
+            "benchmarks.reference.keras_loops:work",
+            dict(given, precision=precision, jit_compile="auto" if xla else False),
+            environment,
+        ),
+        Case("torch", torch_loop, for_torch, environment | threads),
+    ]
+    if compile_too:
+        mode = "reduce-overhead" if gpu else "default"
+        options = dict(for_torch, compiled=True, mode=mode)
+        made.append(Case("torch compiled", torch_loop, options, environment | threads))
+    return made
+
+
+def row_of(name: str, precision: str, measured: dict[str, Measured]) -> dict[str, Any]:
+    """A row of the table: images/s of each, and the trainer's ratio to the others."""
+    ours = measured["trainer"]
+    batch = ours.facts.get("batch", "?")
+    row = {"recipe": name, "precision": precision, "batch": batch, "trainer": ours.rate}
+    for case, short in OTHERS.items():
+        if case not in measured:
+            continue
+        other = measured[case]
+        works = ours.rates and other.rates
+        row[case] = other.rate if other.rates else other.error
+        row[f"x_{short}"] = ours.over(other) if works else ""
+    return row
+
+
+def side_and_channels(name: str, side: int, channels: int) -> dict[str, int]:
+    """The shape of the images: as given, else MNIST's, or CIFAR-10's where 28 does not fit."""
+    usual = (32, 3) if name == "dcgan-studiogan" else (28, 1)
+    return dict(side=side or usual[0], channels=channels or usual[1])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = harness.parser(__doc__)
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="rows, of these")
+    parser.add_argument("--precisions", default="float32,bfloat16")
+    parser.add_argument("--batches", default="0", help="0: the recipe's own")
+    parser.add_argument("--side", type=int, default=0, help="of the images")
+    parser.add_argument("--channels", type=int, default=0, help="of the images")
+    parser.add_argument("--gpu", action="store_true", help="on the first GPU, else on the CPU")
+    parser.add_argument("--torch-compile", action="store_true", help="torch.compile too")
+    parser.add_argument(
+        "--no-xla", action="store_true", help="train_on_batch of the references without XLA"
+    )
+    parser.add_argument("--torch-threads", type=int, default=0, help="0: PyTorch's default")
+    given = parser.parse_args(arguments)
+    options = dict(
+        gpu=given.gpu,
+        compile_too=given.torch_compile,
+        xla=not given.no_xla,
+        torch_threads=given.torch_threads,
+    )
+    rows = []
+    for name in given.recipes.split(","):
+        if name not in RECIPES:
+            parser.error(f"--recipes={name}: one of {', '.join(RECIPES)}")
+        shape = side_and_channels(name, given.side, given.channels)
+        for precision in given.precisions.split(","):
+            for batch in map(int, given.batches.split(",")):
+                settings = settings_of(name) | (dict(batch_size=batch) if batch else {})
+                made = cases(settings, precision, shape, **options)
+                measured = harness.measure(made, rounds=given.rounds, secs=given.secs)
+                rows.append(row_of(name, precision, measured) | shape)
+                harness.print_table(rows[-1:])
+    harness.report("training", rows, **options, rounds=given.rounds, secs=given.secs)
+
+
+if __name__ == "__main__":
+    main()
