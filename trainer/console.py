@@ -102,6 +102,7 @@ def progress(record: Mapping[str, Any], total_kimg: float, secs_left: float) -> 
             f"{record['kimg']:.1f}/{total_kimg:.6g} kimg",
             f"{record['images_per_sec']:,.0f} images/s",
             f"{1000 / record['images_per_sec']:.3g} s/kimg",
+            f"{record['utilisation']:.0%} of matmul",
             metrics(record),
             f"{duration(secs_left)} left",
             "  ".join(f"{name} {gib:.2f} GiB" for name, gib in record["memory_gib"].items()),

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from trainer.state import TrainState
 from trainer.storage.place import Uploads
 from trainer.summaries import Recorder
 from trainer.telemetry import Telemetry
+from trainer.utilisation import Meter
 from trainer.watch import REMEDY, CollapseWatch
 
 log = logging.getLogger(__name__)
@@ -196,6 +198,7 @@ class Run:
             every_secs=self.config.log_every_secs,
             every_steps=self.config.log_every_steps,
             memory=self.devices.memory,
+            shares=self.meter.shares,
             terminal=self.terminal,
             written=written,
         )
@@ -242,6 +245,11 @@ class Run:
                 look(picture, done * self.config.batch_size)  # as if there had been no break
         return sample
 
+    @functools.cached_property
+    def meter(self) -> Meter:
+        """Of what the steps need of the devices."""
+        return Meter(self.devices.devices, self.devices.precision)
+
     def _advance(self) -> Advance:
         """The compiled step on its data, from the steps that are done on."""
         config = self.config
@@ -259,4 +267,4 @@ class Run:
 
         iterator = self.devices.distribute(batches)
         classes = self.data.shape.classes
-        return make_advance(config, self.devices, self.variables, classes, iterator)
+        return make_advance(config, self.devices, self.variables, classes, iterator, self.meter)

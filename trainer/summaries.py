@@ -27,8 +27,8 @@ from trainer.operation_settings import BEST_METRICS
 log = logging.getLogger(__name__)
 
 SCALARS = (
-    "images_per_sec", "d_loss", "g_loss", "d_acc", "d_real_acc", "d_fake_acc", "g_acc",
-    "d_grad_norm", "g_grad_norm",
+    "images_per_sec", "utilisation", "data_wait", "d_loss", "g_loss", "d_acc", "d_real_acc",
+    "d_fake_acc", "g_acc", "d_grad_norm", "g_grad_norm",
 )  # fmt: skip
 QUALITY = (*BEST_METRICS, "kid_std", "inception_score_std", "evaluated_kimg", "evaluate_secs")
 # These go on when a run does.
@@ -49,6 +49,7 @@ class Recorder:
         every_secs: float,
         every_steps: int,
         memory: Callable[[], dict[str, float]],
+        shares: Callable[[float], dict[str, float]],
         terminal: Console,
         written: Callable[[dict[str, Any]], None] = lambda line: None,
         clock: Callable[[], float] = time.time,
@@ -64,6 +65,7 @@ class Recorder:
           every_secs: pace of lines; 0 for a line at each call.
           every_steps: pace of lines of metrics.jsonl; 0 for by time only.
           memory: peak memory in GiB by device.
+          shares: of what the machine can do, by name, at so many steps per second.
           terminal: where progress goes.
           written: called with each line of metrics.jsonl.
           clock: seconds since 1970.
@@ -72,7 +74,7 @@ class Recorder:
         self._written: Callable[[dict[str, Any]], None] = written
         self._names, self._batch_size, self._epoch_size = names, batch_size, epoch_size
         self._every_secs, self._every_steps = every_secs, every_steps
-        self._memory, self._console, self._clock = memory, terminal, clock
+        self._memory, self._shares, self._console, self._clock = memory, shares, terminal, clock
         self._path = run_dir / "metrics.jsonl"
         kept = self._cut(steps.start)
         last = kept[-1] if kept else {}
@@ -176,13 +178,15 @@ class Recorder:
             for name, column in zip(self._names, finite, strict=True)
         }
         means["d_acc"] = 0.5 * (means["d_real_acc"] + means["d_fake_acc"])
+        steps_per_sec = len(self._rows) / max(self._secs, 1e-9)
         record = {
             "step": self._step,
             "kimg": self._step * self._batch_size / 1000,
             "epoch": self._epoch_of(self._step),
             "steps": len(self._rows),
             "secs": self._secs,
-            "images_per_sec": len(self._rows) * self._batch_size / max(self._secs, 1e-9),
+            "images_per_sec": steps_per_sec * self._batch_size,
+            **self._shares(steps_per_sec),
             **means,
             **self.extras,
             "memory_gib": self._memory(),

@@ -1,11 +1,13 @@
 """How much of what the machine can do a run uses: counted work over a measured matmul."""
 
+import functools
 import math
 import time
+from collections.abc import Sequence
 
 import tensorflow as tf
 
-SIDES = {"CPU": 2048, "GPU": 8192}  # of the matrices whose product is timed
+SIDES = {"CPU": 1024, "GPU": 8192}  # of the matrices whose product is timed
 TIMES = 3
 
 
@@ -13,9 +15,14 @@ def flops(graph: tf.Graph) -> int:
     """Floating-point operations of a graph's matrix products and convolutions.
 
     A multiplication and an addition are two; what convolutions multiply with their
-    padding counts, as is usual.  Products of unknown size count nothing.
+    padding counts, as is usual.  Products of unknown size count nothing, nor do those
+    that nothing uses: TensorFlow leaves them out.
     """
-    return sum(_flops(operation) for operation in graph.get_operations())
+    return sum(
+        _flops(operation)
+        for operation in graph.get_operations()
+        if any(output.consumers() for output in operation.outputs)
+    )
 
 
 def _flops(operation: tf.Operation) -> int:
@@ -50,3 +57,29 @@ def matmul_flops_per_sec(device: str, precision: str) -> float:
             tf.matmul(matrix, matrix)[0, 0].numpy()
             secs = min(secs, time.perf_counter() - began)
     return 2 * side**3 / secs
+
+
+class Meter:
+    """What a process's steps need, beside what its devices can do.
+
+    Attributes:
+      flops: of a step, on all devices of the process; 0 until it is compiled.
+      data_wait: share of the time of the last call that was spent waiting for data.
+    """
+
+    def __init__(self, devices: Sequence[str], precision: str) -> None:
+        self._devices, self._precision = devices, precision
+        self.flops = 0
+        self.data_wait = 0.0
+
+    def shares(self, steps_per_sec: float) -> dict[str, float]:
+        """The share of the devices' matmul rate that is used, and that of waiting for data."""
+        used = self.flops * steps_per_sec / self._peak
+        return {"utilisation": used, "data_wait": self.data_wait}
+
+    @functools.cached_property
+    def _peak(self) -> float:
+        device = self._devices[0]
+        # Logical CPUs share one processor.
+        count = len(self._devices) if device.startswith("GPU") else 1
+        return count * matmul_flops_per_sec(device, self._precision)
