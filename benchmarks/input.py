@@ -41,11 +41,8 @@ def batches(*, name: str, batch: int, distributed: bool) -> Work:
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.int32)])
     def take(count):
-        total = tf.constant(0, tf.int32)
         for _ in tf.range(count):
-            images, labels = next(source)
-            total += labels[0, 0] + tf.cast(images[0, 0, 0, 0, 0], tf.int32)
-        return total
+            next(source)
 
     return Work(lambda count: take(tf.constant(count)), batch)
 

@@ -30,9 +30,7 @@ def main() -> None:
             Case(name, "benchmarks.trained:step", dict(recipe="dcgan", **changed))
             for name, changed in FACTORS[factor].items()
         ]
-        for name, found in harness.measure(
-            cases, rounds=options.rounds, secs=options.secs
-        ).items():
+        for name, found in harness.measure(cases, rounds=options.rounds, secs=options.secs).items():
             rows.append(
                 {
                     "grows": factor,

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import harness, trained, whole
 
-STEPS = 10  # between two calls
+STEPS = 4  # between two calls
 
 
 def stalls(*, recipe: str, count: int, run_dir: str) -> dict[str, Any]:
@@ -23,7 +23,6 @@ def stalls(*, recipe: str, count: int, run_dir: str) -> dict[str, Any]:
     shape = trained.shape_of(recipe)
     own = recipes.resolve({"recipe": recipe})
     seconds = collections.defaultdict(list)
-    # Saves and samples fall on steps of their own, so that each call finds the other done.
     whole.train(
         seconds,
         **shape,

@@ -22,7 +22,7 @@ def images(count: int, side: int, channels: int):
 
 
 def shape_of(recipe: str) -> dict[str, int]:
-    """The images that a recipe is measured on: CIFAR-10's if it is meant for these, else MNIST's."""
+    """Of the images that a recipe is measured on: those of CIFAR-10 or of MNIST."""
     return dict(side=32, channels=3) if recipe == "dcgan-studiogan" else dict(side=28, channels=1)
 
 
