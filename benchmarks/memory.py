@@ -18,11 +18,11 @@ LOOKS = (50, 500, 2000)  # steps after which the growing run is looked at
 
 def peak(*, recipe: str, run_dir: str) -> dict[str, float]:
     """The peak of a short run that draws samples and saves."""
-    shape, lengths = trained.shape_of(recipe), dict(length="20 steps", sample_every="10 steps")
+    shape, lengths = trained.shape_of(recipe), dict(length="4 steps", sample_every="2 steps")
     seconds = collections.defaultdict(list)
     whole.train(
         seconds, every_kimg=1000.0, recipe=recipe, run_dir=run_dir, **shape, **lengths,
-        checkpoint_every="10 steps",
+        checkpoint_every="2 steps",
     )  # fmt: skip
     return {"peak_gib": harness.memory_gib()}
 

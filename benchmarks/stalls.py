@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import harness, trained, whole
 
-STEPS = 4  # between two calls
+STEPS = 2  # between two calls
 
 
 def stalls(*, recipe: str, count: int, run_dir: str) -> dict[str, Any]:
