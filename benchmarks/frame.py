@@ -1,8 +1,8 @@
 """What the frame costs: the whole trainer against its compiled step and the bare updates.
 
-    python -m benchmarks.frame [--recipes=dcgan,mlp] [--kimg=20] [--rounds=7] [--secs=2]
+    python -m benchmarks.frame [--recipes=dcgan,mlp] [--kimg=20] [--rounds=7] [--secs=10]
 
-The trainer runs at its default pace of samples, saves and summaries; shares are of its wall
+Let --secs be about what the trainer takes for a turn of --kimg, so that turns are alike.  The trainer runs at its default pace of samples, saves and summaries; shares are of its wall
 time.  `frame_%` is what it loses to the bare updates in the median turn, `loses_%` with all
 that falls due in any turn.
 """
@@ -85,6 +85,7 @@ def shares(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 def main() -> None:
     parser = harness.parser(__doc__)
+    parser.set_defaults(secs=10.0)
     parser.add_argument("--recipes", default="dcgan,mlp")
     parser.add_argument("--kimg", type=float, default=20.0, help="of the trainer in a turn")
     options = parser.parse_args()

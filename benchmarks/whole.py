@@ -76,6 +76,8 @@ def case(*, every_kimg: float, **options: Any) -> Work:
 
     Its facts are the seconds of each call of its parts, the first turn's left out.
     """
+    import trainer.train  # noqa: F401  (here, where TensorFlow's chatter is kept away)
+
     seconds: Seconds = collections.defaultdict(list)
     go_on, is_held = queue.Queue(), queue.Queue()
 
