@@ -2,9 +2,10 @@
 
     python -m benchmarks.frame [--recipes=dcgan,mlp] [--kimg=20] [--rounds=7] [--secs=10]
 
-Let --secs be about what the trainer takes for a turn of --kimg, so that turns are alike.  The trainer runs at its default pace of samples, saves and summaries; shares are of its wall
-time.  `frame_%` is what it loses to the bare updates in the median turn, `loses_%` with all
-that falls due in any turn.
+Let --secs be about what the trainer takes for --kimg, so that turns are alike.  The trainer
+runs at its default pace of samples, saves and summaries; shares are of its wall time.
+`frame_%` is what it loses to the bare updates in the median turn, `loses_%` with all that
+falls due in any turn.
 """
 
 import statistics
