@@ -47,7 +47,8 @@ def watching(recipe: str) -> float:
 
 def row(recipe: str, kimg: float, rounds: int, secs: float, folder: str) -> dict[str, Any]:
     """What a recipe's frame costs."""
-    options = dict(recipe=recipe, **trained.shape_of(recipe))
+    # As many as MNIST has: paces may be in epochs.
+    options = dict(recipe=recipe, count=60_000, **trained.shape_of(recipe))
     paced = dict(every_kimg=kimg, run_dir=f"{folder}/{recipe}", **options)
     cases = [
         Case("trainer", "benchmarks.whole:case", paced),
