@@ -13,6 +13,8 @@ ARGS ?=
 LENGTH ?=
 train-gpu: LENGTH ?= $(if $(filter dcgan,$(RECIPE)),--kimg=10000)
 NUM ?= 64
+# What to measure: the name of a file in benchmarks/.
+BENCHMARK ?= training
 # Images: the version is their tag. IMAGE names another, with its registry.
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' trainer/__init__.py)
 DOCKER ?= docker
@@ -32,7 +34,7 @@ BUILD = $(DOCKER) build --build-arg VERSION=$(VERSION) \
 	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help train train-gpu generate evaluate export status doctor tensorboard test test-faults lint clean \
+.PHONY: help train train-gpu generate evaluate export status doctor tensorboard test test-faults benchmark lint clean \
 	image image-cpu requirements k8s-render k8s-submit
 
 help: ## list the commands
@@ -74,6 +76,9 @@ test: $(VENV)/.test ## run the tests (under 10 minutes on 2 cores)
 
 test-faults: $(VENV)/.test ## kill, starve and crowd real runs (under 30 minutes on 2 cores)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) -m "faults and not marathon" $(ARGS)
+
+benchmark: $(VENV)/.installed ## measure BENCHMARK (see benchmarks/README.md)
+	$(VENV)/bin/python -m benchmarks.$(BENCHMARK) $(ARGS)
 
 lint: $(VENV)/.test ## check style, types and Dockerfiles
 	$(VENV)/bin/ruff check .

@@ -10,11 +10,14 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from trainer import startup
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -26,7 +29,7 @@ class Work:
     Attributes:
       call: does it so many times.
       units: what one time counts for, for example a batch's images.
-      facts: what else is known of it, by name.
+      facts: what else is known of it at the end, by name.
     """
 
     call: Callable[[int], Any]
@@ -106,6 +109,62 @@ def measure(cases: Sequence[Case], *, rounds: int = 7, secs: float = 2.0) -> dic
     return {case.name: (measured | failed)[case.name] for case in cases}
 
 
+def alone(function: str, **options: Any) -> Any:
+    """What "module:function" returns, called in a process of its own.
+
+    Raises:
+      RuntimeError: if that died.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipe, far_end = context.Pipe()
+    process = context.Process(target=_call, args=(far_end, function, options), daemon=True)
+    process.start()
+    far_end.close()
+    answer = _answer(pipe)
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{function}: {answer}")
+    return answer
+
+
+def _call(pipe, function: str, options: Mapping[str, Any]) -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    pipe.send(_named(function, options))
+
+
+def _named(function: str, options: Mapping[str, Any]) -> Any:
+    """Calls "module:function", without TensorFlow's chatter while it is imported."""
+    module, _, name = function.partition(":")
+    with startup.quiet():
+        return getattr(importlib.import_module(module), name)(**options)
+
+
+def ratios(
+    first: Callable[[int], Any], second: Callable[[int], Any], *, rounds: int, secs: float
+) -> list[float]:
+    """How long `first` takes to `second`'s 1 for the same count, in turns of `secs` seconds."""
+    second(1), first(1)  # compile
+    count, taken = 1, timed(second, 1)
+    while taken < 0.25 * secs:
+        count *= 4
+        taken = timed(second, count)
+    count = max(1, round(count * secs / taken))
+    return [timed(first, count) / timed(second, count) for _ in range(rounds)]
+
+
+def timed(call: Callable[..., Any], *args: Any) -> float:
+    """How long a call takes, in seconds."""
+    began = time.perf_counter()
+    call(*args)
+    return time.perf_counter() - began
+
+
+def memory_gib(kind: str = "VmHWM") -> float:
+    """The process's memory by its name in /proc: VmHWM for the peak, VmRSS for now."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return int(re.search(rf"{kind}:\s+(\d+) kB", status.read())[1]) / 2**20
+
+
 def _times(pipe, secs: float) -> int:
     """How often a case is to be done to take `secs` seconds."""
     count = 1
@@ -128,9 +187,8 @@ def _serve(pipe, case: Case) -> None:
     """Makes the case's work, then does it as often as the pipe says, until that is 0."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.update(case.environment)
-    module, _, function = case.make.partition(":")
     try:
-        work = getattr(importlib.import_module(module), function)(**case.options)
+        work = _named(case.make, case.options)
         work.call(1)  # compiles
     except ImportError as error:
         pipe.send(f"{error.name} is not installed")
@@ -140,7 +198,7 @@ def _serve(pipe, case: Case) -> None:
         began = time.perf_counter()
         work.call(count)
         pipe.send((time.perf_counter() - began, work.units))
-    pipe.send(dict(work.facts))
+    pipe.send({**work.facts, "peak_gib": memory_gib()})
 
 
 def machine() -> dict[str, Any]:

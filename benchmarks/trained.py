@@ -1,5 +1,6 @@
-"""The trainer's own step as a case."""
+"""The trainer's own step as a case, as it is and with parts of it taken away."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -20,28 +21,98 @@ def images(count: int, side: int, channels: int):
     )
 
 
-def step(*, side: int = 28, channels: int = 1, count: int = 10_000, **settings: Any) -> Work:
-    """Training steps of a recipe, many per call, as the trainer makes them."""
+def shape_of(recipe: str) -> dict[str, int]:
+    """Of the images that a recipe is measured on: those of CIFAR-10 or of MNIST."""
+    return dict(side=32, channels=3) if recipe == "dcgan-studiogan" else dict(side=28, channels=1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parts:
+    """What a compiled step is made of."""
+
+    config: Any
+    data: Any
+    devices: Any
+    variables: Any
+
+    def batches(self):
+        """The real batches, as the trainer takes them."""
+        from trainer import step
+        from trainer.data import pipeline
+
+        return self.devices.distribute(
+            lambda replicas: pipeline.batches(
+                self.data,
+                seed=self.config.seed,
+                first_step=0,
+                batch_size=self.config.batch_size,
+                batches_per_step=step.real_batches_per_step(self.config),
+                replicas=replicas,
+                num_replicas=self.devices.num_replicas,
+            )
+        )
+
+    def advance(self, batches):
+        """The compiled step on these batches, as the trainer makes it."""
+        from trainer.advance import make_advance
+
+        return make_advance(
+            self.config, self.devices, self.variables, self.data.shape.classes, batches
+        )
+
+    def work(self, call) -> Work:
+        """A number of steps as a case."""
+        return Work(call, self.config.batch_size, {"batch": self.config.batch_size})
+
+
+def parts(*, side: int = 28, channels: int = 1, count: int = 10_000, **settings: Any) -> Parts:
+    """The parts of a recipe's step on random images."""
     from trainer import recipes, runtime, state
-    from trainer import step as step_module
-    from trainer.advance import make_advance
-    from trainer.data import pipeline
 
     config = recipes.resolve(settings)
     data = images(count, side, channels)
     devices = runtime.start(config)
     with devices.scope():
         variables = state.create(config, data.shape, devices.precision)
-    batches = devices.distribute(
-        lambda replicas: pipeline.batches(
-            data,
-            seed=config.seed,
-            first_step=0,
-            batch_size=config.batch_size,
-            batches_per_step=step_module.real_batches_per_step(config),
-            replicas=replicas,
-            num_replicas=devices.num_replicas,
-        )
-    )
-    advance = make_advance(config, devices, variables, data.shape.classes, batches)
-    return Work(advance, config.batch_size, {"batch": config.batch_size})
+    return Parts(config, data, devices, variables)
+
+
+def step(**options: Any) -> Work:
+    """Training steps of a recipe, many per call, as the trainer makes them."""
+    made = parts(**options)
+    return made.work(made.advance(made.batches()))
+
+
+def bare_step(**options: Any) -> Work:
+    """The same updates with nothing around them: no metrics come back, nothing is checked."""
+    import tensorflow as tf
+
+    from trainer.step import Step
+
+    made = parts(**options)
+    batches = made.batches()
+    update = Step(made.config, made.variables, made.data.shape.classes, made.devices.num_replicas)
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int32)])
+    def advance(steps: tf.Tensor) -> None:
+        for _ in tf.range(steps):
+            made.devices.strategy.run(update, args=next(batches))
+            made.variables.images.assign_add(made.config.batch_size)
+
+    return made.work(lambda steps: advance(tf.constant(steps)))
+
+
+class SameBatch:
+    """One batch again and again, in place of the pipeline, on one replica."""
+
+    def __init__(self, batches) -> None:
+        import tensorflow as tf
+
+        # Variables: of constants the graph would do once what each step does with a batch.
+        self._batch = [tf.Variable(part, trainable=False) for part in next(batches)]
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return [variable.read_value() for variable in self._batch]

@@ -91,9 +91,9 @@ def radii(
         check()
         rows = np.arange(len(squares))
         squares[rows, start + rows] = np.inf  # none is its own neighbour
-        order = np.partition(squares, [k - 1 for k in ks], axis=1)
+        squares.partition([k - 1 for k in ks], axis=1)
         for row, k in enumerate(ks):
-            found[row, start : start + len(squares)] = order[:, k - 1]
+            found[row, start : start + len(squares)] = squares[:, k - 1]
     return found
 
 
@@ -117,17 +117,25 @@ def _prepared(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.nda
     kind = np.float64 if work <= EXACT_PRODUCTS else np.float32
     means = [part.mean(0, dtype=np.float64) for part in (first, second)]
     middle = 0.5 * (means[0] + means[1])
-    return (first - middle).astype(kind), (second - middle).astype(kind)
+
+    def centred(part: np.ndarray) -> np.ndarray:
+        # Without a copy in float64, which would be larger than all else.
+        return np.subtract(part, middle, out=np.empty(part.shape, kind), casting="same_kind")
+
+    return centred(first), centred(second)
 
 
 def _squares(first: np.ndarray, second: np.ndarray):
-    """Squared distances, a band [B, M] of `first`'s rows at a time, with its first row."""
+    """Squared distances, a band [B, M] of `first`'s rows at a time, with its first row.
+
+    A band lies where the one before it did: use it before the next, or copy it.
+    """
     lengths = np.einsum("nd,nd->n", second, second)
-    rows = max(1, CHUNK_BYTES // (8 * len(second)))
+    rows = min(len(first), max(1, CHUNK_BYTES // (8 * len(second))))
+    band = np.empty((rows, len(second)), second.dtype)  # memory that is new costs time
     for start in range(0, len(first), rows):
         part = first[start : start + rows]
-        squares = part @ second.T
-        squares *= -2.0
+        squares = np.matmul(-2.0 * part, second.T, out=band[: len(part)])
         squares += np.einsum("nd,nd->n", part, part)[:, None]
         squares += lengths
         np.maximum(squares, 0.0, out=squares)

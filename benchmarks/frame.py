@@ -1,0 +1,103 @@
+"""What the frame costs: the whole trainer against its compiled step and the bare updates.
+
+    python -m benchmarks.frame [--recipes=dcgan,mlp] [--kimg=20] [--rounds=7] [--secs=10]
+
+Let --secs be about what the trainer takes for --kimg, so that turns are alike.  The trainer
+runs at its default pace of samples, saves and summaries; shares are of its wall time.
+`frame_%` is what it loses to the bare updates in the median turn, `loses_%` with all that
+falls due in any turn.
+"""
+
+import statistics
+import tempfile
+from typing import Any
+
+from benchmarks import harness, trained
+from benchmarks.harness import Case, Measured
+
+PERIODIC = ("samples", "evaluations", "saves", "summaries")
+
+
+def watching(recipe: str) -> float:
+    """Seconds that a call's search for values that are not finite takes, if alone."""
+    import numpy as np
+    import tensorflow as tf
+
+    from trainer import loop
+    from trainer.advance import _is_finite
+    from trainer.step import metric_names
+    from trainer.watch import check_finite
+
+    made = trained.parts(recipe=recipe, **trained.shape_of(recipe))
+    names = metric_names(made.devices.precision)
+    networks = made.variables.networks().values()
+    rows = np.zeros((loop.MAX_STEPS, len(names)), np.float32)  # of the longest call
+
+    @tf.function(autograph=False)
+    def finite():
+        return [_is_finite(network.variables) for network in networks]
+
+    def check() -> None:
+        check_finite(rows, names, 0)
+        [bool(is_finite) for is_finite in finite()]
+
+    check()
+    return statistics.median(harness.timed(check) for _ in range(50))
+
+
+def row(recipe: str, kimg: float, rounds: int, secs: float, folder: str) -> dict[str, Any]:
+    """What a recipe's frame costs."""
+    # As many as MNIST has: paces may be in epochs.
+    options = dict(recipe=recipe, count=60_000, **trained.shape_of(recipe))
+    paced = dict(every_kimg=kimg, run_dir=f"{folder}/{recipe}", **options)
+    cases = [
+        Case("trainer", "benchmarks.whole:case", paced),
+        Case("step", "benchmarks.trained:step", options),
+        Case("bare", "benchmarks.trained:bare_step", options),
+    ]
+    found = harness.measure(cases, rounds=rounds, secs=secs)
+    for name, measured in found.items():
+        if measured.error:
+            raise RuntimeError(f"{name}: {measured.error}")
+    trainer, bare = found["trainer"], found["bare"]
+    checks = harness.alone("benchmarks.frame:watching", recipe=recipe)
+    return {
+        "recipe": recipe,
+        **{name: measured.rate for name, measured in found.items()},
+        "frame_%": 100 * (1 - trainer.over(bare)),
+        "loses_%": 100 * (1 - _mean(trainer) / _mean(bare)),
+        "step_%": 100 * (1 - found["step"].over(bare)),
+        "watching_%": 100 * checks / statistics.median(trainer.facts["steps"]),
+        **shares(trainer.facts),
+    }
+
+
+def _mean(measured: Measured) -> float:
+    """Images per second over all turns: each trains as many."""
+    return statistics.harmonic_mean(measured.rates)
+
+
+def shares(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Parts of the trainer's wall time in percent."""
+    wall = sum(seconds["wall"])
+    found = {f"{name}_%": 100 * sum(seconds.get(name, [])) / wall for name in PERIODIC}
+    outside = 100 * (1 - sum(seconds["steps"]) / wall)
+    return {**found, "all_but_steps_%": outside}
+
+
+def main() -> None:
+    parser = harness.parser(__doc__)
+    parser.set_defaults(secs=10.0)
+    parser.add_argument("--recipes", default="dcgan,mlp")
+    parser.add_argument("--kimg", type=float, default=20.0, help="of the trainer in a turn")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [
+            row(recipe, options.kimg, options.rounds, options.secs, folder)
+            for recipe in options.recipes.split(",")
+        ]
+    harness.report("frame", rows, kimg=options.kimg)
+
+
+if __name__ == "__main__":
+    main()

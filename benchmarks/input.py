@@ -1,0 +1,141 @@
+"""The input alone: images a second from memory and from files, and what steps wait for it.
+
+    python -m benchmarks.input [--pictures=3000] [--rounds=7] [--secs=2]
+
+`distributed` are the batches as the trainer takes them, `bare` the same tf.data pipeline
+without a strategy; both are consumed in a tf.function.  `waiting_%` is the median over turns
+of what a step takes longer on the pipeline than on one batch that is there.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness, trained
+from benchmarks.harness import Case, Work
+
+SETS = {"mnist": (60_000, 28, 1), "cifar10": (50_000, 32, 3)}
+BATCHES = (64, 256)
+DECODED = (1, 2)  # cores
+SIDE = 128  # pixels of the pictures; they are decoded to half
+
+
+def batches(*, name: str, batch: int, distributed: bool) -> Work:
+    """Batches of a set in memory, taken one by one within a tf.function."""
+    import tensorflow as tf
+
+    from trainer import recipes, runtime
+    from trainer.data import pipeline
+
+    data = trained.images(*SETS[name])
+    one = dict(batches_per_step=1, replicas=range(1), num_replicas=1)
+    devices = runtime.start(recipes.resolve({"batch_size": batch, "devices": "cpu"}))
+
+    def made(replicas: range) -> tf.data.Dataset:
+        return pipeline.batches(data, seed=0, first_step=0, batch_size=batch, **one)
+
+    source = devices.distribute(made) if distributed else iter(made(range(1)))
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int32)])
+    def take(count):
+        for _ in tf.range(count):
+            next(source)
+
+    return Work(lambda count: take(tf.constant(count)), batch)
+
+
+def from_memory(options: Any) -> list[dict[str, Any]]:
+    """Rates of the pipeline over sets in memory."""
+    rows = []
+    for name in SETS:
+        cases = [
+            Case(f"{kind} {batch}", "benchmarks.input:batches",
+                 dict(name=name, batch=batch, distributed=kind == "distributed"))
+            for batch in BATCHES for kind in ("distributed", "bare")
+        ]  # fmt: skip
+        found = harness.measure(cases, rounds=options.rounds, secs=options.secs)
+        rows += [
+            {"input": f"{name} in memory, {case}", "images/s": measured.rate}
+            for case, measured in found.items()
+        ]
+    return rows
+
+
+def write_pictures(folder: Path, count: int, suffix: str) -> None:
+    """Writes colour pictures that are smooth with some noise, in ten class folders."""
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for label in range(10):
+        (folder / str(label)).mkdir(parents=True)
+    for number in range(count):
+        coarse = Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8))
+        smooth = np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.int16)
+        pixels = np.clip(smooth + draw.normal(0, 4, smooth.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / str(number % 10) / f"{number}.{suffix}")
+
+
+def decode(*, folder: str, cores: int, cache: str) -> dict[str, float]:
+    """Images a second of a folder of pictures: the first time, and from the cache."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    os.environ["XDG_CACHE_HOME"] = cache
+    from trainer import recipes
+    from trainer.data import sources
+
+    config = recipes.resolve({"dataset": folder, "image_size": SIDE // 2})
+    rates = {}
+    for name in ("first", "from the cache"):
+        began = time.perf_counter()
+        data = sources.load(config)
+        rates[name] = len(data) / (time.perf_counter() - began)
+    return rates
+
+
+def from_files(count: int) -> list[dict[str, Any]]:
+    """Rates of decoding."""
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for suffix in ("png", "jpg"):
+            folder = Path(scratch) / suffix
+            write_pictures(folder, count, suffix)
+            for cores in DECODED:
+                rates = harness.alone(
+                    "benchmarks.input:decode",
+                    folder=str(folder), cores=cores, cache=f"{scratch}/cache-{suffix}-{cores}",
+                )  # fmt: skip
+                rows += [
+                    {"input": f"{suffix}, {cores} cores, {when}", "images/s": rate}
+                    for when, rate in rates.items()
+                ]
+    return rows
+
+
+def waiting(*, recipe: str, rounds: int, secs: float) -> dict[str, float]:
+    """What steps take longer on the pipeline than on one batch, both in this process."""
+    made = trained.parts(recipe=recipe, count=60_000, **trained.shape_of(recipe))
+    piped = made.advance(made.batches())
+    same = made.advance(trained.SameBatch(made.batches()))
+    ratios = harness.ratios(piped, same, rounds=rounds, secs=secs)
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    error = (high - low) / len(ratios) ** 0.5  # about that of the median
+    return {"waiting_%": 100 * (middle - 1), "+-": 100 * error}
+
+
+def main() -> None:
+    parser = harness.parser(__doc__)
+    parser.add_argument("--pictures", type=int, default=3000, help="files of each kind")
+    options = parser.parse_args()
+    rows = from_memory(options) + from_files(options.pictures)
+    short = dict(rounds=6 * options.rounds, secs=options.secs / 4)
+    for recipe in ("dcgan", "mlp"):
+        found = harness.alone("benchmarks.input:waiting", recipe=recipe, **short)
+        rows.append({"input": f"steps of {recipe}", **found})
+    harness.report("input", rows, pictures=options.pictures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Peak memory of each recipe at its batch, and whether it stays flat.
+
+python -m benchmarks.memory [--steps=2000]
+
+Each is a run of the whole trainer in a process of its own; figures are of the resident set,
+in GiB.  The growth is of a small recipe that draws samples and saves all the while.
+"""
+
+import collections
+import tempfile
+from typing import Any
+
+from benchmarks import harness, trained, whole
+
+SMALL = "mlp-small"
+LOOKS = (50, 500, 2000)  # steps after which the growing run is looked at
+
+
+def peak(*, recipe: str, run_dir: str) -> dict[str, float]:
+    """The peak of a short run that draws samples and saves."""
+    shape, lengths = trained.shape_of(recipe), dict(length="4 steps", sample_every="2 steps")
+    seconds = collections.defaultdict(list)
+    whole.train(
+        seconds, every_kimg=1000.0, recipe=recipe, run_dir=run_dir, **shape, **lengths,
+        checkpoint_every="2 steps",
+    )  # fmt: skip
+    return {"peak_gib": harness.memory_gib()}
+
+
+def growth(*, steps: int, run_dir: str) -> dict[int, float]:
+    """The memory by steps done."""
+    from trainer import recipes
+
+    found = {}
+    batch = recipes.resolve({"recipe": SMALL}).batch_size
+    whole.train(
+        collections.defaultdict(list),
+        every_kimg=50 * batch / 1000,
+        at=lambda step: found.update({step: harness.memory_gib("VmRSS")}),
+        recipe=SMALL,
+        run_dir=run_dir,
+        length=f"{steps} steps",
+        sample_every="10 steps",
+        checkpoint_every="25 steps",
+        log_every_steps=1,
+    )
+    return found
+
+
+def main() -> None:
+    from trainer import recipes
+
+    parser = harness.parser(__doc__)
+    parser.add_argument("--steps", type=int, default=max(LOOKS), help="of the run that is watched")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for recipe in recipes.RECIPES:
+            found = harness.alone(
+                "benchmarks.memory:peak", recipe=recipe, run_dir=f"{folder}/{recipe}"
+            )
+            batch = recipes.resolve({"recipe": recipe}).batch_size
+            rows.append({"run": recipe, "batch": batch, **found})
+        sizes = harness.alone(
+            "benchmarks.memory:growth", steps=options.steps, run_dir=f"{folder}/growth"
+        )
+    for step in sorted({step for step in (*LOOKS, options.steps) if step in sizes}):
+        rows.append({"run": f"{SMALL} after {step} steps", "resident_gib": sizes[step]})
+    harness.report("memory", rows, resident_gib_by_steps=sizes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The whole trainer, watched: what its parts take, and as a case that goes on turn by turn."""
+
+import collections
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+from benchmarks.harness import Work
+from benchmarks.trained import images
+
+ACTIONS = ("samples", "evaluations", "saves")  # in the order of the trainer's loop
+Seconds = dict[str, list[float]]  # of each call, by what it does
+
+
+def train(
+    seconds: Seconds,
+    *,
+    every_kimg: float,
+    at: Callable[[int], None] = lambda step: None,
+    side: int = 28,
+    channels: int = 1,
+    count: int = 10_000,
+    **settings: Any,
+) -> None:
+    """Trains a run to its end as the command does, and notes how long its parts take.
+
+    Args:
+      seconds: where to note it.
+      every_kimg: how often to call `at`, last of what is due.
+      at: called with the number of steps done.
+      side, channels, count: of the random images.
+      settings: the run's, its run_dir included.
+    """
+    from trainer import loop, recipes
+    from trainer import train as trainer
+    from trainer.console import Console, log_to
+
+    loop_run = loop.run
+
+    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed_call(argument):
+            began = time.perf_counter()
+            result = call(argument)
+            seconds[name if argument != 0 else "compile"].append(time.perf_counter() - began)
+            return result
+
+        return timed_call
+
+    def run(*, advance, observe, periodic, **others):
+        due = [
+            loop.Periodic(p.every_images, noted(name, p.action))
+            for name, p in zip(ACTIONS, periodic, strict=True)
+        ]
+        due.append(loop.Periodic(round(1000 * every_kimg), at))
+        return loop_run(
+            advance=noted("steps", advance),
+            observe=noted("summaries", observe),
+            periodic=due,
+            **others,
+        )
+
+    config = recipes.resolve(settings)
+    terminal = Console(open(os.devnull, "w", encoding="utf-8"))
+    log_to(terminal)
+    with mock.patch.object(loop, "run", run):
+        data = images(count, side, channels)
+        trainer.train(config, data, terminal=terminal, stop_requested=lambda: False)
+
+
+def case(*, every_kimg: float, **options: Any) -> Work:
+    """The trainer at its default pace, for so many kimg each time.
+
+    Its facts are the seconds of each call of its parts, the first turn's left out.
+    """
+    import trainer.train  # noqa: F401  (here, where TensorFlow's chatter is kept away)
+
+    seconds: Seconds = collections.defaultdict(list)
+    go_on, is_held = queue.Queue(), queue.Queue()
+
+    def hold(step: int) -> None:
+        is_held.put(True)
+        go_on.get()
+
+    def train_on() -> None:
+        try:
+            train(seconds, every_kimg=every_kimg, at=hold, length="1000000 kimg", **options)
+        finally:
+            is_held.put(False)
+
+    def turn() -> None:
+        if not is_held.get():
+            raise RuntimeError("the run has ended")
+
+    def call(turns: int) -> None:
+        if not thread.is_alive():
+            thread.start()
+            turn()
+            seconds.clear()
+            return
+        for _ in range(turns):
+            began = time.perf_counter()
+            go_on.put(None)
+            turn()
+            seconds["wall"].append(time.perf_counter() - began)
+
+    thread = threading.Thread(target=train_on, daemon=True)
+    return Work(call, 1000 * every_kimg, seconds)
