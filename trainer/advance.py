@@ -1,6 +1,5 @@
 """Many steps of training per call of the device."""
 
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -31,7 +30,7 @@ def make_advance(
       config, runtime, state: the run's.
       classes: classes of the data.
       batches: an iterator over the replicas' real batches, a step each.
-      meter: told what a step needs, and what a call waited for data.
+      meter: told what a step needs.
 
     Returns:
       A function of a number of steps that trains so many and returns their metrics,
@@ -44,36 +43,24 @@ def make_advance(
 
     meter = meter or Meter(runtime.devices, runtime.precision)
 
-    def one_more(k: tf.Tensor, waited: tf.Tensor, rows: tf.TensorArray):
-        with tf.control_dependencies([rows.flow]):  # the step before is done
-            began = tf.timestamp()
-        with tf.control_dependencies([began]):
-            batch = next(batches)
-        with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
-            waited += tf.timestamp() - began
-        rows = rows.write(k, runtime.run(step, *batch))
+    def one_more(k: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+        rows = rows.write(k, runtime.run(step, *next(batches)))
         meter.flops = flops(tf.compat.v1.get_default_graph())
         state.images.assign_add(config.batch_size)
-        return k + 1, waited, rows
+        return k + 1, rows
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.int32)], autograph=False)
-    def advance(steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    def advance(steps: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         rows = tf.TensorArray(tf.float32, size=steps, element_shape=[len(names)])
-        nothing = (tf.constant(0), tf.constant(0.0, tf.float64), rows)
-        _, waited, rows = tf.while_loop(lambda k, *_: k < steps, one_more, nothing)
+        _, rows = tf.while_loop(lambda k, _: k < steps, one_more, (tf.constant(0), rows))
         # A call is many steps: to read all weights once in it costs next to nothing.
-        return (
-            rows.stack(),
-            waited,
-            [_is_finite(network.variables) for network in networks.values()],
-        )
+        return rows.stack(), [_is_finite(network.variables) for network in networks.values()]
 
     def checked(steps: int) -> np.ndarray:
         first_step = state.steps_done(config.batch_size)
-        began = time.perf_counter()
         try:
             with runtime.peers_watched():
-                rows, waited, finite = advance(tf.constant(steps, tf.int32))
+                rows, finite = advance(tf.constant(steps, tf.int32))
         except tf.errors.ResourceExhaustedError as error:
             at_once = config.batch_per_replica or config.batch_size // runtime.num_replicas
             raise UsageError(
@@ -81,7 +68,6 @@ def make_advance(
                 "--batch_per_replica (the result stays the same) or --batch_size."
             ) from error
         check_finite(rows.numpy(), names, first_step)
-        meter.data_wait = float(waited) / (time.perf_counter() - began)
         bad = [name for name, is_finite in zip(networks, finite, strict=True) if not is_finite]
         if bad:
             raise NotFiniteError(

@@ -198,7 +198,7 @@ class Run:
             every_secs=self.config.log_every_secs,
             every_steps=self.config.log_every_steps,
             memory=self.devices.memory,
-            shares=self.meter.shares,
+            utilisation=self.meter.utilisation,
             terminal=self.terminal,
             written=written,
         )

@@ -27,7 +27,7 @@ from trainer.operation_settings import BEST_METRICS
 log = logging.getLogger(__name__)
 
 SCALARS = (
-    "images_per_sec", "utilisation", "data_wait", "d_loss", "g_loss", "d_acc", "d_real_acc",
+    "images_per_sec", "utilisation", "d_loss", "g_loss", "d_acc", "d_real_acc",
     "d_fake_acc", "g_acc", "d_grad_norm", "g_grad_norm",
 )  # fmt: skip
 QUALITY = (*BEST_METRICS, "kid_std", "inception_score_std", "evaluated_kimg", "evaluate_secs")
@@ -49,7 +49,7 @@ class Recorder:
         every_secs: float,
         every_steps: int,
         memory: Callable[[], dict[str, float]],
-        shares: Callable[[float], dict[str, float]],
+        utilisation: Callable[[float], float],
         terminal: Console,
         written: Callable[[dict[str, Any]], None] = lambda line: None,
         clock: Callable[[], float] = time.time,
@@ -65,7 +65,7 @@ class Recorder:
           every_secs: pace of lines; 0 for a line at each call.
           every_steps: pace of lines of metrics.jsonl; 0 for by time only.
           memory: peak memory in GiB by device.
-          shares: of what the machine can do, by name, at so many steps per second.
+          utilisation: the share of what the devices can do, of so many steps per second.
           terminal: where progress goes.
           written: called with each line of metrics.jsonl.
           clock: seconds since 1970.
@@ -74,7 +74,8 @@ class Recorder:
         self._written: Callable[[dict[str, Any]], None] = written
         self._names, self._batch_size, self._epoch_size = names, batch_size, epoch_size
         self._every_secs, self._every_steps = every_secs, every_steps
-        self._memory, self._shares, self._console, self._clock = memory, shares, terminal, clock
+        self._memory, self._utilisation = memory, utilisation
+        self._console, self._clock = terminal, clock
         self._path = run_dir / "metrics.jsonl"
         kept = self._cut(steps.start)
         last = kept[-1] if kept else {}
@@ -186,7 +187,7 @@ class Recorder:
             "steps": len(self._rows),
             "secs": self._secs,
             "images_per_sec": steps_per_sec * self._batch_size,
-            **self._shares(steps_per_sec),
+            "utilisation": self._utilisation(steps_per_sec),
             **means,
             **self.extras,
             "memory_gib": self._memory(),

@@ -64,18 +64,15 @@ class Meter:
 
     Attributes:
       flops: of a step, on all devices of the process; 0 until it is compiled.
-      data_wait: share of the time of the last call that was spent waiting for data.
     """
 
     def __init__(self, devices: Sequence[str], precision: str) -> None:
         self._devices, self._precision = devices, precision
         self.flops = 0
-        self.data_wait = 0.0
 
-    def shares(self, steps_per_sec: float) -> dict[str, float]:
-        """The share of the devices' matmul rate that is used, and that of waiting for data."""
-        used = self.flops * steps_per_sec / self._peak
-        return {"utilisation": used, "data_wait": self.data_wait}
+    def utilisation(self, steps_per_sec: float) -> float:
+        """The share of the devices' matmul rate that so many steps per second use."""
+        return self.flops * steps_per_sec / self._peak
 
     @functools.cached_property
     def _peak(self) -> float:
