@@ -15,7 +15,7 @@ import pytest
 from conftest import variables
 from fake_gcs import Fault
 
-from trainer import checkpoint, recipes
+from trainer import checkpoint, evaluator, recipes
 from trainer.data import sources
 from trainer.errors import (
     BusyError,
@@ -639,6 +639,30 @@ def test_data_come_once(server, tmp_path):
     assert fetch("gs://bucket/sets", wanted=("*.zip",)).name == "sets"
     with pytest.raises(DataError, match=r"--dataset=gs://bucket/sets/y.zip does not exist"):
         fetch("gs://bucket/sets/y.zip")
+
+
+def test_inception_from_a_bucket(server):
+    server.put("networks/graph.pb", b"no graph")
+    where = "gs://bucket/networks/graph.pb"
+    config = recipes.resolve(dict(batch_size=8))
+    with pytest.raises(UsageError, match=rf"--inception_path={where} is not that network"):
+        evaluator.prepare(
+            config, sources.load(config), features="inception", inception_path=where,
+            num_samples=100, seed=0, check=lambda: None,
+        )  # fmt: skip
+
+
+def test_what_an_evaluation_found_goes_back_to_the_run(server):
+    Job().run(1)
+    folder = reading(RUN)
+    write_text(folder / "evaluation.json", "{}")
+    (folder / "evaluation").mkdir()
+    write_text(folder / "evaluation" / "classes.png", "picture")
+    for _ in range(2):  # anew, too
+        place.publish(RUN, folder, ["evaluation.json", "evaluation"])
+    there = server.objects["bucket"]
+    assert there["runs/one/evaluation.json"].content == b"{}"
+    assert there["runs/one/evaluation/classes.png"].content == b"picture"
 
 
 def test_own_data_from_a_bucket(server, tmp_path):

@@ -15,6 +15,8 @@ from trainer.metrics.features import FeatureNetwork, Features, extract_each
 from trainer.metrics.measure import measure
 from trainer.metrics.reference import Reference
 from trainer.samples import Sampler
+from trainer.storage.address import is_bucket
+from trainer.storage.place import base
 
 Check = Callable[[], None]
 
@@ -128,7 +130,9 @@ def prepare(
       UsageError: if the features cannot be had.
     """
     by_inception = check_features(config, data.shape, features, inception_path)
-    network = inception.load(inception_path) if by_inception else None
+    network = None
+    if by_inception:
+        network = inception.load(_local(inception_path), shown=inception_path)
     judge = None
     if network is None or (config.conditional and data.shape.classes > 1):
         judge = classifier.load(config, data, check)
@@ -138,3 +142,13 @@ def prepare(
     reals = reference.load(data, config.split, network, check)
     labels = np.resize(reals.labels, num_samples) if config.conditional else None
     return Evaluator(network, judge, reals, num_samples, seed, labels)
+
+
+def _local(inception_path: str) -> str:
+    """The file of inception on this machine; one in a bucket is downloaded once."""
+    if not is_bucket(inception_path):
+        return inception_path
+    from trainer.storage import datasets  # late, as the library is: only where there is a bucket
+
+    folder = base("data")
+    return str(datasets.fetch(inception_path, "inception_path", folder, lambda share, what: None))

@@ -41,7 +41,7 @@ def draw(
       ready: how.
       found: what was found.
     """
-    folder = run_dir.path / "evaluation"
+    folder = run_dir.gallery
     folder.mkdir(exist_ok=True)
     sampler = Sampler(config, generator)
     sheets = {"nearest.png": nearest(sampler, data, ready, found)}

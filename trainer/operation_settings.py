@@ -118,6 +118,14 @@ class Operation:
         may_change=True,
     )
     stop_on_collapse: bool = setting(False, "end the run then, with exit code 70", may_change=True)
+    operation_threads: int = setting(
+        0,
+        "CPU threads that one operation may use; 0: all, or half of them in fully connected "
+        "networks, whose operations are small and run two at a time",
+        low=0,
+        high=1024,
+        may_change=True,
+    )
     log_every_secs: float = setting(5.0, "seconds between lines of the log", low=0, may_change=True)
     log_every_steps: int = setting(
         0, "steps between lines of metrics.jsonl; 0: only by time", low=0, may_change=True

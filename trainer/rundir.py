@@ -68,6 +68,11 @@ class RunDir:
         return self.path / "evaluations.jsonl"
 
     @property
+    def gallery(self) -> Path:
+        """Pictures of the last one."""
+        return self.path / "evaluation"
+
+    @property
     def evaluation(self) -> Path:
         """What the evaluate command found."""
         return self.path / "evaluation.json"

@@ -5,6 +5,7 @@ import dataclasses
 import faulthandler
 import functools
 import hashlib
+import os
 import re
 import signal
 import subprocess
@@ -207,6 +208,7 @@ def start(config: Config, cluster: Cluster | None = None) -> Runtime:
       UsageError: if --devices asks for what is not there, or does not divide the batch.
       PeerError: if another worker's host has no address.
     """
+    _share_cores(config)
     names = devices.choose(config.devices)
     workers = len(cluster.workers) if cluster else 1
     if cluster and names[1:] and names[0].startswith("CPU"):
@@ -227,6 +229,15 @@ def start(config: Config, cluster: Cluster | None = None) -> Runtime:
         runtime = Runtime(strategy, tuple(names), precision, deterministic, workers, cluster.index)
         runtime.agree(0, False)  # the first meeting
     return runtime
+
+
+def _share_cores(config: Config) -> None:
+    """Sets how many threads an operation uses, if no operation of the process ran before."""
+    threads = config.operation_threads
+    if not threads and config.networks.startswith("mlp"):
+        threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    with contextlib.suppress(RuntimeError):
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
 
 
 @functools.cache

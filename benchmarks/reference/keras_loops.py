@@ -63,11 +63,21 @@ def make(
 
 
 def networks_of(config: Config, data: ImageSet) -> tuple[keras.Model, keras.Model]:
-    """The networks in plain Keras; those of recipes that have no program are the trainer's."""
+    """The networks in plain Keras; of recipes that have no program, the trainer's so written."""
     if config.recipe not in PLAIN:
-        return models.build(config, data.shape)
+        built = models.build(config, data.shape)
+        generator, discriminator = (
+            keras.models.clone_model(network, clone_function=_plain) for network in built
+        )
+        return generator, discriminator
     build = getattr(keras_networks, config.recipe.replace("-", "_"))
     return build(data.shape.size, data.shape.channels, data.shape.classes)
+
+
+def _plain(layer: keras.layers.Layer) -> keras.layers.Layer:
+    if isinstance(layer, NormalizedKernel):
+        return keras.layers.SpectralNormalization(layer.plain())
+    return getattr(layer, "plain_kind", type(layer)).from_config(layer.get_config())
 
 
 def _floats(config: Config, data: ImageSet) -> tuple[np.ndarray, np.ndarray]:
@@ -163,7 +173,6 @@ class TapeLoop:
         if config.ema_half_life_kimg:
             self.average = keras.models.clone_model(generator)
             self.average.set_weights(generator.get_weights())
-        self.normalized = [x for x in discriminator.layers if isinstance(x, NormalizedKernel)]
         self.batches = self._forever(images, labels)
         self.train_step = tf.function(self._train_step)
 
@@ -198,8 +207,6 @@ class TapeLoop:
         return d_loss, g_loss
 
     def _train_d(self, reals, labels) -> tf.Tensor:
-        for layer in self.normalized:
-            layer.iterate()
         fakes = self._draw(labels)
         with tf.GradientTape() as tape:
             loss = self._d_loss(*self._judge_both(reals, fakes, labels))

@@ -9,6 +9,7 @@ from trainer.data import sources
 from trainer.errors import UsageError, one_of
 from trainer.operation_settings import FEATURES
 from trainer.signals import StopRequest
+from trainer.storage.place import publish
 
 SUMMARY = """Draws images from a run and measures them against real ones: FID, KID, Inception Score,
 precision, recall, density, coverage and, of a conditional run, how often the class is the one
@@ -74,3 +75,4 @@ def run(arguments: list[str], _: StopRequest) -> None:
         num_samples=count,
         seed=seed,
     )
+    publish(runs.given(values), run_dir.path, (run_dir.evaluation.name, run_dir.gallery.name))

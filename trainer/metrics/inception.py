@@ -11,6 +11,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 
 import tensorflow as tf
 
@@ -27,40 +28,43 @@ OLD_NORM = "BatchNormWithGlobalNormalization"
 LOGITS = "softmax/logits/MatMul"  # its second input is [2048, 1008]
 
 
-def load(path: str) -> FeatureNetwork:
+def load(path: str, shown: str = "") -> FeatureNetwork:
     """Reads the network from `path`: the graph, or the archive that it comes in.
+
+    Args:
+      path: on this machine.
+      shown: what the user gave, if that was something else.
 
     Raises:
       UsageError: if there is no such file, or it is another.
     """
-    content = _read(path)
+    shown = shown or path
+    content = _read(path, shown)
     try:
         judge, size = _import(content)
     except (ValueError, KeyError, TypeError, IndexError, tf.errors.OpError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(_wrong(path, f"is not that network ({reason})")) from None
+        raise UsageError(_wrong(shown, f"is not that network ({reason})")) from None
     digest = hashlib.sha256(content).hexdigest()[:16]
-    return FeatureNetwork("inception", digest, judge, {"path": path, "size": size})
+    return FeatureNetwork("inception", digest, judge, {"path": shown, "size": size})
 
 
 def _wrong(path: str, what: str) -> str:
     return f"--inception_path={path} {what}: give {GRAPH}, or {ARCHIVE} from {ORIGIN}."
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, shown: str) -> bytes:
     """The bytes of the graph.
 
     Raises:
       UsageError: if it cannot be read.
     """
     try:
-        with tf.io.gfile.GFile(path, "rb") as file:  # it opens gs://, too
-            content = file.read()
-    except tf.errors.NotFoundError:
-        raise UsageError(_wrong(path, "does not exist")) from None
-    except (tf.errors.OpError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(_wrong(path, f"cannot be read ({reason})")) from None
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UsageError(_wrong(shown, "does not exist")) from None
+    except OSError as error:
+        raise UsageError(_wrong(shown, f"cannot be read ({error.strerror})")) from None
     if not path.endswith((".tgz", ".tar.gz", ".tar")):
         return content
     try:
@@ -69,8 +73,8 @@ def _read(path: str) -> bytes:
                 if member.isfile() and member.name.rpartition("/")[2] == GRAPH:
                     return archive.extractfile(member).read()  # type: ignore[union-attr]
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UsageError(_wrong(path, f"cannot be unpacked ({error})")) from None
-    raise UsageError(_wrong(path, f"holds no {GRAPH}"))
+        raise UsageError(_wrong(shown, f"cannot be unpacked ({error})")) from None
+    raise UsageError(_wrong(shown, f"holds no {GRAPH}"))
 
 
 def _import(content: bytes) -> tuple[Callable, int]:

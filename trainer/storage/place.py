@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -172,6 +172,32 @@ def reading(run_dir: str, *, flag: str = "run_dir", checkpoints: bool = True) ->
     if not (folder / "config.json").exists():
         raise UsageError(f"--{flag}={run_dir} is not a run directory: no config.json.")
     return folder
+
+
+def publish(run_dir: str, folder: Path, names: Iterable[str]) -> None:
+    """Brings files of a copy that `reading` made back to its run, if that is in a bucket.
+
+    Args:
+      run_dir: as the user gave it.
+      folder: the copy.
+      names: of files and folders in it.
+
+    Raises:
+      UsageError: if there is no right to write there.
+      StorageError: if the bucket does not do as it should.
+    """
+    if not is_bucket(run_dir):
+        return
+    from trainer.storage.bucket import Bucket
+
+    bucket = Bucket(run_address(run_dir))
+    for name in names:
+        path = folder / name
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            named = str(file.relative_to(folder))
+            there = bucket.look(named)
+            bucket.upload(named, file, generation=there.generation if there else 0)
+            log.info("Written to %s/%s", run_dir.rstrip("/"), named)
 
 
 def run_address(run_dir: str, flag: str = "run_dir") -> Address:
