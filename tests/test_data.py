@@ -161,19 +161,19 @@ def take(dataset, count):
 
 def test_every_epoch_is_a_permutation_and_no_image_is_dropped():
     size, per_step = 10, 4
-    positions = np.concatenate(take(order.indices(3, size, per_step, 0), 15))
+    positions = np.concatenate(take(order.steps(3, size, per_step, 0), 15))
     epochs = positions.reshape(6, size)
     for epoch in epochs:
         assert sorted(epoch) == list(range(size))
     assert len({tuple(epoch) for epoch in epochs}) == 6
-    other = np.concatenate(take(order.indices(4, size, per_step, 0), 15))
+    other = np.concatenate(take(order.steps(4, size, per_step, 0), 15))
     assert (other != positions).any()
 
 
 @pytest.mark.parametrize(("size", "per_step"), [(10, 4), (10, 10), (4, 9), (7, 1)])
 def test_order_is_a_function_of_the_position(size, per_step):
-    whole = take(order.indices(0, size, per_step, 0), 12)
-    later = take(order.indices(0, size, per_step, 5), 7)
+    whole = take(order.steps(0, size, per_step, 0), 12)
+    later = take(order.steps(0, size, per_step, 5), 7)
     np.testing.assert_array_equal(whole[5:], later)
 
 

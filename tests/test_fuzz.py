@@ -119,7 +119,13 @@ SETTINGS = st.fixed_dictionaries(
         **{name: st.sampled_from(choices) for name, choices in CHOICES.items()},
         **{
             name: st.booleans()
-            for name in ("conditional", "horizontal_flip", "simultaneous", "repeat_reals")
+            for name in (
+                "conditional",
+                "horizontal_flip",
+                "simultaneous",
+                "repeat_reals",
+                "reuse_fakes",
+            )
         },
         **{
             name: st.sampled_from([0.0, 0.1, 0.5])

@@ -99,6 +99,9 @@ class Counting:
         (dict(d_update="separate"), [8, 8, 8], 1, [8, 8]),
         (dict(d_update="sequential"), [8, 8, 8], 2, [8, 8]),
         (dict(d_update="joint", d_steps=3), [16, 16, 16, 8], 3, [8] * 4),
+        (dict(d_update="joint", reuse_fakes=True), [16, 8], 1, [8]),
+        (dict(d_update="sequential", reuse_fakes=True, d_steps=2), [8] * 5, 4, [8, 8]),
+        (dict(d_update="joint", reuse_fakes=True, batch_per_replica=4), [8, 8, 4, 4], 1, [4] * 4),
         (dict(d_update="separate", simultaneous=True), [8, 8], 1, [8]),
         (dict(d_update="joint", simultaneous=True), [16], 1, [8]),
     ],
@@ -140,8 +143,10 @@ def test_simultaneous_gradients_come_from_the_same_weights(tiny):
     both = trajectory(tiny(**given, d_lr=1.0), 1)[1]
     alone = trajectory(tiny(**given, d_lr=0.0), 1)[1]
     np.testing.assert_array_equal(weights(both.generator), weights(alone.generator))
-    after = trajectory(tiny(**given, d_lr=1.0, simultaneous=False), 1)[1]
-    assert np.abs(weights(after.generator) - weights(alone.generator)).max() > 1e-4
+    for reused in (False, True):  # where G has its turn after D, by other fakes or the same
+        given.update(simultaneous=False, reuse_fakes=reused)
+        after = trajectory(tiny(**given, d_lr=1.0), 1)[1]
+        assert np.abs(weights(after.generator) - weights(alone.generator)).max() > 1e-4
 
 
 def test_rates_decay_by_images(tiny):

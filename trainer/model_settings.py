@@ -129,6 +129,11 @@ class Objective:
     simultaneous: bool = setting(
         False, "update both networks from the same weights and the same fakes"
     )
+    reuse_fakes: bool = setting(
+        False,
+        "update the generator by the fakes of the discriminator's last update instead of by "
+        "fresh ones, which are another pass through the generator",
+    )
     d_steps: int = setting(1, "discriminator updates per generator update", low=1, high=100)
     repeat_reals: bool = setting(False, "use the same real batch in all d_steps")
     optimizer: str = setting(

@@ -57,12 +57,16 @@ class Step:
         for k in range(self.config.d_steps):
             batch = 0 if self.config.repeat_reals else k
             real = (images[batch], labels[batch])
+            within = draws.within(f"d{k}")
+            last = k == self.config.d_steps - 1
             if self.config.simultaneous:
-                d_metrics, g_metrics = self._update_both(real, draws.within(f"d{k}"))
+                d_metrics, g_metrics = self._update_both(real, within)
+            elif self.config.reuse_fakes and last:
+                d_metrics, g_metrics = self._update_d_then_g(real, within)
             else:
-                d_metrics = self._update_d(real, draws.within(f"d{k}"))
+                d_metrics = self._update_d(real, within)
             updates.append(d_metrics)
-        if not self.config.simultaneous:
+        if not (self.config.simultaneous or self.config.reuse_fakes):
             g_metrics = self._update_g(draws.within("g"))
         self._update_average()
         d_loss, d_real, d_fake, d_norm = tf.unstack(tf.reduce_mean(tf.stack(updates), 0))
@@ -76,7 +80,10 @@ class Step:
     # The updates: prepare, gradients of all micro-batches, apply.
 
     def _update_d(self, real, draws):
-        """One update of D on reals and fakes, or one on each; returns D's metrics."""
+        """One update of D on reals and fakes, or one on each; returns D's metrics.
+
+        `real` is a batch of images and labels and perhaps, third, the fakes beside them.
+        """
         if self.config.d_update != "sequential":
             return self._update_d_by(self._d_gradients, real, draws)
         on_reals = self._update_d_by(self._d_gradients_on_reals, real, draws)
@@ -94,6 +101,26 @@ class Step:
         self.state.g.prepare()
         gradients, metrics = self._accumulate(self._g_gradients, (), draws)
         return self._applied(self.state.g, gradients, metrics)
+
+    def _update_d_then_g(self, real, draws):
+        """One update of D, and by the same fakes one of G; returns the metrics of both."""
+        self.state.g.prepare()
+        labels = real[1]
+        if self._rows_at_once < labels.shape[0]:
+            # The fakes of all micro-batches, to keep until G's turn, are what does not fit.
+            d_metrics = self._update_d(real, draws)
+            gradients, metrics = self._accumulate(self._g_gradients_again, (labels,), draws)
+            return d_metrics, self._applied(self.state.g, gradients, metrics)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self.state.g.weights)
+            fakes = self._generate(labels, draws)
+            with tape.stop_recording():
+                d_metrics = self._update_d((*real, fakes), draws)
+            logits = self._judge(fakes, labels, draws.within("g"))
+            loss = self._mean(OBJECTIVES[self.config.loss].g_fake(logits))
+        gradients = self.state.g.gradients(tape, loss)
+        g_metrics = self._applied(self.state.g, gradients, self._g_metrics(loss, logits))
+        return d_metrics, g_metrics
 
     def _update_both(self, real, draws):
         """Both gradients from the same weights and the same fakes, then both updates."""
@@ -113,8 +140,7 @@ class Step:
 
     def _accumulate(self, gradients_of: Callable, batch: tuple, draws: Draws):
         """Sums what `gradients_of` returns for the micro-batches of the replica's rows."""
-        rows = self.config.batch_size // self.num_replicas
-        at_once = min(rows, self.config.batch_per_replica or rows)
+        rows, at_once = self.config.batch_size // self.num_replicas, self._rows_at_once
         total = None
         for first in range(0, rows, at_once):
             part = [tensor[first : first + at_once] for tensor in batch]
@@ -127,10 +153,17 @@ class Step:
                 )
         return total
 
+    @property
+    def _rows_at_once(self) -> int:
+        """Of a micro-batch."""
+        rows = self.config.batch_size // self.num_replicas
+        return min(rows, self.config.batch_per_replica or rows)
+
     # The gradients of one micro-batch, with its share of the metrics.
 
-    def _d_gradients(self, images, labels, *, draws):
-        reals, fakes = self._to_reals(images, draws), self._generate(labels, draws)
+    def _d_gradients(self, images, labels, fakes=None, *, draws):
+        reals = self._to_reals(images, draws)
+        fakes = self._generate(labels, draws) if fakes is None else fakes
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self.state.d.weights)
             logits = self._judge_both(reals, fakes, labels, draws)
@@ -138,13 +171,14 @@ class Step:
             loss += self._penalty(reals, fakes, labels, draws)
         return self.state.d.gradients(tape, loss), self._d_metrics(loss, *logits)
 
-    def _d_gradients_on_reals(self, images, labels, *, draws):
+    def _d_gradients_on_reals(self, images, labels, fakes=None, *, draws):
         loss_of = self._d_losses(draws)[0]
         return self._d_gradients_on(self._to_reals(images, draws), labels, loss_of, draws, "reals")
 
-    def _d_gradients_on_fakes(self, images, labels, *, draws):
+    def _d_gradients_on_fakes(self, images, labels, fakes=None, *, draws):
         loss_of = self._d_losses(draws)[1]
-        return self._d_gradients_on(self._generate(labels, draws), labels, loss_of, draws, "fakes")
+        fakes = self._generate(labels, draws) if fakes is None else fakes
+        return self._d_gradients_on(fakes, labels, loss_of, draws, "fakes")
 
     def _d_gradients_on(self, images, labels, loss_of: Loss, draws, name: str):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -157,9 +191,15 @@ class Step:
 
     def _g_gradients(self, *, draws):
         labels = draws.integers("labels", self.classes) if self.config.conditional else None
+        return self._g_gradients_on(labels, draws, draws)
+
+    def _g_gradients_again(self, labels, *, draws):
+        return self._g_gradients_on(labels, draws, draws.within("g"))
+
+    def _g_gradients_on(self, labels, draws, judged):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self.state.g.weights)
-            logits = self._judge(self._generate(labels, draws), labels, draws)
+            logits = self._judge(self._generate(labels, draws), labels, judged)
             loss = self._mean(OBJECTIVES[self.config.loss].g_fake(logits))
         return self.state.g.gradients(tape, loss), self._g_metrics(loss, logits)
 

@@ -171,13 +171,7 @@ class Recorder:
     def _write_line(self) -> None:
         if not self._rows:
             return
-        columns = np.stack(self._rows, axis=1).astype(np.float64)
-        # In float16 an update whose gradients overflow is skipped: it has no norm.
-        finite = (column[np.isfinite(column)] for column in columns)
-        means: dict[str, Any] = {
-            name: float(column.mean()) if len(column) else None
-            for name, column in zip(self._names, finite, strict=True)
-        }
+        means = dict(zip(self._names, _means(np.stack(self._rows)), strict=True))
         means["d_acc"] = 0.5 * (means["d_real_acc"] + means["d_fake_acc"])
         steps_per_sec = len(self._rows) / max(self._secs, 1e-9)
         record = {
@@ -247,3 +241,15 @@ class Recorder:
     @property
     def _secs_left(self) -> float:
         return (self.steps.stop - self._step) * self._pace
+
+
+def _means(rows: np.ndarray) -> list[Any]:
+    """The mean of each column, [steps, M], over its finite values; None without any.
+
+    In float16 an update whose gradients overflow is skipped: it has no norm.
+    """
+    finite = np.isfinite(rows)
+    if finite.all():  # as nearly always
+        return rows.mean(0, dtype=np.float64).tolist()
+    columns = (column[known] for column, known in zip(rows.T, finite.T, strict=True))
+    return [float(column.mean(dtype=np.float64)) if len(column) else None for column in columns]

@@ -5,6 +5,9 @@ Step s takes positions [s * P, (s + 1) * P), P images a step for all replicas
 together, across the epochs' edges, so no image is dropped and every batch is full.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import tensorflow as tf
 
 plainly = tf.autograph.experimental.do_not_convert  # which would take a second
@@ -17,14 +20,21 @@ def permutation(seed: int, epoch: tf.Tensor, size: int) -> tf.Tensor:
     return tf.random.experimental.stateless_shuffle(tf.range(size), key, alg="philox")
 
 
-def indices(seed: int, size: int, per_step: int, first_step: int) -> tf.data.Dataset:
-    """An endless dataset of image indices, [per_step] int32 for each step.
+def steps(
+    seed: int,
+    size: int,
+    per_step: int,
+    first_step: int,
+    element: Callable[[tf.Tensor], Any] = tf.identity,
+) -> tf.data.Dataset:
+    """An endless dataset of what steps take.
 
     Args:
       seed: the run's seed.
       size: images in the data set.
       per_step: images that a step takes, over all replicas.
       first_step: the step to begin with.
+      element: makes the dataset's element of a step's image indices, [per_step] int32.
 
     A window of consecutive permutations is kept, and moved on when a step runs over
     the window's first epoch: one shuffle an epoch, whatever the batch.
@@ -42,14 +52,10 @@ def indices(seed: int, size: int, per_step: int, first_step: int) -> tf.data.Dat
         epoch = start // size
         order = tf.cond(tf.equal(epoch, kept_epoch), lambda: kept, lambda: window(epoch))
         offset = start - epoch * size
-        return (epoch, order), order[offset : offset + per_step]
+        return (epoch, order), element(
+            tf.ensure_shape(order[offset : offset + per_step], [per_step])
+        )
 
     nothing = (tf.constant(-1, tf.int64), tf.zeros([epochs * size], tf.int32))
     last = tf.constant(2**62 // per_step, tf.int64)
-    steps = tf.data.Dataset.range(first_step, last)
-
-    @plainly
-    def sized(index):
-        return tf.ensure_shape(index, [per_step])
-
-    return steps.scan(nothing, advance).map(sized)
+    return tf.data.Dataset.range(first_step, last).scan(nothing, advance)

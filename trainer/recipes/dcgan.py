@@ -18,6 +18,7 @@ RECIPE = Recipe(
         length="150 kimg",
         loss="hinge",
         d_update="joint",
+        reuse_fakes=True,
         beta1=0.5,
         ema_half_life_kimg=10.0,
     ),
