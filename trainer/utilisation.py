@@ -1,6 +1,5 @@
 """How much of what the machine can do a run uses: counted work over a measured matmul."""
 
-import functools
 import math
 import time
 from collections.abc import Sequence
@@ -69,14 +68,15 @@ class Meter:
     def __init__(self, devices: Sequence[str], precision: str) -> None:
         self._devices, self._precision = devices, precision
         self.flops = 0
+        self._peak = 0.0
 
     def utilisation(self, steps_per_sec: float) -> float:
         """The share of the devices' matmul rate that so many steps per second use."""
-        return self.flops * steps_per_sec / self._peak
-
-    @functools.cached_property
-    def _peak(self) -> float:
-        device = self._devices[0]
-        # Logical CPUs share one processor.
-        count = len(self._devices) if device.startswith("GPU") else 1
-        return count * matmul_flops_per_sec(device, self._precision)
+        used = self.flops * steps_per_sec
+        if used > self._peak:  # not measured yet, or while the machine did other things, too
+            device = self._devices[0]
+            # Logical CPUs share one processor.
+            count = len(self._devices) if device.startswith("GPU") else 1
+            measured = count * matmul_flops_per_sec(device, self._precision)
+            self._peak = max(self._peak, measured)
+        return used / max(self._peak, 1.0)
