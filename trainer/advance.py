@@ -40,7 +40,6 @@ def make_advance(
     step = Step(config, state, classes, runtime.num_replicas)
     names = metric_names(runtime.precision)
     networks = state.networks()
-
     meter = meter or Meter(runtime.devices, runtime.precision)
 
     def one_more(k: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
@@ -49,6 +48,7 @@ def make_advance(
         state.images.assign_add(config.batch_size)
         return k + 1, rows
 
+    # AutoGraph would rewrite every function of the step, for longer than tracing them takes.
     @tf.function(input_signature=[tf.TensorSpec([], tf.int32)], autograph=False)
     def advance(steps: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         rows = tf.TensorArray(tf.float32, size=steps, element_shape=[len(names)])

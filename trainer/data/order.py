@@ -29,15 +29,15 @@ def steps(
 ) -> tf.data.Dataset:
     """An endless dataset of what steps take.
 
+    A window of consecutive permutations is kept, and moved on when a step runs over
+    the window's first epoch: one shuffle an epoch, whatever the batch.
+
     Args:
       seed: the run's seed.
       size: images in the data set.
       per_step: images that a step takes, over all replicas.
       first_step: the step to begin with.
       element: makes the dataset's element of a step's image indices, [per_step] int32.
-
-    A window of consecutive permutations is kept, and moved on when a step runs over
-    the window's first epoch: one shuffle an epoch, whatever the batch.
     """
     epochs = -(-per_step // size) + 1  # a step touches at most so many
 
