@@ -665,6 +665,16 @@ def test_what_an_evaluation_found_goes_back_to_the_run(server):
     assert there["runs/one/evaluation/classes.png"].content == b"picture"
 
 
+def test_who_may_only_read_a_run_keeps_what_was_found(server, caplog):
+    Job().run(1)
+    folder = reading(RUN)
+    write_text(folder / "evaluation.json", "{}")
+    server.faults = [Fault(403, "upload", times=99)]
+    place.publish(RUN, folder, ["evaluation.json"])
+    assert f"It is only in {folder}" in caplog.text
+    assert (folder / "evaluation.json").exists()
+
+
 def test_own_data_from_a_bucket(server, tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (16, 8, 8), np.uint8)
     np.savez(tmp_path / "x.npz", x=x)

@@ -241,3 +241,20 @@ def test_losses_are_means_over_the_global_batch(tiny):
 
 def test_lengths_are_converted_once():
     assert Duration(1, "epochs").steps(64, 1500) == 24
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"),
+    [
+        (dict(recipe="mlp"), 4),
+        (dict(recipe="dcgan"), 0),
+        (dict(recipe="dcgan", networks="mlp-small"), 4),
+        (dict(recipe="mlp", operation_threads=3), 3),
+    ],
+)
+def test_operations_of_fully_connected_networks_share_the_cores(tiny, monkeypatch, given, threads):
+    seen = []
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", seen.append)
+    runtime.start(tiny(**given))
+    assert seen == [threads]

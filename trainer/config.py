@@ -32,6 +32,11 @@ class Config(Operation, Objective, Networks, Task):
             check_value(field, getattr(self, field.name), value_types()[field.name])
         check_together(self)
 
+    @property
+    def is_fully_connected(self) -> bool:
+        """Whether its networks are without convolutions."""
+        return self.networks in ("mlp", "mlp-small")
+
     def to_json(self) -> str:
         """The configuration as JSON text, `format_version` first."""
         values = {"format_version": FORMAT_VERSION, **self.as_dict()}

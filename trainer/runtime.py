@@ -236,7 +236,7 @@ def start(config: Config, cluster: Cluster | None = None) -> Runtime:
 def _share_cores(config: Config) -> None:
     """Sets how many threads an operation uses, if no operation of the process ran before."""
     threads = config.operation_threads
-    if not threads and config.networks.startswith("mlp"):
+    if not threads and config.is_fully_connected:
         threads = max(1, len(os.sched_getaffinity(0)) // 2)
     with contextlib.suppress(RuntimeError):
         tf.config.threading.set_intra_op_parallelism_threads(threads)

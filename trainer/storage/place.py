@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from trainer.config import Config
 from trainer.data import cache
-from trainer.errors import BusyError, StoppedError, StorageError, UsageError
+from trainer.errors import BusyError, StoppedError, StorageError, TrainerError, UsageError
 from trainer.storage.address import Address, is_bucket, local_path
 
 if TYPE_CHECKING:
@@ -177,27 +177,28 @@ def reading(run_dir: str, *, flag: str = "run_dir", checkpoints: bool = True) ->
 def publish(run_dir: str, folder: Path, names: Iterable[str]) -> None:
     """Brings files of a copy that `reading` made back to its run, if that is in a bucket.
 
+    Who may read a run need not have the right to write there: then a warning says so.
+
     Args:
       run_dir: as the user gave it.
       folder: the copy.
       names: of files and folders in it.
-
-    Raises:
-      UsageError: if there is no right to write there.
-      StorageError: if the bucket does not do as it should.
     """
     if not is_bucket(run_dir):
         return
     from trainer.storage.bucket import Bucket
 
     bucket = Bucket(run_address(run_dir))
-    for name in names:
-        path = folder / name
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            named = str(file.relative_to(folder))
-            there = bucket.look(named)
-            bucket.upload(named, file, generation=there.generation if there else 0)
-            log.info("Written to %s/%s", run_dir.rstrip("/"), named)
+    try:
+        for name in names:
+            path = folder / name
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                named = str(file.relative_to(folder))
+                there = bucket.look(named)
+                bucket.upload(named, file, generation=there.generation if there else 0)
+                log.info("Written to %s/%s", run_dir.rstrip("/"), named)
+    except TrainerError as error:
+        log.warning("%s It is only in %s.", error, folder)
 
 
 def run_address(run_dir: str, flag: str = "run_dir") -> Address:
