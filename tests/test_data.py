@@ -4,6 +4,7 @@ import gzip
 import pickle
 import struct
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import tensorflow as tf
 from trainer import recipes
 from trainer.data import order, pipeline, sources
 from trainer.data.images import ImageSet, resize
+from trainer.data.waiting import Stopwatch
 from trainer.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -202,3 +204,28 @@ def test_replicas_share_the_global_batch_in_order(replicas):
     # A worker of several makes only its own share.
     last = next(iter(batches(range(replicas - 1, replicas), replicas)))[0]
     np.testing.assert_array_equal(last, shares[replicas - 1])
+
+
+def test_what_steps_wait_for_slow_data_is_counted():
+    def late(index):
+        time.sleep(0.02)
+        return index
+
+    def slow(index):
+        return tf.ensure_shape(tf.numpy_function(late, [index], tf.int64), [])
+
+    watch = Stopwatch()
+    elements = watch.timed(iter(tf.data.Dataset.range(100).map(slow).prefetch(2)))
+
+    @tf.function(autograph=False)
+    def total():
+        def body(k, so_far):
+            return k + 1, so_far + next(elements)
+
+        return tf.while_loop(lambda k, _: k < 20, body, (0, tf.constant(0, tf.int64)))[1]
+
+    began = time.perf_counter()
+    assert total().numpy() == sum(range(20))
+    secs = watch.take()
+    assert 15 * 0.02 < secs < time.perf_counter() - began  # tracing gives it a start
+    assert watch.take() == 0.0

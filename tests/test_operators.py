@@ -67,18 +67,34 @@ def test_status_of_runs_that_live_and_that_died(tiny, run, tmp_path):
     folder.config.write_text(config.replace(length=steps(10)).to_json())
     note = folder.path / "lock.json"
     note.write_text("{}")
-    living = status.look(folder)
+    living = status.look(folder, "run")
     assert living.state == "running"
     assert living.secs_left > 0
     assert not living.health
     os.utime(note, (0, time.time() - 100))
-    dead = status.look(folder)
+    dead = status.look(folder, "run")
     assert dead.state == "stopped"
     assert dead.health == ["it ended without saying so, 1:40 ago"]
     record = folder.path / "metrics.jsonl"
     line = json.loads(record.read_text().splitlines()[-1])
     record.write_text(json.dumps({**line, "failed_saves": 2, "collapse": 1.0}) + "\n{torn")
-    assert status.look(folder).health[1:] == ["2 saves failed", "it looks collapsed"]
+    troubled = status.look(folder, "run")
+    assert troubled.health[1:] == ["2 saves failed", "it looks collapsed"]
+    assert troubled.evaluation == {}
+
+
+def test_status_shows_the_newest_evaluation(tiny, run, tmp_path):
+    run(tiny(recipe="mlp", length=steps(2)))
+    folder = RunDir(tmp_path / "run")
+    line = json.loads(folder.metrics.read_text().splitlines()[-1])
+    folder.metrics.write_text(json.dumps({**line, "evaluated_kimg": 2.0, "fid": 7.5}) + "\n")
+    assert status.look(folder, "x").evaluation == {"kimg": 2.0, "fid": 7.5}
+    folder.evaluation.write_text('{"kimg": 1.0, "fid": 9.0}')  # of an earlier checkpoint
+    assert status.look(folder, "x").evaluation["fid"] == 7.5
+    folder.evaluation.write_text('{"kimg": 2.0, "fid": 5.25, "precision": 0.5, "seed": 0}')
+    shown = status.look(folder, "gs://b/r").screen()
+    assert "Evaluation  kimg 2, fid 5.25, precision 0.5" in shown
+    assert "gs://b/r: mlp on digits" in shown
 
 
 def test_a_heartbeat_paces_itself_and_bears_a_bad_disk(tmp_path, monkeypatch):
@@ -109,6 +125,7 @@ def test_prometheus_shows_the_newest_line(tiny, run, monkeypatch):
     assert float(values[f"gan_trainer_step{label}"]) == 3
     assert float(values[f"gan_trainer_images{label}"]) == 24
     assert float(values[f"gan_trainer_checkpoint_step{label}"]) == 3
+    assert 0 < float(values[f"gan_trainer_data_wait{label}"]) < 1
     assert float(values[f"gan_trainer_checkpoint_time_seconds{label}"]) > time.time() - 60
     with pytest.raises(UsageError, match=f"--metrics_port={port} cannot be listened on"):
         Telemetry(port, {"run": "x", "worker": "0"})
@@ -132,5 +149,11 @@ def test_starts_that_come_no_further_end_at_last(tmp_path):
 
 
 def test_vertex_says_where_the_run_goes(trainer):
-    answer = trainer("train", "--dry_run", AIP_CHECKPOINT_DIR="gs://bucket/run/")
-    assert json.loads(answer.stdout)["run_dir"] == "gs://bucket/run"
+    said = {
+        name: f"gs://bucket/{name}/"
+        for name in ("AIP_CHECKPOINT_DIR", "AIP_TENSORBOARD_LOG_DIR", "AIP_MODEL_DIR")
+    }
+    config = json.loads(trainer("train", "--dry_run", "--model_dir=here", **said).stdout)
+    assert config["run_dir"] == "gs://bucket/AIP_CHECKPOINT_DIR"
+    assert config["tensorboard_dir"] == "gs://bucket/AIP_TENSORBOARD_LOG_DIR"
+    assert config["model_dir"] == "here"

@@ -12,6 +12,7 @@ from pathlib import Path
 import fake_gcs
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import variables
 from fake_gcs import Fault
 
@@ -499,7 +500,9 @@ def test_a_bad_moment_does_not_end_it(server, monkeypatch, caplog):
         for step in range(1, 7):
             server.faults = [Fault(503, "upload", r"ckpt.*data")] if step % 2 else []
             job.save(step, there=step % 2 == 0)
-            time.sleep(0.4)
+            deadline = time.monotonic() + 20
+            while job.uploads.failures < (step + 1) // 2 and time.monotonic() < deadline:
+                time.sleep(0.02)
             job.uploads.check()
         assert job.uploads.failures == 3
     assert "Step 1 has not reached gs://bucket/runs/one: training goes on, 0 more" in caplog.text
@@ -551,7 +554,11 @@ def test_it_is_read_from_other_machines(server):
     with job.working():
         assert (reading(RUN) / "lock.json").exists()  # a sign of life, for `status`
     job.run(3)
+    reading(RUN, checkpoints=False)  # brings of it its marker, with step and time, alone
+    assert (folder / "checkpoints/ckpt-3.json").exists()
+    assert not list(folder.glob("checkpoints/ckpt-3.data*"))
     assert checkpoint.found(reading(RUN) / "checkpoints")[0].name == "ckpt-3"
+    assert list(folder.glob("checkpoints/ckpt-3.data*"))
     damage(server, 3, "other content")
     assert checkpoint.found(reading(RUN) / "checkpoints")[0].name == "ckpt-2"
     assert saved(server) == [1, 2, 3]  # a reader changes nothing
@@ -596,6 +603,61 @@ def test_a_real_run_goes_on_on_another_machine(server, tiny, run, tmp_path):
         if path.suffix in (".png", ".jsonl", ".gif", ".index", ".keras"):
             there = server.objects["bucket"][f"runs/one/{path.relative_to(here)}"]
             assert there.content == path.read_bytes(), path
+
+
+def vertex(where):
+    """Where Vertex AI has a job put what."""
+    places = dict(run_dir="checkpoints", tensorboard_dir="logs", model_dir="model")
+    return {name: f"{where}/{folder}" for name, folder in places.items()}
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["bucket", "disk"])
+def test_logs_and_the_model_go_where_they_are_asked_for(server, tiny, run, tmp_path, local):
+    where = str(tmp_path / "job") if local else "gs://bucket/job"
+    config = tiny(length=Duration(2, "steps"), **vertex(where))
+    output = run(config)
+    assert f"ckpt-2 is in {where}/model for a server" in output
+    assert "ckpt-2 is in" not in run(config)  # complete
+    if local:
+        folder = tmp_path / "job"
+        names = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    else:
+        folder = tmp_path / "download"
+        names = {name.removeprefix("job/") for name in server.names("job/")}
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(server.objects["bucket"][f"job/{name}"].content)
+        models = [n for method, n in server.log if method == "upload" and "/model/" in n]
+        assert models[-1].endswith("saved_model.pb")
+    events = [name for name in names if "tfevents" in name]
+    assert events
+    assert all(name.startswith("logs/") for name in events)
+    served = tf.saved_model.load(str(folder / "model")).signatures["serving_default"]
+    latents, labels = tf.zeros([3, config.latent_dim]), tf.range(3)
+    assert served(latents=latents, labels=labels)["images"].shape == (3, 28, 28, 1)
+
+
+def test_logs_that_do_not_arrive_stop_nothing(server, tiny, run, caplog):
+    server.faults = [Fault(403, "upload", name="^job/logs", times=99)]
+    output = run(tiny(length=Duration(2, "steps"), **vertex("gs://bucket/job")))
+    assert "has reached gs://bucket/job/logs: --tensorboard_dir=gs://bucket/job/logs" in output
+    assert "storage.objects.create" in output
+    assert server.names("job/model")
+
+
+def test_a_model_that_does_not_arrive_is_brought_by_the_next_start(server, tiny, run, tmp_path):
+    config = tiny(length=Duration(2, "steps"), **{**vertex("gs://bucket/job"), "run_dir": RUN})
+    server.faults = [Fault(403, "upload", name="saved_model.pb", times=1)]
+    with pytest.raises(UsageError, match="--model_dir=gs://bucket/job/model: the right"):
+        run(config)
+    assert "job/model/saved_model.pb" not in server.names()
+    run(config)
+    assert "job/model/saved_model.pb" in server.names()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--model_dir=\S+file/x cannot be written"):
+        run(config.replace(model_dir=str(tmp_path / "file" / "x")))
+    with pytest.raises(UsageError, match="--tensorboard_dir=gs://B: 'B' cannot be the name"):
+        run(config.replace(tensorboard_dir="gs://B"))
 
 
 def test_it_is_drawn_from_on_a_disk(trainer):

@@ -69,7 +69,7 @@ def end(run_dir: RunDir) -> None:
         ("Reals", run_dir.reals),
         ("Generator", run_dir.generator),
         ("Checkpoints", run_dir.checkpoints),
-        ("Metrics", run_dir.path / "metrics.jsonl"),
-        ("TensorBoard", run_dir.path / "tensorboard"),
+        ("Metrics", run_dir.metrics),
+        ("TensorBoard", run_dir.tensorboard),
     ):
         log.info("%-16s%s", what, path)

@@ -45,7 +45,8 @@ class Config(Operation, Objective, Networks, Task):
     def shared_json(self) -> str:
         """The settings that must be the same on all machines of a run, as JSON text."""
         own = (
-            "data_dir", "run_dir", "scratch_dir", "devices", "workers", "heartbeat", "metrics_port",
+            "data_dir", "run_dir", "tensorboard_dir", "model_dir", "scratch_dir", "devices",
+            "workers", "heartbeat", "metrics_port",
         )  # fmt: skip
         return json.dumps({k: v for k, v in self.as_dict().items() if k not in own})
 

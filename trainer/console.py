@@ -10,6 +10,8 @@ from typing import Any, TextIO
 
 from trainer.errors import ExitCode
 
+WORTH_SAYING = 0.05  # of the time spent waiting for data
+
 
 class Console:
     """Writes lines, and below them, on a terminal, a bar that moves."""
@@ -97,12 +99,15 @@ def report(line: str, exit_code: int) -> None:
 
 def progress(record: Mapping[str, Any], total_kimg: float, secs_left: float) -> str:
     """A line of progress from a line of metrics."""
+    wait = record["data_wait"]
+    waiting = [f"{wait:.0%} waiting for data"] if wait > WORTH_SAYING else []
     return "  ".join(
         [
             f"{record['kimg']:.1f}/{total_kimg:.6g} kimg",
             f"{record['images_per_sec']:,.0f} images/s",
             f"{1000 / record['images_per_sec']:.3g} s/kimg",
             f"{record['utilisation']:.0%} of matmul",
+            *waiting,
             metrics(record),
             f"{duration(secs_left)} left",
             "  ".join(f"{name} {gib:.2f} GiB" for name, gib in record["memory_gib"].items()),

@@ -15,10 +15,11 @@ import tensorflow as tf
 
 from trainer import checkpoint, runtime, samples
 from trainer.config import Config
-from trainer.errors import TrainerError, UsageError
+from trainer.errors import StorageError, TrainerError, UsageError
 from trainer.generate import load_drawing
 from trainer.models.plain import plain
 from trainer.rundir import RunDir
+from trainer.storage import elsewhere
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,22 @@ def export(run_dir: RunDir, config: Config, out: Path, which: str = "") -> None:
         reason = error.strerror or checkpoint.first_line(error)
         raise UsageError(f"--out={out} cannot be written ({reason}).") from None
     _report(config, generator, source, out)
+
+
+def deliver(run_dir: RunDir, config: Config) -> None:
+    """Writes the SavedModel of a complete run into --model_dir.
+
+    Raises:
+      TrainerError: if that cannot be written.
+    """
+    drawing, source = load_drawing(run_dir, config, "")
+    with tempfile.TemporaryDirectory(prefix="gan-trainer-model-") as name:
+        try:
+            save_model(config, plain(drawing), Path(name))
+        except OSError as error:
+            raise StorageError(f"{name} cannot be written ({error}).") from None
+        elsewhere.bring(Path(name), config.model_dir, "model_dir", last="saved_model.pb")
+    log.info("The generator of %s is in %s for a server", source, config.model_dir)
 
 
 def save_model(config: Config, generator: keras.Model, folder: Path) -> None:

@@ -20,6 +20,12 @@ LENGTHS = {
     "kimg": "train for this many thousand images",
 }
 
+VERTEX = {  # variables by which Vertex AI says where a job's results go, by the setting
+    "run_dir": "AIP_CHECKPOINT_DIR",
+    "tensorboard_dir": "AIP_TENSORBOARD_LOG_DIR",
+    "model_dir": "AIP_MODEL_DIR",
+}
+
 
 class CommandLine:
     """The flags of one command: define, parse, explain."""
@@ -165,8 +171,9 @@ def config_from_flags(
         given["length"] = Duration(values[lengths[0]], lengths[0])
     given.setdefault("data_dir", environment.get("TRAINER_DATA_DIR", ""))
     config = recipes.resolve(given)
-    if not config.run_dir and environment.get("AIP_CHECKPOINT_DIR"):  # Vertex AI's
-        config = config.replace(run_dir=environment["AIP_CHECKPOINT_DIR"].rstrip("/"))
+    for name, variable in VERTEX.items():
+        if not getattr(config, name) and environment.get(variable):
+            config = config.replace(**{name: environment[variable].rstrip("/")})
     if not config.run_dir:
         name = f"{config.recipe}-{_short_name(config.dataset)}"
         config = config.replace(run_dir=os.path.join("runs", name))

@@ -57,6 +57,17 @@ class Operation:
         "folder of the run, or gs://BUCKET/PATH (default: runs/RECIPE-DATASET)",
         may_change=True,
     )
+    tensorboard_dir: str = setting(
+        "",
+        "folder of TensorBoard's files, or gs://BUCKET/PATH (default: RUN_DIR/tensorboard)",
+        may_change=True,
+    )
+    model_dir: str = setting(
+        "",
+        "folder, or gs://BUCKET/PATH, that gets the generator of a complete run as a SavedModel "
+        "for a server: that of the best checkpoint where there is one; default: none",
+        may_change=True,
+    )
     scratch_dir: str = setting(
         "",
         "folder for the local copy of a run in a bucket (default: in the cache)",

@@ -17,6 +17,7 @@ from trainer.config import Config
 from trainer.console import Console
 from trainer.data import pipeline
 from trainer.data.images import ImageSet
+from trainer.data.waiting import Stopwatch
 from trainer.errors import DivergedError, NotFiniteError, StoppedError, StorageError
 from trainer.evaluation import Quality
 from trainer.rundir import RunDir
@@ -149,7 +150,7 @@ class Run:
         def every(period: Duration, action: Callable[[int], Any]) -> loop.Periodic:
             return loop.Periodic(period.images(self.config.batch_size, len(self.data)), action)
 
-        folder = self.run_dir.path / "tensorboard"
+        folder = self.run_dir.tensorboard
         with profiling.traced(self._advance(), folder, self.config.profile) as advance:
             return loop.run(
                 first_step=steps.start,
@@ -190,7 +191,7 @@ class Run:
     def _recorder(self, written: Callable[[dict[str, Any]], None]) -> Recorder:
         """The record from the steps that are done on."""
         recorder = Recorder(
-            self.run_dir.path,
+            self.run_dir,
             names=step.metric_names(self.devices.precision),
             steps=range(self.variables.steps_done(self.config.batch_size), self.last_step),
             batch_size=self.config.batch_size,
@@ -199,6 +200,7 @@ class Run:
             every_steps=self.config.log_every_steps,
             memory=self.devices.memory,
             utilisation=self.meter.utilisation,
+            waited=self.waiting.take,
             terminal=self.terminal,
             written=written,
         )
@@ -250,6 +252,11 @@ class Run:
         """Of what the steps need of the devices."""
         return Meter(self.devices.devices, self.devices.precision)
 
+    @functools.cached_property
+    def waiting(self) -> Stopwatch:
+        """Of what the steps wait for their data."""
+        return Stopwatch()
+
     def _advance(self) -> Advance:
         """The compiled step on its data, from the steps that are done on."""
         config = self.config
@@ -265,6 +272,6 @@ class Run:
                 num_replicas=self.devices.num_replicas,
             )
 
-        iterator = self.devices.distribute(batches)
+        iterator = self.waiting.timed(self.devices.distribute(batches))
         classes = self.data.shape.classes
         return make_advance(config, self.devices, self.variables, classes, iterator, self.meter)

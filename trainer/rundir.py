@@ -28,9 +28,15 @@ PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # faults of a disk that may p
 
 @dataclasses.dataclass(frozen=True)
 class RunDir:
-    """The files of a run."""
+    """The files of a run.
+
+    Attributes:
+      path: the directory.
+      tensorboard_dir: where TensorBoard's files are, if not in it.
+    """
 
     path: Path
+    tensorboard_dir: Path | None = None
 
     @property
     def config(self) -> Path:
@@ -86,6 +92,16 @@ class RunDir:
     def reals(self) -> Path:
         """The grid of real images."""
         return self.samples / "reals.png"
+
+    @property
+    def metrics(self) -> Path:
+        """The record, a JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's files."""
+        return self.tensorboard_dir or self.path / "tensorboard"
 
     @property
     def gif(self) -> Path:

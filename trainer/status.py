@@ -1,5 +1,6 @@
 """Where a run is, from the files of its directory.  No TensorFlow."""
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -8,6 +9,7 @@ from typing import Any
 
 from trainer.console import duration
 from trainer.lock import BEAT_SECS, WATCH_SECS
+from trainer.operation_settings import BEST_METRICS
 from trainer.rundir import RunDir
 
 
@@ -27,7 +29,7 @@ class Status:
       checkpoint_age_secs: since it was saved.
       starts: of the run, the first one included.
       health: signs of trouble, none if it is well.
-      evaluation: the newest, as evaluation.json has it, or None.
+      evaluation: what the newest found, by metric, with its kimg; empty without any.
     """
 
     run_dir: str
@@ -43,7 +45,7 @@ class Status:
     checkpoint_age_secs: float | None
     starts: int
     health: list[str]
-    evaluation: Any
+    evaluation: dict[str, float]
 
     def to_json(self) -> str:
         """One object on one line."""
@@ -64,13 +66,19 @@ class Status:
             ("Starts", str(self.starts)),
             ("Health", "; ".join(self.health) or "well"),
         ]
-        if self.evaluation is not None:
-            rows.append(("Evaluation", json.dumps(self.evaluation)[:200]))
+        if self.evaluation:
+            values = (f"{name} {value:.4g}" for name, value in self.evaluation.items())
+            rows.append(("Evaluation", ", ".join(values)))
         return "\n".join(f"{name:12}{what}" for name, what in rows)
 
 
-def look(run_dir: RunDir, now: float | None = None) -> Status:
-    """Reads where the run in a directory is.
+def look(run_dir: RunDir, name: str, now: float | None = None) -> Status:
+    """Reads where a run is.
+
+    Args:
+      run_dir: its directory, or a copy.
+      name: what the user calls it.
+      now: seconds since 1970; None for the time it is.
 
     Raises:
       UsageError: if it is no run directory.
@@ -92,7 +100,7 @@ def look(run_dir: RunDir, now: float | None = None) -> Status:
     rate = line.get("images_per_sec", 0.0)
     left = (last_step - step) * config.batch_size / rate if rate and state == "running" else None
     return Status(
-        run_dir=str(run_dir.path),
+        run_dir=name,
         recipe=config.recipe,
         dataset=config.dataset,
         state=state,
@@ -105,7 +113,7 @@ def look(run_dir: RunDir, now: float | None = None) -> Status:
         checkpoint_age_secs=_age(manifests[-1], now) if manifests else None,
         starts=run_dir.read_starts()["starts"],
         health=_health(line, beating),
-        evaluation=_json(run_dir.path / "evaluation.json"),
+        evaluation=_evaluation(run_dir, line),
     )
 
 
@@ -127,7 +135,7 @@ def _health(line: dict[str, Any], beating: float | None) -> list[str]:
 def _last_line(run_dir: RunDir) -> dict[str, Any]:
     """The newest whole line of metrics.jsonl; empty if there is none."""
     try:
-        with open(run_dir.path / "metrics.jsonl", "rb") as file:
+        with open(run_dir.metrics, "rb") as file:
             file.seek(max(0, file.seek(0, 2) - 65536))
             lines = [line for line in file.readlines() if line.endswith(b"\n")]
         return dict(json.loads(lines[-1]))
@@ -135,11 +143,16 @@ def _last_line(run_dir: RunDir) -> dict[str, Any]:
         return {}
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+def _evaluation(run_dir: RunDir, line: dict[str, Any]) -> dict[str, float]:
+    """What the newest evaluation found: one of training's, or that of the evaluate command."""
+    found = {**line, "kimg": line.get("evaluated_kimg", -1.0)}
+    with contextlib.suppress(OSError, ValueError):
+        later = json.loads(run_dir.evaluation.read_text(encoding="utf-8"))
+        if later["kimg"] >= found["kimg"]:
+            found = later
+    if found["kimg"] < 0:
+        return {}
+    return {name: found[name] for name in ("kimg", *BEST_METRICS) if name in found}
 
 
 def _age(path: Path, now: float) -> float | None:

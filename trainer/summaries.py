@@ -11,7 +11,6 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,12 @@ from trainer.events import EventWriter
 from trainer.files import LineFile, free_name, write_text
 from trainer.loop import Trained
 from trainer.operation_settings import BEST_METRICS
+from trainer.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
 SCALARS = (
-    "images_per_sec", "utilisation", "d_loss", "g_loss", "d_acc", "d_real_acc",
+    "images_per_sec", "utilisation", "data_wait", "d_loss", "g_loss", "d_acc", "d_real_acc",
     "d_fake_acc", "g_acc", "d_grad_norm", "g_grad_norm",
 )  # fmt: skip
 QUALITY = (*BEST_METRICS, "kid_std", "inception_score_std", "evaluated_kimg", "evaluate_secs")
@@ -40,7 +40,7 @@ class Recorder:
 
     def __init__(
         self,
-        run_dir: Path,
+        run_dir: RunDir,
         *,
         names: tuple[str, ...],
         steps: range,
@@ -50,6 +50,7 @@ class Recorder:
         every_steps: int,
         memory: Callable[[], dict[str, float]],
         utilisation: Callable[[float], float],
+        waited: Callable[[], float],
         terminal: Console,
         written: Callable[[dict[str, Any]], None] = lambda line: None,
         clock: Callable[[], float] = time.time,
@@ -57,7 +58,7 @@ class Recorder:
         """Opens the record and cuts off what a resumed run will do again.
 
         Args:
-          run_dir: where metrics.jsonl and tensorboard/ are.
+          run_dir: where metrics.jsonl and TensorBoard's files are.
           names: of the columns of `Trained.rows`.
           steps: the steps that this process trains.
           batch_size: images per step.
@@ -66,6 +67,7 @@ class Recorder:
           every_steps: pace of lines of metrics.jsonl; 0 for by time only.
           memory: peak memory in GiB by device.
           utilisation: the share of what the devices can do, of so many steps per second.
+          waited: seconds of the last call that its steps waited for data.
           terminal: where progress goes.
           written: called with each line of metrics.jsonl.
           clock: seconds since 1970.
@@ -74,20 +76,20 @@ class Recorder:
         self._written: Callable[[dict[str, Any]], None] = written
         self._names, self._batch_size, self._epoch_size = names, batch_size, epoch_size
         self._every_secs, self._every_steps = every_secs, every_steps
-        self._memory, self._utilisation = memory, utilisation
+        self._memory, self._utilisation, self._waited = memory, utilisation, waited
         self._console, self._clock = terminal, clock
-        self._path = run_dir / "metrics.jsonl"
+        self._path = run_dir.metrics
         kept = self._cut(steps.start)
         last = kept[-1] if kept else {}
         # What further stands in each line.
         self.extras: dict[str, float] = {name: last[name] for name in EXTRAS if name in last}
         self._epoch_lines = [r for r in kept if r["epoch"] == self._epoch_of(steps.start + 1)]
         self._file = LineFile(self._path)
-        self._events = EventWriter(run_dir / "tensorboard")
+        self._events = EventWriter(run_dir.tensorboard)
         self._step = steps.start
         self._shown_step = self._step
         self._rows: list[np.ndarray] = []
-        self._secs = 0.0
+        self._secs = self._wait_secs = 0.0
         self._pace = 0.0  # seconds per step, lately
         self._last: dict[str, Any] = last
         self._shown = self._epoch_shown = clock()
@@ -95,10 +97,12 @@ class Recorder:
     def observe(self, trained: Trained) -> None:
         """Takes in a call, and writes the lines that are due."""
         per_step = trained.secs / len(trained.rows)
+        wait_per_step = self._waited() / len(trained.rows)
         self._pace = per_step if not self._pace else 0.8 * self._pace + 0.2 * per_step
         for row in trained.rows:
             self._rows.append(row)
             self._secs += per_step
+            self._wait_secs += wait_per_step
             self._step += 1
             ends_epoch = self._epoch_of(self._step + 1) > self._epoch_of(self._step)
             if ends_epoch or (self._every_steps and self._step % self._every_steps == 0):
@@ -182,6 +186,7 @@ class Recorder:
             "secs": self._secs,
             "images_per_sec": steps_per_sec * self._batch_size,
             "utilisation": self._utilisation(steps_per_sec),
+            "data_wait": self._wait_secs / max(self._secs, 1e-9),
             **means,
             **self.extras,
             "memory_gib": self._memory(),
@@ -189,7 +194,8 @@ class Recorder:
         }
         self._file.add(json.dumps(record))
         self._epoch_lines.append(record)
-        self._last, self._rows, self._secs = record, [], 0.0
+        self._last, self._rows = record, []
+        self._secs = self._wait_secs = 0.0
         self._written(record)
 
     def _show(self) -> None:
@@ -221,7 +227,7 @@ class Recorder:
         self._epoch_shown = self._clock()
         weights = [line["steps"] for line in lines]
         means = {
-            name: float(np.average([line[name] or 0.0 for line in lines], weights=weights))
+            name: float(np.average([line.get(name) or 0.0 for line in lines], weights=weights))
             for name in SCALARS
         }
         secs = sum(line["secs"] for line in lines)

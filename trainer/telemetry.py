@@ -11,6 +11,7 @@ GAUGES = {  # name: (what it is, from which column of metrics.jsonl)
     "images": ("images seen", "kimg"),
     "images_per_second": ("images per second, without pauses", "images_per_sec"),
     "utilisation": ("share of the matrix-product rate of the devices", "utilisation"),
+    "data_wait": ("share of the steps' time spent waiting for data", "data_wait"),
     "d_loss": ("loss of the discriminator", "d_loss"),
     "g_loss": ("loss of the generator", "g_loss"),
     "failed_saves": ("saves of this process that failed", "failed_saves"),

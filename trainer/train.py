@@ -17,6 +17,7 @@ from trainer.cluster import Cluster
 from trainer.config import Config
 from trainer.console import Console
 from trainer.data.images import ImageSet
+from trainer.export import deliver
 from trainer.files import replacing
 from trainer.heartbeat import Heartbeat
 from trainer.models.plain import plain
@@ -27,6 +28,7 @@ from trainer.samples import write_gif
 from trainer.saver import Saver
 from trainer.signals import TimeLimit
 from trainer.state import TrainState
+from trainer.storage import elsewhere
 from trainer.storage.place import NoUploads, Place, Uploads, reading
 from trainer.telemetry import Telemetry
 
@@ -63,6 +65,8 @@ def train(
     Raises:
       TrainerError: if the run cannot go on; StoppedError once an early stop is saved.
     """
+    for flag in ("tensorboard_dir", "model_dir"):
+        elsewhere.check(getattr(config, flag), flag)
     stop = TimeLimit(config.max_hours, stop_requested, clock)
     place = place or Place(config)
     devices = runtime.start(config, cluster)
@@ -89,7 +93,7 @@ def train(
             return
         run.train(stop_now, lambda: stop.reason)
         if devices.is_chief:
-            _finish(variables, run_dir)
+            _finish(config, variables, run_dir)
             announce.end(run_dir)
             run.quality.sum_up()
         devices.agree(0, False)  # nobody leaves before the chief has written all
@@ -164,13 +168,15 @@ def _directory(
         with tempfile.TemporaryDirectory(prefix="gan-trainer-worker-") as folder:
             yield RunDir(Path(folder)), lambda: None, NoUploads()
         return
-    run_dir = RunDir(place.folder)
-    if fresh:
-        run_dir.set_aside()
     with (
-        run_dir.held() as lock,
-        place.mirrored(fresh=fresh, secs_left=secs_left) as uploads,
+        elsewhere.followed(config.tensorboard_dir, "tensorboard_dir", secs_left) as events,
+        contextlib.ExitStack() as stack,
     ):
+        run_dir = RunDir(place.folder, events)
+        if fresh:
+            run_dir.set_aside()
+        lock = stack.enter_context(run_dir.held())
+        uploads = stack.enter_context(place.mirrored(fresh=fresh, secs_left=secs_left))
 
         def check() -> None:
             lock.check()
@@ -192,10 +198,12 @@ def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> P
     return restored
 
 
-def _finish(variables: TrainState, run_dir: RunDir) -> None:
-    """Makes the GIF and saves the generator alone."""
+def _finish(config: Config, variables: TrainState, run_dir: RunDir) -> None:
+    """Makes the GIF and saves the generator alone, also where a server looks for it."""
     with run_dir.writing():
         write_gif(run_dir.samples, run_dir.gif)
-        # Last: it is the sign that the run is complete.
-        with replacing(run_dir.generator) as scratch:
-            plain(variables.drawing).save(scratch)
+    if config.model_dir:
+        deliver(run_dir, config)
+    # Last: it is the sign that the run is complete.
+    with run_dir.writing(), replacing(run_dir.generator) as scratch:
+        plain(variables.drawing).save(scratch)

@@ -185,6 +185,17 @@ class Bucket:
             generation = there.generation if there is not None else 0
         raise DamagedError(f"{self._named(name)} does not arrive as it is here.")
 
+    def put(self, name: str, source: Path | bytes) -> None:
+        """Writes an object over whatever is there, unless it is there already.
+
+        Raises:
+          ConflictError: if somebody else writes it at the same time.
+          DamagedError: if it does not arrive.
+        """
+        there = self.look(name)
+        if there is None or there.crc32c != crc32c(source):
+            self.upload(name, source, generation=there.generation if there else 0)
+
     def _send(self, blob: Any, source: Path | bytes, generation: int) -> None:
         options = {**self._options, "checksum": "crc32c", "if_generation_match": generation}
         if isinstance(source, bytes):

@@ -194,8 +194,7 @@ def publish(run_dir: str, folder: Path, names: Iterable[str]) -> None:
             path = folder / name
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
                 named = str(file.relative_to(folder))
-                there = bucket.look(named)
-                bucket.upload(named, file, generation=there.generation if there else 0)
+                bucket.put(named, file)
                 log.info("Written to %s/%s", run_dir.rstrip("/"), named)
     except TrainerError as error:
         log.warning("%s It is only in %s.", error, folder)

@@ -77,6 +77,10 @@ def _copy(bucket: Bucket, items: Mapping[str, Item], folder: Path, *, checkpoint
             _remove(folder, files)
     if checkpoints:
         _choose(bucket, items, folder)
+    elif newest := next(iter(layout.committed(items)), None):  # its marker says step and time
+        (folder / newest.folder).mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(MissingError, ConflictError):
+            bucket.download(items[newest.marker], folder / newest.marker)
     for name in _names(folder):
         if layout.checkpoint_of(name) is None and name not in items and name != ".lock":
             (folder / name).unlink()  # the lock is this reader's own
