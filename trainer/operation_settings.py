@@ -46,6 +46,14 @@ class Operation:
         may_change=True,
     )
 
+    xla: str = setting(
+        "auto",
+        "compile the steps with XLA; auto: on GPUs whichever is faster, tried at the start, "
+        "elsewhere and with --deterministic off",
+        choices=("auto", "on", "off"),
+        may_change=True,
+    )
+
     # Where and how often.
     data_dir: str = setting(
         "",

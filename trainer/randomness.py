@@ -72,7 +72,10 @@ class Draws:
         key = tf.cast(self.seed, tf.int64) * 2**32 + stream
         seed = tf.stack([key, tf.cast(self.step, tf.int64)])
         rows = self.batch_size if self.rows is None else self.rows
-        whole = function([parts, self.batch_size, *shape], seed, alg="philox")
+        # XLA's Philox gives other numbers for the same key.
+        without_xla = tf.xla.experimental.jit_scope(compile_ops=False)
+        with contextlib.nullcontext() if tf.executing_eagerly() else without_xla:
+            whole = function([parts, self.batch_size, *shape], seed, alg="philox")
         mine = whole[:, self.first_row : self.first_row + rows]
         return tf.reshape(mine, [parts * rows, *shape])
 

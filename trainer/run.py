@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 from PIL import Image
 
-from trainer import loop, profiling, step
+from trainer import loop, profiling, step, xla
 from trainer.advance import Advance, make_advance
 from trainer.config import Config
 from trainer.console import Console
@@ -272,6 +272,15 @@ class Run:
                 num_replicas=self.devices.num_replicas,
             )
 
-        iterator = self.waiting.timed(self.devices.distribute(batches))
-        classes = self.data.shape.classes
-        return make_advance(config, self.devices, self.variables, classes, iterator, self.meter)
+        def make() -> Advance:
+            iterator = self.waiting.timed(self.devices.distribute(batches))
+            classes = self.data.shape.classes
+            return make_advance(config, self.devices, self.variables, classes, iterator, self.meter)
+
+        return xla.compiled(
+            config.xla,
+            make,
+            variables=self.variables.variables(),
+            may_try=self.devices.is_on_gpus and not self.devices.deterministic,
+            agree=self.devices.agree,
+        )

@@ -60,6 +60,11 @@ class Runtime:
         return self.worker == 0
 
     @property
+    def is_on_gpus(self) -> bool:
+        """Whether its replicas are GPUs."""
+        return self.devices[0].startswith("GPU")
+
+    @property
     def num_replicas(self) -> int:
         """Replicas over all machines."""
         return self.strategy.num_replicas_in_sync
@@ -211,6 +216,9 @@ def start(config: Config, cluster: Cluster | None = None) -> Runtime:
       PeerError: if another worker's host has no address.
     """
     _share_cores(config)
+    if config.xla == "on":  # for CPUs, too
+        flags = os.environ.get("TF_XLA_FLAGS", "")
+        os.environ["TF_XLA_FLAGS"] = f"{flags} --tf_xla_cpu_global_jit".strip()
     names = devices.choose(config.devices)
     workers = len(cluster.workers) if cluster else 1
     if cluster and names[1:] and names[0].startswith("CPU"):
