@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_run import records
 
-from trainer import cluster
+from trainer import checkpoint, cluster
 from trainer.cluster import Cluster
 from trainer.errors import ExitCode, PeerError, UsageError
 
@@ -195,3 +195,55 @@ def test_a_worker_that_does_not_come_is_not_waited_for_for_ever(tmp_path):
         assert alone.returncode == ExitCode.CRASH, alone.stderr
         assert "came within 5 s" in alone.stderr
         assert "Traceback" not in alone.stderr
+
+
+# Two machines as the network sees them: each with a card of its own, and a cable between.
+MACHINES = """
+ip link add name here type veth peer name there || exit 99
+unshare --net sleep 300 & far=$!
+until [ "$(readlink /proc/$far/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
+ip link set there netns $far && ip addr add 10.9.0.1/24 dev here || exit 99
+ip link set here up && ip link set lo up || exit 99
+nsenter -t $far --net sh -c \
+  "ip addr add 10.9.0.2/24 dev there && ip link set there up && ip link set lo up" || exit 99
+workers=--workers=10.9.0.1:2222,10.9.0.2:2222
+JOB_COMPLETION_INDEX=0 "$@" $workers > first 2>&1 & first=$!
+JOB_COMPLETION_INDEX=1 nsenter -t $far --net "$@" $workers > second 2>&1 & second=$!
+{meanwhile}
+wait $first; echo $?
+wait $second; echo $?
+kill $far
+"""
+CUT = """
+until grep -q images/s first; do sleep 0.1; done
+ip link set here down
+"""
+
+
+def on_two_machines(folder, meanwhile, *arguments):
+    """Exit codes and outputs of a run of two machines in network namespaces."""
+    inside = ["unshare", "--user", "--map-root-user", "--net", "--mount", "sh", "-c"]
+    script = MACHINES.replace("{meanwhile}", meanwhile)
+    answer = subprocess.run(
+        [*inside, script, "sh", sys.executable, "-m", "trainer", "train", *arguments],
+        cwd=folder, capture_output=True, text=True, timeout=180, check=False,
+        env={**os.environ, "TRAINER_DATA_DIR": ""},
+    )  # fmt: skip
+    if answer.returncode == 99 or "unshare" in answer.stderr or "not found" in answer.stderr:
+        pytest.skip(f"no network namespaces here: {answer.stderr}")
+    outputs = [(folder / name).read_text() for name in ("first", "second")]
+    return [int(code) for code in answer.stdout.split()], outputs
+
+
+@pytest.mark.faults
+def test_a_cable_that_is_cut_stops_both_and_nothing_is_lost(tmp_path):
+    arguments = [*TINY, "--checkpoint_every_kimg=0.08", "--log_every_secs=0", "--run_dir=run"]
+    codes, outputs = on_two_machines(tmp_path, CUT, *arguments, "--steps=100000")
+    assert codes == [ExitCode.STOPPED] * 2, outputs
+    assert all("Stopped: another worker was lost" in output for output in outputs)
+    done = checkpoint.found(tmp_path / "run" / "checkpoints")[0].name.partition("-")[2]
+    codes, outputs = on_two_machines(tmp_path, "", *arguments, f"--steps={int(done) + 5}")
+    assert codes == [0, 0], outputs
+    assert f"Resuming from run/checkpoints/ckpt-{done}" in outputs[0]
+    lines = records(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, int(done) + 6))
