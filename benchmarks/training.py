@@ -20,7 +20,12 @@ RECIPES = (
     "dcgan", "dcgan-conditional", "dcgan-sigmoid", "mlp-small", "dcgan-kstep", "cgan", "mlp",
     "dcgan-studiogan",
 )  # fmt: skip
-OTHERS = {"tensorflow": "tensorflow", "torch": "torch", "torch compiled": "compiled"}
+OTHERS = {
+    "trainer, XLA": "xla",
+    "tensorflow": "tensorflow",
+    "torch": "torch",
+    "torch compiled": "compiled",
+}
 
 
 def settings_of(name: str) -> dict[str, Any]:
@@ -38,6 +43,7 @@ def cases(
     *,
     gpu: bool = False,
     compile_too: bool = False,
+    xla_too: bool = False,
     xla: bool = True,
     torch_threads: int = 0,
 ) -> list[Case]:
@@ -64,6 +70,10 @@ def cases(
         ),
         Case("torch", torch_loop, for_torch, environment | threads),
     ]
+    if xla_too:
+        clusters = dict(TF_XLA_FLAGS="--tf_xla_auto_jit=2 --tf_xla_cpu_global_jit")
+        ours = made[0]
+        made.append(Case("trainer, XLA", ours.make, ours.options, environment | clusters))
     if compile_too:
         mode = "reduce-overhead" if gpu else "default"
         options = dict(for_torch, compiled=True, mode=mode)
@@ -101,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--channels", type=int, default=0, help="of the images")
     parser.add_argument("--gpu", action="store_true", help="on the first GPU, else on the CPU")
     parser.add_argument("--torch-compile", action="store_true", help="torch.compile too")
+    parser.add_argument("--xla", action="store_true", help="the trainer with --xla=on, too")
     parser.add_argument(
         "--no-xla", action="store_true", help="train_on_batch of the references without XLA"
     )
@@ -109,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = dict(
         gpu=given.gpu,
         compile_too=given.torch_compile,
+        xla_too=given.xla,
         xla=not given.no_xla,
         torch_threads=given.torch_threads,
     )

@@ -299,6 +299,25 @@ def test_generate_draws_the_same_whatever_the_number(tiny, run):
     assert (other != few).any()
 
 
+def test_replicas_draw_together_what_one_draws(tiny):
+    from trainer import models, runtime
+    from trainer.data.images import ImageShape
+    from trainer.samples import Sampler
+
+    config = tiny(recipe="mlp", devices="cpu:2", conditional=True)
+    devices = runtime.start(config)
+    numbers = tf.function(lambda: devices.on_each_here(lambda number: number + 0))()
+    assert [number.numpy() for number in numbers] == [0, 1]
+    with devices.scope():
+        generator, _ = models.build(config, ImageShape(28, 1, 10))
+    labels = np.arange(330) % 10
+    one = list(Sampler(config, generator).draw(330, 5, labels))
+    two = list(Sampler(config, generator, devices).draw(330, 5, labels))
+    assert [len(batch) for batch in two] == [100, 100, 100, 30]
+    for batch, other in zip(one, two, strict=True):
+        np.testing.assert_array_equal(batch, other)
+
+
 def test_an_unwritable_run_dir_is_named(tiny, run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):

@@ -56,7 +56,8 @@ def evaluate(
     # The same number each time, on whatever device.
     devices = runtime.start(config.replace(deterministic=True))
     tf.config.experimental.enable_tensor_float_32_execution(False)
-    generator, name = generate.build_drawing(run_dir, config)
+    with devices.scope():
+        generator, name = generate.build_drawing(run_dir, config)
     ready = evaluator.prepare(
         config,
         data,
@@ -67,7 +68,7 @@ def evaluate(
         check=lambda: None,
     )
     about = {**ready.describe(), "ema": name == "average", "compute_dtype": devices.precision}
-    sampler = Sampler(config, generator)
+    sampler = Sampler(config, generator, devices)
     records = []
     for path in load_each(run_dir, which, {name: generator}):
         found = ready.evaluate(sampler)

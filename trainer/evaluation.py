@@ -13,6 +13,7 @@ from trainer.data.images import ImageSet
 from trainer.errors import StoppedError, UsageError
 from trainer.evaluator import Evaluator
 from trainer.rundir import RunDir
+from trainer.runtime import Runtime
 from trainer.samples import Sampler
 from trainer.state import TrainState
 
@@ -146,7 +147,7 @@ def prepare(
     run_dir: RunDir,
     variables: TrainState,
     stop: Callable[[], bool],
-    is_chief: bool,
+    devices: Runtime,
 ) -> Quality:
     """Gets ready to evaluate, if the run does and this is its chief; at first that takes a while.
 
@@ -154,7 +155,7 @@ def prepare(
       UsageError: if what it takes cannot be had.
       StoppedError: if a stop is requested meanwhile.
     """
-    every = config.evaluate_every.images(config.batch_size, len(data)) if is_chief else 0
+    every = config.evaluate_every.images(config.batch_size, len(data)) if devices.is_chief else 0
     quality = Quality(config, run_dir, every, stop)
     if not every:
         return quality
@@ -172,7 +173,7 @@ def prepare(
         seed=config.seed,
         check=go_on,
     )
-    quality.sampler = Sampler(config, variables.drawing)
+    quality.sampler = Sampler(config, variables.drawing, devices)
     quality.checkpoints = Checkpoints(run_dir.best, variables.trackables(), keep=KEEP, spare=0)
     return quality
 

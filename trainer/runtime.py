@@ -78,6 +78,21 @@ class Runtime:
         values = self.strategy.run(function, args=args)
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
 
+    @property
+    def replicas_here(self) -> int:
+        """Replicas that `on_each_here` calls on."""
+        return len(self.devices) if self.workers == 1 else 1
+
+    def on_each_here(self, function: Callable[[Any], tf.Tensor]) -> list[tf.Tensor]:
+        """What `function` returns for the numbers of the replicas here, each on its own.
+
+        Of several machines one alone can call on one replica alone.
+        """
+        if self.replicas_here == 1:
+            return [function(0)]
+        values = self.strategy.run(lambda: function(replica_index()))
+        return list(self.strategy.experimental_local_results(values))
+
     def distribute(self, make: Callable[[range], tf.data.Dataset]) -> Any:
         """An iterator over `make(replicas)`, one element per replica and step.
 

@@ -16,6 +16,7 @@ from trainer.config import Config
 from trainer.data.images import ImageSet
 from trainer.files import replacing
 from trainer.randomness import Draws
+from trainer.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +29,28 @@ GIF_SECS = 12.0
 class Sampler:
     """Draws images from a generator, which may train on meanwhile."""
 
-    def __init__(self, config: Config, generator: keras.Model) -> None:
+    def __init__(
+        self, config: Config, generator: keras.Model, devices: Runtime | None = None
+    ) -> None:
+        """Draws from a generator.
+
+        Args:
+          config: of its run.
+          generator: the generator.
+          devices: whose replicas, which must have the generator, draw a batch each at a
+            time; None for one device.
+        """
         self._conditional = config.conditional
+        self._at_once = BATCH * (devices.replicas_here if devices else 1)
 
         @tf.function(autograph=False)
         def images(seed: tf.Tensor, start: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-            return draw_bytes(config, generator, latents(config, seed, start), labels)
+            def batch(number: tf.Tensor | int) -> tf.Tensor:
+                first = tf.cast(number * BATCH, tf.int64)
+                ours = latents(config, seed, start + first)
+                return draw_bytes(config, generator, ours, labels[first : first + BATCH])
+
+            return tf.concat(devices.on_each_here(batch), 0) if devices else batch(0)
 
         self._images = images
 
@@ -50,14 +67,16 @@ class Sampler:
         """
         if self._conditional != (labels is not None):
             raise ValueError("labels are for conditional generators, and those need them")
-        padded = np.zeros(-(-count // BATCH) * BATCH, np.int32)
+        padded = np.zeros(-(-count // self._at_once) * self._at_once, np.int32)
         if labels is not None:
             padded[:count] = labels
-        for start in range(0, count, BATCH):
-            batch = padded[start : start + BATCH]
+        for start in range(0, count, self._at_once):
+            asked = padded[start : start + self._at_once]
             key = tf.constant(seed, tf.int64)
-            images = self._images(key, tf.constant(start, tf.int64), tf.constant(batch))
-            yield images.numpy()[: count - start]
+            images = self._images(key, tf.constant(start, tf.int64), tf.constant(asked))
+            images = images.numpy()[: count - start]
+            for first in range(0, len(images), BATCH):
+                yield images[first : first + BATCH]
 
 
 def latents(config: Config, seed: tf.Tensor, start: tf.Tensor) -> tf.Tensor:

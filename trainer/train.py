@@ -126,7 +126,7 @@ def _taken_up(
         log.info("%s is complete: %d steps. A greater length goes on.", run_dir.path, done)
         return None
     announce.start(config, devices, variables, data, last_step)
-    quality = evaluation.prepare(config, data, run_dir, variables, stop, devices.is_chief)
+    quality = evaluation.prepare(config, data, run_dir, variables, stop, devices)
     quality.begin(done)
     if devices.agree(int(quality.is_over and finished), False)[0]:
         log.info("%s is complete: it stopped gaining by step %d.", run_dir.path, done)
