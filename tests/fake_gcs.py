@@ -299,7 +299,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         there = self.world.objects[self.bucket].get(self.object_name)
         if there is None:
-            self._fail(404, f"No such object: {self.object_name}")
+            self._fail(404, f"No such object: {self.bucket}/{self.object_name}")
             return
         new = self.world.put(name, there.content, self.bucket)
         size = str(len(new.content))
@@ -314,7 +314,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         with self.world.lock:
             if self.object_name not in objects:
-                self._fail(404, f"No such object: {self.object_name}")
+                self._fail(404, f"No such object: {self.bucket}/{self.object_name}")
             elif self._holds(self.object_name):
                 del objects[self.object_name]
                 self._send(204, b"")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer import heartbeat, rundir, status, telemetry
+from trainer import console, heartbeat, rundir, status, telemetry
 from trainer.errors import ExitCode, StorageError, UsageError
 from trainer.heartbeat import Heartbeat
 from trainer.rundir import RunDir
@@ -81,6 +81,28 @@ def test_status_of_runs_that_live_and_that_died(tiny, run, tmp_path):
     troubled = status.look(folder, "run")
     assert troubled.health[1:] == ["2 saves failed", "it looks collapsed"]
     assert troubled.evaluation == {}
+
+
+def test_status_takes_the_end_and_odd_files_for_what_they_are(tiny, run, tmp_path):
+    run(tiny(recipe="mlp", length=steps(2)))
+    folder = RunDir(tmp_path / "run")
+    config = folder.read_config()
+    folder.config.write_text(config.replace(length=steps(9)).to_json())
+    assert status.look(folder, "x").state == "complete"  # it stopped gaining, say
+    (folder.checkpoints / "ckpt-2 (copy).json").write_text("{}")
+    for text in ("[]", "{}", '{"kimg": "?"}'):
+        folder.evaluation.write_text(text)
+        assert status.look(folder, "x").evaluation == {}
+    os.utime(folder.generator, (0, 0))  # the next steps are saved, and not all trained
+    found = status.look(folder, "x")
+    assert (found.state, found.checkpoint_step) == ("stopped", 2)
+
+
+def test_progress_of_an_older_version_is_shown():
+    line = dict.fromkeys(("kimg", "images_per_sec", "d_loss", "g_loss", "g_acc"), 1.0)
+    line |= {"d_acc": 1.0, "d_real_acc": 1.0, "d_fake_acc": 1.0, "memory_gib": {}}
+    assert "waiting" not in console.progress(line, 2.0, 1.0)
+    assert "25% waiting for data" in console.progress({**line, "data_wait": 0.25}, 2.0, 1.0)
 
 
 def test_status_shows_the_newest_evaluation(tiny, run, tmp_path):
@@ -157,3 +179,5 @@ def test_vertex_says_where_the_run_goes(trainer):
     assert config["run_dir"] == "gs://bucket/AIP_CHECKPOINT_DIR"
     assert config["tensorboard_dir"] == "gs://bucket/AIP_TENSORBOARD_LOG_DIR"
     assert config["model_dir"] == "here"
+    none = json.loads(trainer("train", "--dry_run", "--model_dir=", **said).stdout)
+    assert none["model_dir"] == ""

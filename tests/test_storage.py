@@ -32,7 +32,7 @@ from trainer.settings import Duration
 from trainer.storage import bucket as bucket_module
 from trainer.storage import datasets, lease, mirror, place
 from trainer.storage.address import Address
-from trainer.storage.bucket import Bucket, ConflictError, DamagedError
+from trainer.storage.bucket import Bucket, ConflictError, DamagedError, MissingError
 from trainer.storage.lease import Lease
 from trainer.storage.place import Place, reading
 
@@ -78,6 +78,8 @@ def test_what_is_written_is_read(server, tmp_path):
     there.delete(item)
     there.delete(item)
     assert server.names() == ["runs/one/big"]
+    with pytest.raises(MissingError, match=r"runs/one/a/b\.bin is not there"):
+        there.download(item, tmp_path / "copy")
 
 
 def test_a_long_list_comes_in_pages(server):
@@ -554,7 +556,8 @@ def test_it_is_read_from_other_machines(server):
     with job.working():
         assert (reading(RUN) / "lock.json").exists()  # a sign of life, for `status`
     job.run(3)
-    reading(RUN, checkpoints=False)  # brings of it its marker, with step and time, alone
+    reading(RUN, which=None)  # brings of it its marker, with step and time, alone
+    assert not (folder / "samples").exists()
     assert (folder / "checkpoints/ckpt-3.json").exists()
     assert not list(folder.glob("checkpoints/ckpt-3.data*"))
     assert checkpoint.found(reading(RUN) / "checkpoints")[0].name == "ckpt-3"
@@ -562,6 +565,12 @@ def test_it_is_read_from_other_machines(server):
     damage(server, 3, "other content")
     assert checkpoint.found(reading(RUN) / "checkpoints")[0].name == "ckpt-2"
     assert saved(server) == [1, 2, 3]  # a reader changes nothing
+    assert [p.name for p in checkpoint.found(reading(RUN, which="1") / "checkpoints")] == [
+        "ckpt-2",
+        "ckpt-1",
+    ]
+    assert len(checkpoint.found(reading(RUN, which="all") / "checkpoints")) == 3
+    assert len(checkpoint.found(reading(RUN) / "checkpoints")) == 2
     server.objects["bucket"].clear()
     with pytest.raises(UsageError, match=r"^--run_dir=gs://bucket/runs/one is not a run directory"):
         reading(RUN)
@@ -635,6 +644,8 @@ def test_logs_and_the_model_go_where_they_are_asked_for(server, tiny, run, tmp_p
     served = tf.saved_model.load(str(folder / "model")).signatures["serving_default"]
     latents, labels = tf.zeros([3, config.latent_dim]), tf.range(3)
     assert served(latents=latents, labels=labels)["images"].shape == (3, 28, 28, 1)
+    late = f"{where}/late"  # asked for once the run is complete
+    assert f"ckpt-2 is in {late} for a server" in run(config.replace(model_dir=late))
 
 
 def test_logs_that_do_not_arrive_stop_nothing(server, tiny, run, caplog):
@@ -721,7 +732,7 @@ def test_what_an_evaluation_found_goes_back_to_the_run(server):
     (folder / "evaluation").mkdir()
     write_text(folder / "evaluation" / "classes.png", "picture")
     for _ in range(2):  # anew, too
-        place.publish(RUN, folder, ["evaluation.json", "evaluation"])
+        place.publish(RUN, folder, ["evaluation.json", "evaluation", "none"])
     there = server.objects["bucket"]
     assert there["runs/one/evaluation.json"].content == b"{}"
     assert there["runs/one/evaluation/classes.png"].content == b"picture"
@@ -733,8 +744,10 @@ def test_who_may_only_read_a_run_keeps_what_was_found(server, caplog):
     write_text(folder / "evaluation.json", "{}")
     server.faults = [Fault(403, "upload", times=99)]
     place.publish(RUN, folder, ["evaluation.json"])
-    assert f"It is only in {folder}" in caplog.text
-    assert (folder / "evaluation.json").exists()
+    found = folder.with_name(folder.name + "-found")
+    assert f"It is only in {found}" in caplog.text
+    reading(RUN)  # makes the copy what the bucket holds
+    assert (found / "evaluation.json").read_text() == "{}"
 
 
 def test_own_data_from_a_bucket(server, tmp_path):

@@ -8,7 +8,9 @@ import pytest
 import tensorflow as tf
 
 from trainer import xla
-from trainer.errors import UsageError
+from trainer.errors import NotFiniteError, UsageError
+from trainer.runtime import Runtime
+from trainer.settings import Duration
 
 
 def test_a_run_with_xla_is_the_same_up_to_rounding(trainer, tmp_path):
@@ -27,52 +29,64 @@ def test_a_run_with_xla_is_the_same_up_to_rounding(trainer, tmp_path):
     assert (rows["on"] != rows["off"]).any()  # it was compiled otherwise
 
 
-@pytest.fixture
-def counter():
-    return tf.Variable(5)
-
-
-def choose(counter, monkeypatch, *, fails=False, gain=2.0, choice="auto", may_try=True):
-    """What is chosen where XLA makes steps so much faster; returns the final mode."""
-    clock = [0.0]
+def is_faster(monkeypatch, *, gain=2.0, error=None):
+    """What trials find where XLA makes steps so much faster, or fails."""
+    clock, counter = [0.0], tf.Variable(5)
     monkeypatch.setattr(xla.time, "perf_counter", lambda: clock[0])
 
     def make():
-        on = bool(tf.config.optimizer.get_jit())
-
         def advance(steps):
+            on = bool(tf.config.optimizer.get_jit())
             counter.assign_add(steps)
             clock[0] += steps / (gain if on else 1.0)
-            if on and fails:
-                raise UsageError("The device's memory is too small.")
-            return on
+            if on and error is not None:
+                raise error
 
         return advance
 
     try:
-        advance = xla.compiled(
-            choice, make, variables=[counter], may_try=may_try, agree=lambda n, stop: (n, stop)
-        )
-        assert counter.numpy() == 5
-        return advance(1)
+        return xla.is_faster(make, [counter])
     finally:
-        tf.config.optimizer.set_jit(False)
+        assert counter.numpy() == 5
+        xla.switch(False)
 
 
-def test_what_is_faster_is_chosen_and_nothing_else_changes(counter, monkeypatch, caplog):
+def test_what_is_faster_is_chosen_and_nothing_else_changes(monkeypatch, caplog):
     with caplog.at_level(logging.INFO):
-        assert choose(counter, monkeypatch)
-    assert "XLA: 2.00 times as fast in 30 steps: on" in caplog.text
+        assert is_faster(monkeypatch)
+    assert "XLA makes steps 2.00 times as fast: on" in caplog.text
+    assert not is_faster(monkeypatch, gain=0.5)
 
 
-def test_what_is_slower_or_does_not_compile_is_not(counter, monkeypatch, caplog):
-    assert not choose(counter, monkeypatch, gain=0.5)
-    counter.assign(5)
-    assert not choose(counter, monkeypatch, fails=True)
-    assert "XLA cannot compile the steps: The device's memory is too small." in caplog.text
+@pytest.mark.parametrize(
+    "error",
+    [
+        UsageError("The device's memory is too small."),
+        NotFiniteError("d_loss is nan"),
+        tf.errors.InternalError(None, None, "libdevice not found\nat all"),
+    ],
+)
+def test_what_xla_cannot_do_is_done_without(monkeypatch, caplog, error):
+    assert not is_faster(monkeypatch, error=error)
+    assert f"XLA cannot compile the steps: {str(error).splitlines()[0]}" in caplog.text
 
 
-def test_nothing_is_tried_where_bits_must_stay(counter, monkeypatch):
-    assert not choose(counter, monkeypatch, may_try=False)
-    counter.assign(5)
-    assert choose(counter, monkeypatch, choice="on")
+@pytest.mark.parametrize(
+    ("on_gpus", "settings", "tried"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"deterministic": True}, False),
+        (True, {"devices": "cpu:2"}, False),
+        (True, {"xla": "off"}, False),
+    ],
+)
+def test_where_both_are_tried(tiny, run, monkeypatch, on_gpus, settings, tried):
+    monkeypatch.setattr(Runtime, "is_on_gpus", on_gpus)
+    calls = []
+    monkeypatch.setattr(xla, "is_faster", lambda *arguments: bool(calls.append(arguments)))
+    length = Duration(1, "steps")
+    config = tiny(**{"recipe": "mlp", "deterministic": False, "length": length, **settings})
+    run(config)
+    run(config)  # complete: nothing to try for
+    assert len(calls) == tried

@@ -99,14 +99,14 @@ def report(line: str, exit_code: int) -> None:
 
 def progress(record: Mapping[str, Any], total_kimg: float, secs_left: float) -> str:
     """A line of progress from a line of metrics."""
-    wait = record["data_wait"]
+    wait = record.get("data_wait", 0.0)  # an older version's lines have none
     waiting = [f"{wait:.0%} waiting for data"] if wait > WORTH_SAYING else []
     return "  ".join(
         [
             f"{record['kimg']:.1f}/{total_kimg:.6g} kimg",
             f"{record['images_per_sec']:,.0f} images/s",
             f"{1000 / record['images_per_sec']:.3g} s/kimg",
-            f"{record['utilisation']:.0%} of matmul",
+            f"{record.get('utilisation', 0.0):.0%} of matmul",
             *waiting,
             metrics(record),
             f"{duration(secs_left)} left",

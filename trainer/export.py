@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 KERAS_FILE = "generator.keras"
 SAVED_MODEL = "saved_model"
+MODEL = "saved_model.pb"  # in it
 SIGNATURE = "serving_default"
 
 
@@ -62,6 +63,11 @@ def export(run_dir: RunDir, config: Config, out: Path, which: str = "") -> None:
     _report(config, generator, source, out)
 
 
+def served(config: Config) -> bool:
+    """Whether there is nothing to bring to --model_dir: it has a model, or is not asked for."""
+    return not config.model_dir or elsewhere.has(config.model_dir, "model_dir", MODEL)
+
+
 def deliver(run_dir: RunDir, config: Config) -> None:
     """Writes the SavedModel of a complete run into --model_dir.
 
@@ -74,7 +80,7 @@ def deliver(run_dir: RunDir, config: Config) -> None:
             save_model(config, plain(drawing), Path(name))
         except OSError as error:
             raise StorageError(f"{name} cannot be written ({error}).") from None
-        elsewhere.bring(Path(name), config.model_dir, "model_dir", last="saved_model.pb")
+        elsewhere.bring(Path(name), config.model_dir, "model_dir", last=MODEL)
     log.info("The generator of %s is in %s for a server", source, config.model_dir)
 
 

@@ -172,7 +172,7 @@ def config_from_flags(
     given.setdefault("data_dir", environment.get("TRAINER_DATA_DIR", ""))
     config = recipes.resolve(given)
     for name, variable in VERTEX.items():
-        if not getattr(config, name) and environment.get(variable):
+        if values.get(name) is None and environment.get(variable):
             config = config.replace(**{name: environment[variable].rstrip("/")})
     if not config.run_dir:
         name = f"{config.recipe}-{_short_name(config.dataset)}"

@@ -48,8 +48,8 @@ class Operation:
 
     xla: str = setting(
         "auto",
-        "compile the steps with XLA; auto: on GPUs whichever is faster, tried at the start, "
-        "elsewhere and with --deterministic off",
+        "compile the steps with XLA; auto: on one GPU whichever is faster, tried at the start; "
+        "on CPUs, on several GPUs and with --deterministic off",
         choices=("auto", "on", "off"),
         may_change=True,
     )

@@ -100,16 +100,19 @@ class Run:
                 recorder, lambda images, share: warn(watch.drawn(images, share))
             )
 
+            uploads_failed = self.uploads.failures  # before a rollback
+
             def save(done: int) -> bool:
+                nonlocal uploads_failed
                 began = time.time()
                 saved = self.saver.save(done, recorder.flush)
                 if saved:
                     self.telemetry.saved(done, time.time() - began)
                 else:
-                    recorder.extras["failed_saves"] = self.saver.failures
+                    recorder.count("failed_saves", 1)
                 self.uploads.saved()
-                if self.uploads.failures:
-                    recorder.extras["failed_uploads"] = self.uploads.failures
+                recorder.count("failed_uploads", self.uploads.failures - uploads_failed)
+                uploads_failed = self.uploads.failures
                 return saved
 
             def stop_or_collapsed() -> bool:
@@ -257,8 +260,24 @@ class Run:
         """Of what the steps wait for their data."""
         return Stopwatch()
 
+    @functools.cached_property
+    def with_xla(self) -> bool:
+        """Whether XLA compiles the steps: as asked, or tried out where bits may differ."""
+        devices = self.devices
+        # Where one replica fails alone the others wait for it.
+        may_try = devices.is_on_gpus and devices.num_replicas == 1 and not devices.deterministic
+        is_done = self.variables.steps_done(self.config.batch_size) >= self.last_step
+        if self.config.xla == "auto" and may_try and not is_done:
+            return xla.is_faster(self._compiled, self.variables.variables())
+        return self.config.xla == "on"
+
     def _advance(self) -> Advance:
         """The compiled step on its data, from the steps that are done on."""
+        xla.switch(self.with_xla)
+        self.waiting.take()  # what trials waited does not count
+        return self._compiled()
+
+    def _compiled(self) -> Advance:
         config = self.config
 
         def batches(replicas: range) -> tf.data.Dataset:
@@ -272,15 +291,6 @@ class Run:
                 num_replicas=self.devices.num_replicas,
             )
 
-        def make() -> Advance:
-            iterator = self.waiting.timed(self.devices.distribute(batches))
-            classes = self.data.shape.classes
-            return make_advance(config, self.devices, self.variables, classes, iterator, self.meter)
-
-        return xla.compiled(
-            config.xla,
-            make,
-            variables=self.variables.variables(),
-            may_try=self.devices.is_on_gpus and not self.devices.deterministic,
-            agree=self.devices.agree,
-        )
+        iterator = self.waiting.timed(self.devices.distribute(batches))
+        classes = self.data.shape.classes
+        return make_advance(config, self.devices, self.variables, classes, iterator, self.meter)

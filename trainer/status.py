@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from trainer.console import duration
 from trainer.lock import BEAT_SECS, WATCH_SECS
 from trainer.operation_settings import BEST_METRICS
 from trainer.rundir import RunDir
+
+MANIFEST = re.compile(r"ckpt-(\d+)\.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +91,19 @@ def look(run_dir: RunDir, name: str, now: float | None = None) -> Status:
     last_step = config.length.steps(config.batch_size, data["images"])
     line = _last_line(run_dir)
     step = line.get("step", 0)
-    manifests = sorted(
-        run_dir.checkpoints.glob("ckpt-*.json"), key=lambda path: int(path.stem.split("-")[1])
-    )
+    manifests = {
+        int(match[1]): path
+        for path in run_dir.checkpoints.glob("*.json")
+        if (match := MANIFEST.fullmatch(path.name))
+    }
+    newest = max(manifests, default=None)
+    saved = _age(manifests[newest], now) if newest is not None else None
+    drawn = _age(run_dir.generator, now)
     beating = _age(run_dir.path / "lock.json", now)
     state = "stopped"
     if beating is not None and beating < BEAT_SECS + WATCH_SECS:
         state = "running"
-    elif run_dir.generator.exists() and step >= last_step:
+    elif beating is None and saved is not None and drawn is not None and drawn <= saved:
         state = "complete"
     rate = line.get("images_per_sec", 0.0)
     left = (last_step - step) * config.batch_size / rate if rate and state == "running" else None
@@ -109,8 +117,8 @@ def look(run_dir: RunDir, name: str, now: float | None = None) -> Status:
         kimg=line.get("kimg", 0.0),
         images_per_sec=rate,
         secs_left=left,
-        checkpoint_step=int(manifests[-1].stem.split("-")[1]) if manifests else None,
-        checkpoint_age_secs=_age(manifests[-1], now) if manifests else None,
+        checkpoint_step=newest,
+        checkpoint_age_secs=saved,
         starts=run_dir.read_starts()["starts"],
         health=_health(line, beating),
         evaluation=_evaluation(run_dir, line),
@@ -123,6 +131,7 @@ def _health(line: dict[str, Any], beating: float | None) -> list[str]:
         signs.append(f"it ended without saying so, {duration(beating)} ago")
     for name, what in (
         ("failed_saves", "saves failed"),
+        ("failed_uploads", "uploads failed"),
         ("rollbacks", "times back to a checkpoint"),
     ):
         if line.get(name):
@@ -146,7 +155,7 @@ def _last_line(run_dir: RunDir) -> dict[str, Any]:
 def _evaluation(run_dir: RunDir, line: dict[str, Any]) -> dict[str, float]:
     """What the newest evaluation found: one of training's, or that of the evaluate command."""
     found = {**line, "kimg": line.get("evaluated_kimg", -1.0)}
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # of another kind
         later = json.loads(run_dir.evaluation.read_text(encoding="utf-8"))
         if later["kimg"] >= found["kimg"]:
             found = later

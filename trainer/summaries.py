@@ -129,6 +129,11 @@ class Recorder:
         self.extras.update(values)
         self._events.scalars({f"quality/{name}": value for name, value in values.items()}, step)
 
+    def count(self, name: str, more: int) -> None:
+        """Adds to what is counted over all starts of the run, if there is something to add."""
+        if more:
+            self.extras[name] = self.extras.get(name, 0) + more
+
     def image(self, tag: str, picture: Image.Image, step: int) -> None:
         """Shows a picture in TensorBoard."""
         self._events.image(tag, picture, step)

@@ -14,7 +14,11 @@ GAUGES = {  # name: (what it is, from which column of metrics.jsonl)
     "data_wait": ("share of the steps' time spent waiting for data", "data_wait"),
     "d_loss": ("loss of the discriminator", "d_loss"),
     "g_loss": ("loss of the generator", "g_loss"),
-    "failed_saves": ("saves of this process that failed", "failed_saves"),
+    "failed_saves": ("saves that failed", "failed_saves"),
+    "failed_uploads": (
+        "saves that did not reach the bucket at once",
+        "failed_uploads",
+    ),
     "rollbacks": ("times the run went back because numbers were not finite", "rollbacks"),
     "collapse": ("1 once the run looks collapsed", "collapse"),
     "sample_diversity": ("spread of samples as a share of that of reals", "sample_diversity"),

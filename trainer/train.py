@@ -17,7 +17,7 @@ from trainer.cluster import Cluster
 from trainer.config import Config
 from trainer.console import Console
 from trainer.data.images import ImageSet
-from trainer.export import deliver
+from trainer.export import deliver, served
 from trainer.files import replacing
 from trainer.heartbeat import Heartbeat
 from trainer.models.plain import plain
@@ -65,8 +65,9 @@ def train(
     Raises:
       TrainerError: if the run cannot go on; StoppedError once an early stop is saved.
     """
-    for flag in ("tensorboard_dir", "model_dir"):
-        elsewhere.check(getattr(config, flag), flag)
+    if cluster is None or cluster.is_chief:
+        elsewhere.check(config.tensorboard_dir, "tensorboard_dir")
+        elsewhere.check(config.model_dir, "model_dir")
     stop = TimeLimit(config.max_hours, stop_requested, clock)
     place = place or Place(config)
     devices = runtime.start(config, cluster)
@@ -90,6 +91,8 @@ def train(
             config, data, run_dir, devices, variables, uploads, terminal, check, stop_now
         )
         if run is None:
+            if devices.is_chief and not served(config):
+                deliver(run_dir, config)
             return
         run.train(stop_now, lambda: stop.reason)
         if devices.is_chief:
@@ -168,21 +171,20 @@ def _directory(
         with tempfile.TemporaryDirectory(prefix="gan-trainer-worker-") as folder:
             yield RunDir(Path(folder)), lambda: None, NoUploads()
         return
+    run_dir = RunDir(place.folder)
+    if fresh:
+        run_dir.set_aside()
     with (
+        run_dir.held() as lock,
+        place.mirrored(fresh=fresh, secs_left=secs_left) as uploads,
         elsewhere.followed(config.tensorboard_dir, "tensorboard_dir", secs_left) as events,
-        contextlib.ExitStack() as stack,
     ):
-        run_dir = RunDir(place.folder, events)
-        if fresh:
-            run_dir.set_aside()
-        lock = stack.enter_context(run_dir.held())
-        uploads = stack.enter_context(place.mirrored(fresh=fresh, secs_left=secs_left))
 
         def check() -> None:
             lock.check()
             uploads.check()
 
-        yield run_dir, check, uploads
+        yield RunDir(place.folder, events), check, uploads
 
 
 def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> Path | None:

@@ -1,14 +1,15 @@
-"""Whether XLA compiles the steps: as asked, or whichever way is faster on a GPU."""
+"""XLA for the steps: switched, and tried out.  On CPUs all recipes are slower with it."""
 
+import gc
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import tensorflow as tf
 
 from trainer.advance import Advance
-from trainer.errors import UsageError
+from trainer.errors import NotFiniteError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -16,44 +17,31 @@ TRIED_STEPS = 30
 WORTH_IT = 1.03  # times as fast, at least: what XLA compiles takes longer to start
 
 
-def compiled(
-    choice: str,
-    make: Callable[[], Advance],
-    *,
-    variables: Iterable[tf.Variable],
-    may_try: bool,
-    agree: Callable[[int, bool], tuple[int, bool]],
-) -> Advance:
-    """Compiles the steps with XLA or without.
+def is_faster(make: Callable[[], Advance], variables: list[tf.Variable]) -> bool:
+    """Whether steps are faster with XLA, by trying both; afterwards all is as before.
+
+    Args:
+      make: compiles steps from where the run is, as a new function each time.
+      variables: all that the steps change.
+    """
+    secs = {on: _try(on, make, variables) for on in (False, True)}
+    gain = secs[False] / secs[True]
+    log.info("XLA makes steps %.2f times as fast: %s", gain, "on" if gain >= WORTH_IT else "off")
+    return gain >= WORTH_IT
+
+
+def switch(on: bool) -> None:
+    """Compiles what is made from now on with XLA, or without.
 
     Operations between which nothing goes to other replicas are compiled together
     (TensorFlow's auto-clustering), so that all-reduces stay where they are.
-
-    Args:
-      choice: "on", "off", or "auto": what is faster where both may be tried, else off.  On
-        a CPU it is off: all recipes were slower with XLA (see benchmarks/).
-      make: compiles steps from where the run is, as a new function each time.
-      variables: all that the steps change.
-      may_try: whether to try: not where the same command must give the same bits.
-      agree: makes the chief's choice that of all machines.
     """
-    if choice == "auto" and may_try:
-        secs = {on: _try(on, make, list(variables)) for on in (False, True)}
-        gain = secs[False] / secs[True]
-        use = bool(agree(int(gain >= WORTH_IT), False)[0])
-        log.info("XLA: %.2f times as fast in %d steps: %s", gain, TRIED_STEPS, _SWITCH[use])
-    else:
-        use = choice == "on"
-    tf.config.optimizer.set_jit("autoclustering" if use else False)
-    return make()
-
-
-_SWITCH = {False: "off", True: "on"}
+    tf.config.optimizer.set_jit("autoclustering" if on else False)
 
 
 def _try(on: bool, make: Callable[[], Advance], variables: list[tf.Variable]) -> float:
     """How long some steps take, in seconds; afterwards all is as before."""
-    tf.config.optimizer.set_jit("autoclustering" if on else False)
+    switch(on)
     before = [variable.numpy() for variable in variables]
     try:
         advance = make()
@@ -61,11 +49,12 @@ def _try(on: bool, make: Callable[[], Advance], variables: list[tf.Variable]) ->
         began = time.perf_counter()
         advance(TRIED_STEPS)
         secs = time.perf_counter() - began
-    except (UsageError, tf.errors.OpError) as error:  # too little memory, or it cannot
+    except (UsageError, NotFiniteError, tf.errors.OpError) as error:
         if not on:
             raise
         log.warning("XLA cannot compile the steps: %s", str(error).splitlines()[0])
         secs = math.inf
     for variable, value in zip(variables, before, strict=True):
         variable.assign(value)
+    gc.collect()  # the function holds a copy of the data
     return secs

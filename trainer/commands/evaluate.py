@@ -50,7 +50,7 @@ def run(arguments: list[str], _: StopRequest) -> None:
         raise UsageError(f"--num_samples={count} is too few: {MIN_SAMPLES} or more.")
     if not 0 <= seed < 2**31:
         raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
-    run_dir = runs.opened(values)
+    run_dir = runs.opened(values, which)
     config = run_dir.read_config().replace(devices=values["devices"])
     if values["split"]:
         config = config.replace(split=values["split"])

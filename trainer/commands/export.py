@@ -21,7 +21,7 @@ def run(arguments: list[str], _: StopRequest) -> None:
     values = line.parse(arguments)
     out = runs.output(values, "export")
     which = flags.checkpoint_choice(values)
-    run_dir = runs.opened(values)
+    run_dir = runs.opened(values, which)
     config = run_dir.read_config().replace(devices=values["devices"])
 
     log_to(Console())

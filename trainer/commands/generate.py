@@ -35,7 +35,7 @@ def run(arguments: list[str], _: StopRequest) -> None:
         raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
     out = runs.output(values, "generated.png")
     which = flags.checkpoint_choice(values)
-    run_dir = runs.opened(values)
+    run_dir = runs.opened(values, which)
     config = run_dir.read_config().replace(devices=values["devices"])
     classes = _classes(config, run_dir, values["label"], values["labels"])
     if out.suffix not in ("", ".png", ".npz"):

@@ -27,17 +27,17 @@ def given(values: Mapping[str, Any]) -> str:
     return values["run_dir"]
 
 
-def opened(values: Mapping[str, Any], *, checkpoints: bool = True) -> RunDir:
+def opened(values: Mapping[str, Any], which: str | None = "") -> RunDir:
     """The run to read; of one in a bucket a copy as it is now.
 
     Args:
       values: of the flags.
-      checkpoints: whether the newest one is wanted, too.
+      which: the checkpoint that is wanted, as of `resume.copy`.
 
     Raises:
       TrainerError: if it is missing or cannot be read.
     """
-    return RunDir(reading(given(values), checkpoints=checkpoints))
+    return RunDir(reading(given(values), which=which))
 
 
 def output(values: Mapping[str, Any], default: str) -> Path:

@@ -21,7 +21,7 @@ def run(arguments: list[str], _: StopRequest) -> None:
     if values["every_secs"] <= 0:
         raise UsageError(f"--every_secs={values['every_secs']:g} must be more than 0.")
     while True:
-        found = status.look(runs.opened(values, checkpoints=False), runs.given(values))
+        found = status.look(runs.opened(values, which=None), runs.given(values))
         print(found.to_json() if values["json"] else found.screen(), flush=True)
         if not values["watch"]:
             return

@@ -254,7 +254,7 @@ class Bucket:
         code, reason = getattr(error, "code", None), _reason(error)
         if code == 412:
             return ConflictError(f"{self._named(name)} was written by somebody else.")
-        if code == 404 and name and "bucket" not in reason.lower():
+        if code == 404 and name and "bucket does not exist" not in reason.lower():
             return MissingError(f"{self._named(name)} is not there (any more).")
         if code == 404:
             return UsageError(f"{flag}: there is no bucket {where!r}: create it or name another.")

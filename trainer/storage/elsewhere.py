@@ -3,13 +3,18 @@
 import contextlib
 import logging
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.errors import TrainerError, UsageError
 from trainer.storage.address import Address, is_bucket
-from trainer.storage.place import END_SECS, LEAVE_SECS, base
+from trainer.storage.place import END_SECS, LEAVE_SECS
+
+if TYPE_CHECKING:
+    from trainer.storage.bucket import Bucket
 
 log = logging.getLogger(__name__)
 
@@ -17,20 +22,24 @@ PAUSE_SECS = 30.0  # between looks at what has grown
 
 
 def check(place: str, flag: str) -> None:
-    """Looks whether a place can be meant, and written where it is on a disk.
+    """Looks whether a place is there and, on a disk, can be written; "" is none.
 
     Raises:
       UsageError: naming `flag`, if not.
     """
-    if not place:
-        return
     if is_bucket(place):
-        Address.parse(place, flag)
-        return
-    try:
-        Path(place).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--{flag}={place} cannot be written ({error.strerror}).") from None
+        has(place, flag, "any")
+    elif place:
+        with _on_a_disk(place, flag):
+            Path(place).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=place).close()
+
+
+def has(place: str, flag: str, name: str) -> bool:
+    """Whether there is a file of this name at a place."""
+    if not is_bucket(place):
+        return Path(place, name).exists()
+    return _bucket(place, flag).look(name) is not None
 
 
 def bring(folder: Path, place: str, flag: str, *, last: str = "") -> None:
@@ -49,19 +58,15 @@ def bring(folder: Path, place: str, flag: str, *, last: str = "") -> None:
     files.sort(key=lambda path: path.name == last)
     names = [str(path.relative_to(folder)) for path in files]
     if is_bucket(place):
-        from trainer.storage.bucket import Bucket  # late: its library is
-
-        bucket = Bucket(Address.parse(place, flag))
+        bucket = _bucket(place, flag)
         for name, path in zip(names, files, strict=True):
             bucket.put(name, path)
         return
-    try:
+    with _on_a_disk(place, flag):
         for name, path in zip(names, files, strict=True):
             target = Path(place, name)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    except OSError as error:
-        raise UsageError(f"--{flag}={place} cannot be written ({error.strerror}).") from None
 
 
 @contextlib.contextmanager
@@ -81,27 +86,28 @@ def followed(place: str, flag: str, secs_left: Callable[[], float]) -> Iterator[
     if not is_bucket(place):
         yield Path(place) if place else None
         return
-    address = Address.parse(place, flag)
-    folder = base("followed") / address.local_name()
     ended = threading.Event()
-    follower = threading.Thread(target=_follow, args=(folder, address, ended), daemon=True)
-    follower.start()
-    try:
-        yield folder
-    finally:
-        ended.set()
-        follower.join(max(0.0, min(END_SECS, secs_left() - LEAVE_SECS)))
+    with tempfile.TemporaryDirectory(prefix="gan-trainer-", ignore_cleanup_errors=True) as name:
+        arguments = (Path(name), place, flag, ended)
+        follower = threading.Thread(target=_follow, args=arguments, daemon=True)
+        follower.start()
+        try:
+            yield Path(name)
+        finally:
+            ended.set()
+            # Half of the time: the run itself may wait for its bucket, too.
+            follower.join(max(0.0, min(END_SECS, (secs_left() - LEAVE_SECS) / 2)))
+            if follower.is_alive():
+                log.warning("%s is without the last of %s (the time was short).", place, name)
 
 
-def _follow(folder: Path, address: Address, ended: threading.Event) -> None:
-    from trainer.storage.bucket import Bucket
-
+def _follow(folder: Path, place: str, flag: str, ended: threading.Event) -> None:
     there: dict[Path, int] = {}  # sizes of what was brought: these files only grow
     said, is_over = "", False
     while not is_over:
         is_over = ended.wait(PAUSE_SECS)
         try:
-            bucket = Bucket(address)
+            bucket = _bucket(place, flag)
             for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                 content = path.read_bytes()  # it may grow meanwhile
                 if there.get(path) != len(content):
@@ -109,5 +115,20 @@ def _follow(folder: Path, address: Address, ended: threading.Event) -> None:
                     there[path] = len(content)
         except (TrainerError, OSError) as error:
             if str(error) != said:
-                log.warning("Not all of %s has reached %s: %s", folder, address, error)
+                log.warning("Not all has reached %s: %s", place, error)
             said = str(error)
+
+
+def _bucket(place: str, flag: str) -> "Bucket":
+    from trainer.storage.bucket import Bucket  # late, as its library is
+
+    return Bucket(Address.parse(place, flag))
+
+
+@contextlib.contextmanager
+def _on_a_disk(place: str, flag: str) -> Iterator[None]:
+    """Turns what the disk says into an error that names the flag."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"--{flag}={place} cannot be written ({error.strerror}).") from None

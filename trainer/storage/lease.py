@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import BusyError, StorageError, TrainerError
+from trainer.errors import BusyError, TrainerError
 from trainer.files import write_text
 from trainer.lock import who
 from trainer.storage.address import Address
@@ -146,6 +146,6 @@ class Lease:
         """Removes our mark; where the bucket fails, the next job waits for WATCH_SECS."""
         if self._lost is not None:
             return
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(TrainerError):
             bucket = Bucket(self._bucket.address, retry_secs=RELEASE_SECS)
             bucket.delete(Item(NAME, 0, "", self._generation, 0.0))

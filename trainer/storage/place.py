@@ -5,6 +5,7 @@ import fcntl
 import logging
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -139,13 +140,13 @@ def _until_there(
         )
 
 
-def reading(run_dir: str, *, flag: str = "run_dir", checkpoints: bool = True) -> Path:
+def reading(run_dir: str, *, flag: str = "run_dir", which: str | None = "") -> Path:
     """A run's folder on this machine, to read: of one in a bucket a copy as it is now.
 
     Args:
       run_dir: as the user gave it.
       flag: whose value that is.
-      checkpoints: whether the newest checkpoint is wanted, too.
+      which: the checkpoint that is wanted, as of `resume.copy`.
 
     Raises:
       UsageError: if there is no such bucket, or no right to read it.
@@ -166,7 +167,7 @@ def reading(run_dir: str, *, flag: str = "run_dir", checkpoints: bool = True) ->
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / ".lock", "a", encoding="ascii") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # other readers change the same files
-            resume.copy(Bucket(address), folder, checkpoints=checkpoints)
+            resume.copy(Bucket(address), folder, which)
     except OSError as error:
         raise _of_the_disk(error, folder) from None
     if not (folder / "config.json").exists():
@@ -189,15 +190,25 @@ def publish(run_dir: str, folder: Path, names: Iterable[str]) -> None:
     from trainer.storage.bucket import Bucket
 
     bucket = Bucket(run_address(run_dir))
+    files = [
+        file
+        for name in names
+        for file in [folder / name, *sorted((folder / name).rglob("*"))]
+        if file.is_file()
+    ]
     try:
-        for name in names:
-            path = folder / name
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                named = str(file.relative_to(folder))
-                bucket.put(named, file)
-                log.info("Written to %s/%s", run_dir.rstrip("/"), named)
+        for file in files:
+            named = str(file.relative_to(folder))
+            bucket.put(named, file)
+            log.info("Written to %s/%s", run_dir.rstrip("/"), named)
     except TrainerError as error:
-        log.warning("%s It is only in %s.", error, folder)
+        # The next reader makes the copy what the bucket holds.
+        found = folder.with_name(f"{folder.name}-found")
+        for file in files:
+            target = found / file.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+        log.warning("%s It is only in %s.", error, found)
 
 
 def run_address(run_dir: str, flag: str = "run_dir") -> Address:
@@ -223,5 +234,5 @@ def base(name: str) -> Path:
 def _of_the_disk(error: OSError, folder: Path) -> StorageError:
     return StorageError(
         f"{folder}, where files of the bucket go, cannot be written ({error.strerror or error}): "
-        "free some disk, or name another place by --scratch_dir or XDG_CACHE_HOME."
+        "free some disk, or name another place by XDG_CACHE_HOME."
     )

@@ -21,6 +21,7 @@ from trainer.storage.layout import MAIN, RUN_ID, Saved
 
 log = logging.getLogger(__name__)
 
+PICTURES = ("samples/", "evaluation/", "training.gif")
 KEPT = (".lock", lease.NAME, lease.NOTE)  # in use while the folder is held
 
 
@@ -48,13 +49,14 @@ def bring(bucket: Bucket, folder: Path) -> dict[str, Item]:
     return bucket.list()
 
 
-def copy(bucket: Bucket, folder: Path, *, checkpoints: bool) -> None:
+def copy(bucket: Bucket, folder: Path, which: str | None) -> None:
     """Makes a folder a copy of the bucket's run that can be read.
 
     Args:
       bucket: of the run.
       folder: to fill; what is there of other runs goes.
-      checkpoints: whether the newest one that is whole is wanted, too.
+      which: the step of a checkpoint that is wanted besides the newest that is whole, "all"
+        for all, or "" for none; None: of the newest one the marker alone, and no pictures.
 
     Raises:
       CheckpointError: if there are checkpoints and none is whole.
@@ -62,7 +64,7 @@ def copy(bucket: Bucket, folder: Path, *, checkpoints: bool) -> None:
     while True:
         items = bucket.list()
         try:
-            _copy(bucket, items, folder, checkpoints=checkpoints)
+            _copy(bucket, items, folder, which)
             return
         except CheckpointError:
             if layout.committed(bucket.list()) == layout.committed(items):
@@ -70,26 +72,32 @@ def copy(bucket: Bucket, folder: Path, *, checkpoints: bool) -> None:
             # A run that goes on has removed what was listed; it has newer ones.
 
 
-def _copy(bucket: Bucket, items: Mapping[str, Item], folder: Path, *, checkpoints: bool) -> None:
+def _copy(bucket: Bucket, items: Mapping[str, Item], folder: Path, which: str | None) -> None:
     """Makes a folder a copy of what the bucket held when it was listed."""
     for saved, files in layout.checkpoints(_names(folder)).items():
         if saved.marker not in items or not all(_is_here(items, n, folder) for n in files):
             _remove(folder, files)
-    if checkpoints:
+    asked = [s for s in layout.committed(items) if which in ("all", str(s.step))]
+    if which is None:
+        newest = layout.committed(items)[:1]
+        records = [n for n in items if not layout.checkpoint_of(n) and not n.startswith(PICTURES)]
+        _bring(bucket, items, folder, [*records, *(saved.marker for saved in newest)])
+    else:
         _choose(bucket, items, folder)
-    elif newest := next(iter(layout.committed(items)), None):  # its marker says step and time
-        (folder / newest.folder).mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(MissingError, ConflictError):
-            bucket.download(items[newest.marker], folder / newest.marker)
+        for saved in asked:
+            if _fault(folder, saved):
+                _bring_checkpoint(bucket, items, folder, saved)
     for name in _names(folder):
         if layout.checkpoint_of(name) is None and name not in items and name != ".lock":
             (folder / name).unlink()  # the lock is this reader's own
-    _bring_records(bucket, items, folder)
-    if lease.NAME in items:  # by its age a reader sees whether the run lives
-        with contextlib.suppress(MissingError, ConflictError):
-            bucket.download(items[lease.NAME], folder / lease.NAME)
+    if which is not None:
+        _bring_records(bucket, items, folder)
+    with contextlib.suppress(MissingError, ConflictError):
+        if beat := bucket.look(lease.NAME):  # by its age a reader sees whether the run lives
+            bucket.download(beat, folder / lease.NAME)
     for saved in layout.committed(_names(folder))[2:]:  # another reader may be at the second
-        _remove(folder, layout.checkpoints(_names(folder))[saved])
+        if saved not in asked:
+            _remove(folder, layout.checkpoints(_names(folder))[saved])
 
 
 def _choose(
@@ -184,11 +192,17 @@ def _fault(folder: Path, saved: Saved) -> str:
 
 
 def _bring_records(bucket: Bucket, items: Mapping[str, Item], folder: Path) -> None:
-    """Downloads all but checkpoints to go on from and TensorBoard's files, which only grow."""
-    for name in _markers_last(items):
-        saved = layout.checkpoint_of(name)
+    """Downloads all but checkpoints to go on from."""
+    saved = {name: layout.checkpoint_of(name) for name in items}
+    names = [name for name, of in saved.items() if of is None or of.folder != MAIN]
+    _bring(bucket, items, folder, names)
+
+
+def _bring(bucket: Bucket, items: Mapping[str, Item], folder: Path, names: Iterable[str]) -> None:
+    """Downloads files, but for TensorBoard's, which only grow."""
+    for name in _markers_last(names):
         wanted = layout.is_ours(name) and not name.startswith(f"{layout.TENSORBOARD}/")
-        if not wanted or (saved and saved.folder == MAIN) or _is_here(items, name, folder):
+        if not wanted or _is_here(items, name, folder):
             continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         try:
