@@ -55,9 +55,15 @@ class Parts:
     def advance(self, batches):
         """The compiled step on these batches, as the trainer makes it."""
         from trainer.advance import make_advance
+        from trainer.data.waiting import Stopwatch
 
+        watch = Stopwatch()
         return make_advance(
-            self.config, self.devices, self.variables, self.data.shape.classes, batches
+            self.config,
+            self.devices,
+            self.variables,
+            self.data.shape.classes,
+            lambda number: watch.timed(lambda: next(batches), number),
         )
 
     def work(self, call) -> Work:

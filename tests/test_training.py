@@ -35,7 +35,7 @@ def trajectory(config, steps=STEPS):
             num_replicas=devices.num_replicas,
         )
     )
-    advance = make_advance(config, devices, variables, data.shape.classes, batches)
+    advance = make_advance(config, devices, variables, data.shape.classes, lambda k: next(batches))
     return advance(steps), variables
 
 

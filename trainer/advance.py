@@ -1,6 +1,7 @@
 """Many steps of training per call of the device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -21,7 +22,7 @@ def make_advance(
     runtime: Runtime,
     state: TrainState,
     classes: int,
-    batches: Iterator,
+    batch: Callable[[tf.Tensor], Any],
     meter: Meter | None = None,
 ) -> Advance:
     """Compiles the step.
@@ -29,7 +30,7 @@ def make_advance(
     Args:
       config, runtime, state: the run's.
       classes: classes of the data.
-      batches: an iterator over the replicas' real batches, a step each.
+      batch: takes the next real batches of the replicas; gets the step's number in its call.
       meter: told what a step needs.
 
     Returns:
@@ -43,7 +44,7 @@ def make_advance(
     meter = meter or Meter(runtime.devices, runtime.precision)
 
     def one_more(k: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-        rows = rows.write(k, runtime.run(step, *next(batches)))
+        rows = rows.write(k, runtime.run(step, *batch(k)))
         meter.flops = flops(tf.compat.v1.get_default_graph())
         state.images.assign_add(config.batch_size)
         return k + 1, rows

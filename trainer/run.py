@@ -203,7 +203,7 @@ class Run:
             every_steps=self.config.log_every_steps,
             memory=self.devices.memory,
             utilisation=self.meter.utilisation,
-            waited=self.waiting.take,
+            wait_secs=self.waiting.mean_secs,
             terminal=self.terminal,
             written=written,
         )
@@ -274,7 +274,7 @@ class Run:
     def _advance(self) -> Advance:
         """The compiled step on its data, from the steps that are done on."""
         xla.switch(self.with_xla)
-        self.waiting.take()  # what trials waited does not count
+        self.waiting.mean_secs()  # what trials waited does not count
         return self._compiled()
 
     def _compiled(self) -> Advance:
@@ -291,6 +291,10 @@ class Run:
                 num_replicas=self.devices.num_replicas,
             )
 
-        iterator = self.waiting.timed(self.devices.distribute(batches))
+        iterator = self.devices.distribute(batches)
+
+        def batch(number: tf.Tensor) -> Any:
+            return self.waiting.timed(lambda: next(iterator), number)
+
         classes = self.data.shape.classes
-        return make_advance(config, self.devices, self.variables, classes, iterator, self.meter)
+        return make_advance(config, self.devices, self.variables, classes, batch, self.meter)

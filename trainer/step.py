@@ -52,7 +52,8 @@ class Step:
         Returns:
           The replica's share of the metrics, float32; d_* are means over the d_steps.
         """
-        draws = self._draws()
+        with tf.control_dependencies([images]):  # a step that waits for its data does nothing else
+            draws = self._draws()
         updates = []
         for k in range(self.config.d_steps):
             batch = 0 if self.config.repeat_reals else k

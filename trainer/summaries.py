@@ -50,7 +50,7 @@ class Recorder:
         every_steps: int,
         memory: Callable[[], dict[str, float]],
         utilisation: Callable[[float], float],
-        waited: Callable[[], float],
+        wait_secs: Callable[[], float],
         terminal: Console,
         written: Callable[[dict[str, Any]], None] = lambda line: None,
         clock: Callable[[], float] = time.time,
@@ -67,7 +67,7 @@ class Recorder:
           every_steps: pace of lines of metrics.jsonl; 0 for by time only.
           memory: peak memory in GiB by device.
           utilisation: the share of what the devices can do, of so many steps per second.
-          waited: seconds of the last call that its steps waited for data.
+          wait_secs: how long a step of the last call waited for its data.
           terminal: where progress goes.
           written: called with each line of metrics.jsonl.
           clock: seconds since 1970.
@@ -76,7 +76,7 @@ class Recorder:
         self._written: Callable[[dict[str, Any]], None] = written
         self._names, self._batch_size, self._epoch_size = names, batch_size, epoch_size
         self._every_secs, self._every_steps = every_secs, every_steps
-        self._memory, self._utilisation, self._waited = memory, utilisation, waited
+        self._memory, self._utilisation, self._wait_of_step = memory, utilisation, wait_secs
         self._console, self._clock = terminal, clock
         self._path = run_dir.metrics
         kept = self._cut(steps.start)
@@ -97,7 +97,7 @@ class Recorder:
     def observe(self, trained: Trained) -> None:
         """Takes in a call, and writes the lines that are due."""
         per_step = trained.secs / len(trained.rows)
-        wait_per_step = self._waited() / len(trained.rows)
+        wait_per_step = self._wait_of_step()
         self._pace = per_step if not self._pace else 0.8 * self._pace + 0.2 * per_step
         for row in trained.rows:
             self._rows.append(row)
