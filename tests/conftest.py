@@ -11,6 +11,7 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 DATA_DIR = os.environ.get("TRAINER_DATA_DIR", "")
 
+import keras
 import tensorflow as tf
 
 tf.config.set_logical_device_configuration(
@@ -25,6 +26,12 @@ from trainer.train import train
 
 # Small enough for a step in milliseconds; every recipe's networks shrink by them.
 TINY = dict(g_width=0.05, d_width=0.05, batch_size=8, sample_grid=2, devices="cpu:1")
+
+
+@pytest.fixture(autouse=True)
+def _float32():
+    """Each test begins in Keras's own number format, whatever ran before."""
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture

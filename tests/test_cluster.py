@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from test_run import records
 
-from trainer import checkpoint, cluster
+from trainer import checkpoint, cluster, runtime
 from trainer.cluster import Cluster
 from trainer.errors import ExitCode, PeerError, UsageError
 
@@ -61,6 +63,12 @@ def test_wrong_clusters_are_named(workers, index, environment, message):
         cluster.find(workers, index, environment)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_pods_may_take_longer_to_come():
+    pod = {"JOB_COMPLETION_INDEX": "0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    assert cluster.find("a:1,b:1", None, pod).wait_secs == 3000
+    assert cluster.find("a:1,b:1", 0, {}).wait_secs == 300
 
 
 def test_a_host_without_an_address_and_a_taken_port():
@@ -179,7 +187,7 @@ def test_one_worker_is_stopped_or_killed(tmp_path, victim, kill):
 @pytest.mark.faults
 def test_a_worker_that_does_not_come_is_not_waited_for_for_ever(tmp_path):
     code = (
-        "import sys; from trainer import runtime, cluster; runtime.WAIT_SECS = 5.0\n"
+        "import sys; from trainer import runtime, cluster; cluster.WAIT_SECS = 5.0\n"
         "from trainer.__main__ import run_and_end; run_and_end(sys.argv[1:])"
     )
     workers = ",".join(f"localhost:{port}" for port in free_ports(2))
@@ -195,6 +203,27 @@ def test_a_worker_that_does_not_come_is_not_waited_for_for_ever(tmp_path):
         assert alone.returncode == ExitCode.CRASH, alone.stderr
         assert "came within 5 s" in alone.stderr
         assert "Traceback" not in alone.stderr
+
+
+def test_workers_with_gpus_use_them(monkeypatch):
+    """TensorFlow does not look: a resolver that says nothing means a CPU each."""
+    given = {}
+
+    def resolver(spec, **options):
+        given.update(options)
+        raise StopIteration
+
+    monkeypatch.setattr(tf.distribute.cluster_resolver, "SimpleClusterResolver", resolver)
+    with pytest.raises(StopIteration):
+        runtime._joined(Cluster(("a:1", "b:1"), 0), gpus=4)
+    assert given["num_accelerators"] == {"GPU": 4}
+    strategy = SimpleNamespace(num_replicas_in_sync=2)
+    monkeypatch.setattr(
+        tf.distribute.cluster_resolver, "SimpleClusterResolver", lambda *a, **b: None
+    )
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", lambda *a: strategy)
+    with pytest.raises(PeerError, match="makes 2 replicas of 2 machines, where 8 should be"):
+        runtime._joined(Cluster(("a:1", "b:1"), 0), gpus=4)
 
 
 # Two machines as the network sees them: each with a card of its own, and a cable between.

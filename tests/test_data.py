@@ -11,10 +11,10 @@ import pytest
 import tensorflow as tf
 
 from trainer import recipes
-from trainer.data import order, pipeline, sources
+from trainer.data import memory, order, pipeline, sources
 from trainer.data.images import ImageSet, resize
 from trainer.data.waiting import Stopwatch
-from trainer.errors import DataError
+from trainer.errors import DataError, StorageError
 
 RNG = np.random.default_rng(0)
 
@@ -133,7 +133,7 @@ def test_a_failed_download_names_file_place_and_origin(tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(keras.datasets.cifar10, "load_data", fail)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(StorageError) as error:  # another try may succeed
         sources.load(config(dataset="cifar10", data_dir=str(tmp_path)))
     message = str(error.value)
     for part in (
@@ -227,3 +227,9 @@ def test_what_steps_wait_for_slow_data_is_counted():
     assert total().numpy() == sum(range(20))
     assert 0.01 < watch.mean_secs() < 1.0  # at 3 of 20 elements, of 0.02 seconds each
     assert watch.mean_secs() == 0.0
+
+
+def test_a_named_set_too_large_for_memory_is_named(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2**20)
+    with pytest.raises(DataError, match=r"--dataset=digits: 1,500 images 640x640x1 need .* GiB"):
+        sources.load(config(dataset="digits", image_size=640))

@@ -61,6 +61,12 @@ def test_a_gpu_that_tensorflow_does_not_list_is_a_failure():
     doctor.examine([], loader(*nvidia.LIBRARIES))  # without a device nothing is missing
 
 
+def test_a_run_without_the_gpu_that_is_there_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(nvidia, "device_files", lambda: ["/dev/nvidia0"])
+    assert devices.choose("auto") == ["CPU:0"]
+    assert "Training on the CPU. /dev/nvidia0: TensorFlow lists none of 1 NVIDIA" in caplog.text
+
+
 def test_the_remedy_fits_what_is_missing(tmp_path):
     folder = tmp_path / "nvjitlink" / "lib"
     folder.mkdir(parents=True)

@@ -11,9 +11,10 @@ import pytest
 from conftest import variables
 from PIL import Image
 
-from trainer import best, chosen, evaluate, evaluation, generate, recipes
+from trainer import best, chosen, evaluate, evaluation, evaluator, generate, recipes
 from trainer.checkpoint import found, step_of
 from trainer.data import sources
+from trainer.data.images import ImageSet
 from trainer.errors import CheckpointError, DataError, ExitCode, StoppedError, UsageError
 from trainer.metrics import classifier, reference
 from trainer.metrics.features import extract, in_batches
@@ -403,3 +404,11 @@ def test_flags_of_evaluation_reach_the_configuration(trainer):
     assert re.search("Did you mean fid", wrong.stderr)
     assert os.environ["XDG_CACHE_HOME"]
     assert recipes.resolve({}).evaluate_every.value == 0
+
+
+def test_too_few_reals_are_named(tiny):
+    data = sources.load(tiny())
+    few = ImageSet(data.images[:5], data.labels[:5], data.class_names)
+    options = dict(features="auto", inception_path="", num_samples=100, seed=0, check=lambda: None)
+    with pytest.raises(DataError, match=r"digits has 5 images there, and quality .* 6 or more"):
+        evaluator.prepare(tiny(split="test"), few, **options)

@@ -245,4 +245,5 @@ def test_batch_norm_is_that_of_keras(precision):
         np.testing.assert_allclose(one, other, rtol=rough, atol=rough * np.abs(other).max())
     for one, other in zip(ours.variables, theirs.variables, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
+    theirs.set_weights(ours.get_weights())
     np.testing.assert_array_equal(ours(values), theirs(values))  # out of training

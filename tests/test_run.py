@@ -211,6 +211,19 @@ def test_other_settings_or_data_are_refused(tiny, run):
         run(config)
 
 
+def test_a_number_format_is_that_of_the_first_start(tiny, run, tmp_path):
+    config = tiny(recipe="mlp", length=Duration(1, "steps"))
+    run(config)
+    record = tmp_path / "run" / "provenance.json"
+    began = json.loads(record.read_text())
+    record.write_text(json.dumps({**began, "precision": "bfloat16"}))  # auto, on another device
+    longer = config.replace(length=Duration(2, "steps"))
+    with pytest.raises(CheckpointError, match=r"other settings \(precision: bfloat16 -> float32\)"):
+        run(longer)
+    record.write_text(json.dumps(began))
+    run(longer.replace(precision="float32"))  # what auto meant
+
+
 def test_a_damaged_checkpoint_falls_back_and_none_is_no_fresh_start(tiny, run):
     config = tiny(length=steps(4), checkpoint_every=steps(2))
     run(config)

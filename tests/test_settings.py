@@ -178,7 +178,7 @@ def test_accumulation_is_said_at_start(tiny, run):
 
 def test_micro_batches_must_divide_the_share(tiny):
     with pytest.raises(UsageError, match="--batch_per_replica=3 does not divide"):
-        runtime.start(tiny(batch_per_replica=3))
+        runtime.check_batch(tiny(batch_per_replica=3), 1)
 
 
 def test_float16_trains_and_shows_its_scales(tiny):

@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 from conftest import variables
 from fake_gcs import Fault
+from google.auth.exceptions import RefreshError, TransportError
 
 from trainer import checkpoint, evaluator, recipes
 from trainer.data import sources
@@ -181,6 +182,15 @@ def test_credentials(monkeypatch, tmp_path):
         bucket()
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
     assert bucket()._anonymous
+
+
+def test_a_metadata_server_that_is_away_is_a_passing_fault(server):
+    there = bucket()
+    away = RefreshError("no token")
+    away.__cause__ = TransportError("no metadata server")
+    assert isinstance(there._explained(away, "storage.objects.get", "x"), StorageError)
+    revoked = there._explained(RefreshError("revoked"), "storage.objects.get", "x")
+    assert isinstance(revoked, UsageError)
 
 
 @pytest.mark.parametrize("text", ["gs://", "gs://B/x", "gs://bucket//x", "gs://bucket/../x"])

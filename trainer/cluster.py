@@ -11,6 +11,7 @@ from typing import Any
 from trainer.errors import PeerError, UsageError
 
 WAIT_SECS = 300.0  # how long machines may take to come up
+JOB_WAIT_SECS = 3000.0  # and Pods, whose nodes may have to be made and images brought first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +21,12 @@ class Cluster:
     Attributes:
       workers: their addresses, HOST:PORT; the first one is the chief.
       index: the number of this one.
+      wait_secs: how long the others may take to come.
     """
 
     workers: tuple[str, ...]
     index: int
+    wait_secs: float = WAIT_SECS
 
     @property
     def is_chief(self) -> bool:
@@ -43,7 +46,7 @@ class Cluster:
           PeerError: if a host has none in time.
           UsageError: if the port is taken.
         """
-        deadline = clock() + WAIT_SECS
+        deadline = clock() + self.wait_secs
         for worker in self.workers:
             host, port = _host_port(worker)
             while True:
@@ -53,7 +56,7 @@ class Cluster:
                 except OSError as error:
                     if clock() > deadline:
                         raise PeerError(
-                            f"--workers: {host} has no address after {WAIT_SECS:g} s "
+                            f"--workers: {host} has no address after {self.wait_secs:g} s "
                             f"({error.strerror}): check the name, and that its machine runs."
                         ) from None
                     sleep(1.0)
@@ -92,6 +95,8 @@ def find(workers: str, index: int | None, environment: Mapping[str, str]) -> Clu
         _check(cluster, f"{source}={workers}")
     else:
         return None
+    in_a_pod = "KUBERNETES_SERVICE_HOST" in environment
+    cluster = dataclasses.replace(cluster, wait_secs=JOB_WAIT_SECS if in_a_pod else WAIT_SECS)
     return cluster if len(cluster.workers) > 1 else None
 
 

@@ -1,10 +1,16 @@
 """Which of this machine's devices a run uses, and the number format that suits them."""
 
+import logging
+import os
 import re
+from pathlib import Path
 
 import tensorflow as tf
 
+from trainer import nvidia
 from trainer.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 
 def choose(wanted: str) -> list[str]:
@@ -24,6 +30,8 @@ def choose(wanted: str) -> list[str]:
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         if wanted == "auto":
+            if reason := _unlisted():
+                log.warning("Training on the CPU. %s", reason)
             return _logical_cpus(1)
         raise UsageError(f"--devices={wanted}: TensorFlow lists no GPU here; use --devices=cpu.")
     chosen = [int(k) for k in match[2].split(",")] if match[2] else list(range(len(gpus)))
@@ -37,6 +45,21 @@ def choose(wanted: str) -> list[str]:
     for gpu in visible:
         tf.config.experimental.set_memory_growth(gpu, True)
     return [f"GPU:{k}" for k in range(len(visible))]
+
+
+def _unlisted() -> str | None:
+    """Why TensorFlow lists no GPU where the machine has some; None if it has none."""
+    files = nvidia.device_files()
+    if not files:
+        return None
+    return nvidia.diagnose(
+        files,
+        listed=0,
+        missing=nvidia.missing_libraries(),
+        packages=Path(tf.__file__).parent.parent / "nvidia",
+        built_for_cuda=tf.test.is_built_with_cuda(),
+        environment=os.environ,
+    )
 
 
 def _logical_cpus(count: int) -> list[str]:

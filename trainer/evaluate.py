@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from trainer import chosen, evaluator, gallery, generate, runtime
 from trainer.checkpoint import load_networks_of, step_of
@@ -55,7 +54,6 @@ def evaluate(
     check_data(run_dir, data, config)
     # The same number each time, on whatever device.
     devices = runtime.start(config.replace(deterministic=True))
-    tf.config.experimental.enable_tensor_float_32_execution(False)
     with devices.scope():
         generator, name = generate.build_drawing(run_dir, config)
     ready = evaluator.prepare(

@@ -1,15 +1,17 @@
 """Draws images from a generator and measures how good they are."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from trainer.config import Config
 from trainer.data.images import ImageSet, ImageShape
-from trainer.errors import UsageError
+from trainer.errors import DataError, UsageError
 from trainer.metrics import classifier, inception, reference
 from trainer.metrics.features import FeatureNetwork, Features, extract_each
 from trainer.metrics.measure import measure
@@ -19,6 +21,18 @@ from trainer.storage.address import is_bucket
 from trainer.storage.place import base
 
 Check = Callable[[], None]
+MIN_REALS = 6  # metrics go by an image's fifth neighbour
+
+
+@contextlib.contextmanager
+def in_full_precision() -> Iterator[None]:
+    """Products of float32 in float32, also on GPUs that would round them: numbers compare."""
+    rounded = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(rounded)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,6 +73,7 @@ class Evaluator:
     seed: int
     labels: np.ndarray | None
 
+    @in_full_precision()
     def evaluate(self, sampler: Sampler, check: Check = lambda: None) -> Findings:
         """Draws the images and measures them; `check` raises to break off."""
         started = time.monotonic()
@@ -105,6 +120,7 @@ def check_features(config: Config, shape: ImageShape, features: str, inception_p
     return by_inception
 
 
+@in_full_precision()
 def prepare(
     config: Config,
     data: ImageSet,
@@ -139,6 +155,11 @@ def prepare(
     network = network or judge
     if network is None:
         raise RuntimeError("neither inception nor a classifier is there")
+    if len(data) < MIN_REALS:
+        raise DataError(
+            f"--split={config.split}: {config.dataset} has {len(data)} images there, and quality "
+            f"is measured against {MIN_REALS} or more."
+        )
     reals = reference.load(data, config.split, network, check)
     labels = np.resize(reals.labels, num_samples) if config.conditional else None
     return Evaluator(network, judge, reals, num_samples, seed, labels)

@@ -93,7 +93,8 @@ class Run:
 
         def written(line: dict[str, Any]) -> None:
             self.telemetry.line(line)
-            warn(watch.judged(round(1000 * line["kimg"]), line["d_acc"]))
+            if self.config.loss != "wasserstein":  # whose critic has no zero
+                warn(watch.judged(round(1000 * line["kimg"]), line["d_acc"]))
 
         with contextlib.closing(self._recorder(written)) as recorder:
             sample = self._sampling(

@@ -28,15 +28,10 @@ PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # faults of a disk that may p
 
 @dataclasses.dataclass(frozen=True)
 class RunDir:
-    """The files of a run.
-
-    Attributes:
-      path: the directory.
-      tensorboard_dir: where TensorBoard's files are, if not in it.
-    """
+    """The files of a run."""
 
     path: Path
-    tensorboard_dir: Path | None = None
+    tensorboard_dir: Path | None = None  # where TensorBoard's files are, if not in it
 
     @property
     def config(self) -> Path:
@@ -253,7 +248,7 @@ class RunDir:
           UsageError, StorageError: if the directory cannot be written.
         """
         if self.config.exists():
-            self._check_settings(config)
+            self._check_settings(config, provenance["precision"])
             self._check_data(data, config.dataset, accept_changed_data)
         with self.writing():
             self.samples.mkdir(exist_ok=True)
@@ -273,11 +268,15 @@ class RunDir:
                 f"{'free some disk or ' if kind is StorageError else ''}give another."
             ) from None
 
-    def _check_settings(self, config: Config) -> None:
+    def _check_settings(self, config: Config, precision: str) -> None:
         try:
             old = self.read_config()
         except UsageError as error:
             raise CheckpointError(f"{error} Mend it, or use --fresh.") from None
+        with contextlib.suppress(OSError, ValueError, KeyError):  # what "auto" meant then
+            began = json.loads(self.provenance.read_text(encoding="utf-8"))
+            old = old.replace(precision=began["precision"])
+            config = config.replace(precision=precision)
         differences = frozen_differences(old, config)
         if differences:
             raise CheckpointError(

@@ -18,9 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 from trainer import devices
-from trainer.cluster import WAIT_SECS, Cluster
+from trainer.cluster import Cluster
 from trainer.config import Config
-from trainer.errors import PeerLostError, UsageError
+from trainer.errors import PeerError, PeerLostError, UsageError
 
 PEER_WORDS = re.compile(r"abort|unavailable|heartbeat|connection|socket|peer", re.I)
 PEER_LOST = (  # what a collective operation says once a peer has gone
@@ -227,7 +227,7 @@ def start(config: Config, cluster: Cluster | None = None) -> Runtime:
     Call it before anything else touches a device.
 
     Raises:
-      UsageError: if --devices asks for what is not there, or does not divide the batch.
+      UsageError: if --devices asks for what is not there.
       PeerError: if another worker's host has no address.
     """
     _share_cores(config)
@@ -238,7 +238,6 @@ def start(config: Config, cluster: Cluster | None = None) -> Runtime:
     workers = len(cluster.workers) if cluster else 1
     if cluster and names[1:] and names[0].startswith("CPU"):
         raise UsageError(f"--devices={config.devices}: a worker of several has one CPU: cpu.")
-    _check_batch(config, len(names) * workers)
     precision = devices.auto_precision() if config.precision == "auto" else config.precision
     keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
     deterministic = config.deterministic
@@ -249,8 +248,9 @@ def start(config: Config, cluster: Cluster | None = None) -> Runtime:
     if cluster is None:
         return Runtime(_strategy(tuple(names)), tuple(names), precision, deterministic)
     cluster.wait_for_names()
-    with _time_limit(f"not all of {', '.join(cluster.workers)} came within {WAIT_SECS:g} s"):
-        strategy = _joined(cluster, on_gpus=names[0].startswith("GPU"))
+    secs = cluster.wait_secs
+    with _time_limit(secs, f"not all of {', '.join(cluster.workers)} came within {secs:g} s"):
+        strategy = _joined(cluster, gpus=len(names) if names[0].startswith("GPU") else 0)
         runtime = Runtime(strategy, tuple(names), precision, deterministic, workers, cluster.index)
         runtime.agree(0, False)  # the first meeting
     return runtime
@@ -272,28 +272,35 @@ def _strategy(names: tuple[str, ...]) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy(names)
 
 
-def _joined(cluster: Cluster, on_gpus: bool) -> tf.distribute.Strategy:
-    """The strategy over all workers."""
+def _joined(cluster: Cluster, gpus: int) -> tf.distribute.Strategy:
+    """The strategy over all workers, each with so many GPUs, or with a CPU."""
     implementation = tf.distribute.experimental.CommunicationImplementation
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(cluster.workers)}),
         task_type="worker",
         task_id=cluster.index,
         rpc_layer="grpc",
+        num_accelerators={"GPU": gpus},  # or the strategy takes the CPU
     )
     strategy = tf.distribute.MultiWorkerMirroredStrategy(
         resolver,
         tf.distribute.experimental.CommunicationOptions(
-            implementation=implementation.NCCL if on_gpus else implementation.RING
+            implementation=implementation.NCCL if gpus else implementation.RING
         ),
     )
+    replicas = max(1, gpus) * len(cluster.workers)
+    if strategy.num_replicas_in_sync != replicas:
+        raise PeerError(
+            f"TensorFlow makes {strategy.num_replicas_in_sync} replicas of {len(cluster.workers)} "
+            f"machines, where {replicas} should be."
+        )
     # TensorFlow's notifier of preemptions has put itself in the place of ours.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return strategy
 
 
 @contextlib.contextmanager
-def _time_limit(failure: str) -> Iterator[None]:
+def _time_limit(secs: float, failure: str) -> Iterator[None]:
     """Ends the process if a block takes too long.
 
     The block may wait in C++ for ever and hold Python's lock, so no thread of Python's can
@@ -305,7 +312,7 @@ def _time_limit(failure: str) -> Iterator[None]:
         stdin=subprocess.PIPE,
     )
     pipe = cast(IO[bytes], helper.stdin)
-    faulthandler.dump_traceback_later(WAIT_SECS, exit=True, file=pipe.fileno())
+    faulthandler.dump_traceback_later(secs, exit=True, file=pipe.fileno())
     try:
         yield
     finally:
@@ -314,7 +321,8 @@ def _time_limit(failure: str) -> Iterator[None]:
         helper.wait()
 
 
-def _check_batch(config: Config, replicas: int) -> None:
+def check_batch(config: Config, replicas: int) -> None:
+    """Raises a UsageError unless so many replicas can share a run's batch."""
     if config.batch_size % replicas:
         raise UsageError(
             f"--batch_size={config.batch_size} cannot be shared by {replicas} devices "

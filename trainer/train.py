@@ -71,10 +71,12 @@ def train(
     stop = TimeLimit(config.max_hours, stop_requested, clock)
     place = place or Place(config)
     devices = runtime.start(config, cluster)
+    runtime.check_batch(config, devices.num_replicas)
     with devices.scope():
         variables = state.create(config, data.shape, devices.precision)
     evaluation.check(config, data)
-    devices.check_same(config.shared_json() + data.fingerprint)
+    same = [config.shared_json(), data.fingerprint, devices.precision, str(len(devices.devices))]
+    devices.check_same("\n".join(same))
     # Last, so that settings which cannot be leave nothing behind.
     with _directory(config, devices, place, fresh, secs_left) as (run_dir, check, uploads):
         versions = {"tensorflow": tf.__version__, "keras": keras.__version__}

@@ -1,5 +1,6 @@
 """How much of what the machine can do a run uses: counted work over a measured matmul."""
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -77,6 +78,7 @@ class Meter:
             device = self._devices[0]
             # Logical CPUs share one processor.
             count = len(self._devices) if device.startswith("GPU") else 1
-            measured = count * matmul_flops_per_sec(device, self._precision)
-            self._peak = max(self._peak, measured)
-        return used / max(self._peak, 1.0)
+            with contextlib.suppress(tf.errors.ResourceExhaustedError):  # no room to measure
+                measured = count * matmul_flops_per_sec(device, self._precision)
+                self._peak = max(self._peak, measured)
+        return used / self._peak if self._peak else 0.0

@@ -1,7 +1,9 @@
 """The data sets: named ones, read from --data_dir or downloaded, and the user's own."""
 
+import contextlib
 import dataclasses
 import logging
+import sys
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -10,11 +12,11 @@ import numpy as np
 
 from trainer import startup
 from trainer.config import Config
-from trainer.data import formats, own
+from trainer.data import formats, memory, own
 from trainer.data.formats import Arrays
 from trainer.data.images import ImageSet, check, resize
 from trainer.data.own import Report
-from trainer.errors import DataError, UsageError, one_of
+from trainer.errors import DataError, StorageError, UsageError, one_of
 from trainer.storage import datasets
 from trainer.storage.address import is_bucket
 from trainer.storage.place import base
@@ -127,7 +129,10 @@ def _load_named(config: Config, report: Report) -> ImageSet:
         data_dir = str(datasets.fetch(data_dir, "data_dir", base("data"), report, source.wanted))
     images, labels = _read(config.dataset, source, splits, data_dir)
     check(images, labels, len(source.class_names), config.dataset)
-    images = resize(images, config.image_size or source.size)
+    size = config.image_size or source.size
+    if size != images.shape[1]:
+        memory.check_fits(f"--dataset={config.dataset}", len(images), size, images.shape[-1])
+    images = resize(images, size)
     return ImageSet(images, labels, source.class_names)
 
 
@@ -142,13 +147,15 @@ def _download(name: str, source: Source, splits: tuple[str, ...], data_dir: str)
     with startup.quiet():
         import keras  # late: it takes seconds, and data on disk do not need it
 
-    print(f"Downloading {name} from {source.origin}", flush=True)
+    log.info("Downloading %s from %s", name, source.origin)
     try:
-        parts = dict(zip(("train", "test"), getattr(keras.datasets, source.fetch).load_data()))
+        with contextlib.redirect_stdout(sys.stderr):  # Keras's progress; stdout may be of JSON
+            loaded = getattr(keras.datasets, source.fetch).load_data()
+        parts = dict(zip(("train", "test"), loaded))
     except Exception as error:  # whatever the network may raise
         reason = " ".join(str(error).split())
         where = f"in --data_dir={data_dir}" if data_dir else "in a folder named by --data_dir"
-        raise DataError(
+        raise StorageError(  # another try may succeed
             f"--dataset={name} is not at hand and its download failed ({reason}). "
             f"Put {source.files} {where}; it comes from {source.origin}."
         ) from None

@@ -135,21 +135,21 @@ def train(network: keras.Model, data: ImageSet, budget: int, check: Check) -> No
     schedule = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
     optimizer = keras.optimizers.Adam(schedule, name="classifier_adam")
     optimizer.build(network.trainable_variables)
-    images, labels = tf.constant(data.images), tf.constant(data.labels)
+    with tf.device("CPU:0"):  # a GPU's memory is the run's
+        images, labels = tf.constant(data.images), tf.constant(data.labels)
     side, reach = data.shape.size, min(MAX_SHIFT, data.shape.size // 8)
 
     @tf.function(autograph=False)
     def step(index: tf.Tensor, shift: tf.Tensor) -> None:
-        batch = tf.gather(images, index)
+        with tf.device("CPU:0"):
+            batch, classes = tf.gather(images, index), tf.gather(labels, index)
         edges = [[0, 0], [reach, reach], [reach, reach], [0, 0]]
         batch = tf.pad(batch, edges, "SYMMETRIC")
         batch = batch[:, shift[0] : shift[0] + side, shift[1] : shift[1] + side]
         batch.set_shape([BATCH, side, side, data.shape.channels])
         with tf.GradientTape() as tape:
             _, logits = network(batch, training=True)
-            loss = tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(tf.gather(labels, index), logits)
-            )
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(classes, logits))
         weights = network.trainable_variables
         optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
 
@@ -170,6 +170,7 @@ def _train_and_test(
     tested = _split(config, "test")
     if tested is None or tested.shape != training.shape:
         rows = np.arange(len(training)) % HELD_OUT == HELD_OUT - 1
+        rows[-1] = True  # one at least
         training, tested = _part(training, ~rows), _part(training, rows)
     log.info(
         "Training a classifier of %s for its features, once: %s images (kept in the cache)",

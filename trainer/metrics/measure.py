@@ -10,7 +10,6 @@ from trainer.metrics.moments import Moments
 from trainer.metrics.reference import Reference
 
 LESS_IS_BETTER = ("fid", "kid")
-MIN_SAMPLES = 100
 SPLITS = 10  # of the Inception Score, where each has its thousand images
 
 

@@ -11,7 +11,6 @@ GAP = 6  # pixels between a sample and its neighbours
 MAX_CLASSES = 40  # of a confusion picture; of more classes the first are shown
 CELL = 34  # pixels of a cell, its text included
 TEXT = 12  # pixels of letters
-SMALL = 28  # images are enlarged, by whole numbers, to at least so many pixels
 INK, PAPER, LIGHT = (20, 20, 20), (255, 255, 255), (235, 235, 235)
 FULL = np.array([33, 82, 140])  # the colour of a cell that holds all
 
@@ -31,11 +30,9 @@ def neighbours(samples: np.ndarray, reals: np.ndarray) -> Image.Image:
     return picture
 
 
-def enlarge(picture: Image.Image, tile: int = 0) -> Image.Image:
-    """Doubles small pictures' pixels; `tile` is the side of the images in it, if known."""
-    factor = max(1, -(-SMALL // tile)) if tile else 2
-    size = (picture.width * factor, picture.height * factor)
-    return picture.resize(size, Image.Resampling.NEAREST)
+def enlarge(picture: Image.Image) -> Image.Image:
+    """Doubles a picture's pixels."""
+    return picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST)
 
 
 def confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:

@@ -21,7 +21,7 @@ def norm(x: Tensor, config: Config, kind: str, onehot: Tensor | None = None) -> 
     if kind == "none":
         return x
     if kind == "layer":
-        return keras.layers.LayerNormalization()(x)
+        return keras.layers.GroupNormalization(1)(x)  # of all of an image
     if kind == "instance":
         # Of each image and channel; without pixels it is the layer norm.
         groups = x.shape[-1] if len(x.shape) == 4 else 1
@@ -53,7 +53,9 @@ class BatchNorm(keras.layers.BatchNormalization):
         if not training:
             return super().call(inputs, training=False)
         channels = inputs.shape[-1]
-        rows = tf.reshape(inputs, [-1, 1, 1, channels])
+        # cuDNN takes few rows of many pixels, not many rows of one.
+        images = len(inputs.shape) == 4
+        rows = inputs if images else tf.reshape(inputs, [-1, 1, 1, channels])
         scale = tf.ones([channels]) if self.gamma is None else tf.convert_to_tensor(self.gamma)
         shift = tf.zeros([channels]) if self.beta is None else tf.convert_to_tensor(self.beta)
         replicas = runtime.num_replicas()
@@ -69,15 +71,15 @@ class BatchNorm(keras.layers.BatchNormalization):
             x=rows, scale=scale, offset=shift, mean=none, variance=none, epsilon=self.epsilon
         )
         # It gives the unbiased variance, and Keras keeps the biased one.
-        count = tf.cast(tf.shape(rows)[0], tf.float32)
+        count = tf.cast(tf.size(rows) // rows.shape[-1], tf.float32)
         return outputs, mean, variance * ((count - 1.0) / count)
 
     def _by_all_replicas(self, rows, scale, shift, replicas):
         values = tf.cast(rows, tf.float32)  # squares of half precision overflow
-        count = replicas * tf.cast(tf.shape(rows)[0], tf.float32)
+        count = replicas * tf.cast(tf.size(rows) // rows.shape[-1], tf.float32)
         sums = [tf.reduce_sum(values, [0, 1, 2]), tf.reduce_sum(tf.square(values), [0, 1, 2])]
         total, squares = runtime.sum_over_replicas(sums)
         mean = total / count
-        variance = squares / count - tf.square(mean)
+        variance = tf.maximum(squares / count - tf.square(mean), 0.0)  # but for rounding
         factor = scale * tf.math.rsqrt(variance + self.epsilon)
         return tf.cast(values * factor + (shift - mean * factor), rows.dtype), mean, variance

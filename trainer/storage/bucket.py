@@ -72,8 +72,9 @@ class Bucket:
         Raises:
           UsageError: if there are credentials that cannot be read.
         """
-        self.address = address
-        self._client, self._anonymous = _connect(address)
+        self.address, self._anonymous = address, False
+        with self._asking(LIST, ""):
+            self._client, self._anonymous = _connect(address)
         self._bucket = self._client.bucket(address.bucket)
         from google.cloud.storage.retry import DEFAULT_RETRY  # late: only where there is a bucket
 
@@ -273,7 +274,10 @@ class Bucket:
                 f"{flag}: the right {right} on bucket {where!r} is missing ({reason}): grant "
                 f"{_role(right)} there."
             )
-        if getattr(error, "retryable", True) is False:  # google.auth knows that it will not pass
+        from google.auth.exceptions import TransportError
+
+        passing = isinstance(error.__cause__, TransportError)  # the metadata server is away
+        if getattr(error, "retryable", True) is False and not passing:
             return UsageError(f"{flag}: the credentials cannot be used ({reason}).")
         return StorageError(f"{flag}: bucket {where!r} does not answer as it should ({reason}).")
 
