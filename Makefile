@@ -96,8 +96,9 @@ requirements: $(VENV)/.requirements ## choose the images' packages anew, with th
 	$(call pin,tensorflow-cpu,docker/requirements-cpu.txt)
 	$(call pin,tensorflow[and-cuda],docker/requirements-gpu.txt)
 
-# The packages of setup.py, with TensorFlow as the image needs it.
-pin = sed -n '/install_requires/,/\]/s/.*"\([^"]*\)",$$/\1/p' setup.py | \
+# The packages of setup.py, with TensorFlow as the image needs it, and what --metrics_port needs.
+pin = sed -n -e '/install_requires/,/\]/s/.*"\([^"]*\)",$$/\1/p' \
+	-e 's/.*"prometheus": \["\([^"]*\)"\],$$/\1/p' setup.py | \
 	sed 's/^tensorflow/$(1)/' | $(VENV)/bin/pip-compile --quiet --upgrade --generate-hashes \
 	--allow-unsafe --strip-extras --no-header --no-annotate --no-emit-index-url \
 	--no-emit-find-links --no-emit-trusted-host --output-file $(2) -
