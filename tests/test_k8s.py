@@ -130,6 +130,11 @@ def test_results_are_where_runs_put_them():
     assert "s,claimName: gan-runs,claimName: " in documents
 
 
+def test_the_account_that_reads_buckets_is_the_documents():
+    name = k8s.one_of(make("gcs"), "ServiceAccount")["metadata"]["name"]
+    assert f".svc.id.goog[gan/{name}]" in (k8s.ROOT / "docs/kubernetes.md").read_text()
+
+
 def test_overlays_agree_on_what_they_share():
     """Each is applied over what the others left: the same name is the same object."""
     seen: dict[tuple[str, str], dict] = {}
