@@ -8,10 +8,11 @@ DATASET ?= digits
 RUN_DIR ?= runs/$(RECIPE)-$(DATASET)
 # Further flags of the trainer, such as ARGS="--kimg=500 --seed=1".
 ARGS ?=
-# How long to train, as --kimg=500, --epochs=20 or --steps=1000; else the recipe's length.
-# That of `dcgan` suits a CPU; a GPU has the time for more.
-LENGTH ?=
-train-gpu: LENGTH ?= $(if $(filter dcgan,$(RECIPE)),--kimg=10000)
+# How long to train is LENGTH, as --kimg=500, --epochs=20 or --steps=1000; else the recipe's length.
+# That of `dcgan` suits a CPU; a GPU has the time for more. LENGTH has no default for all
+# targets: `?=` does nothing where there is one, be it empty.
+train-gpu: LENGTH ?= $(if $(filter dcgan,$(RECIPE)),$(if $(LENGTH_IN_ARGS),,--kimg=10000))
+LENGTH_IN_ARGS = $(filter --kimg=% --epochs=% --steps=%,$(ARGS))
 NUM ?= 64
 # What to measure: the name of a file in benchmarks/.
 BENCHMARK ?= training
@@ -54,13 +55,13 @@ train-gpu: ## train RECIPE on DATASET on all GPUs; again to go on
 	$(CUDA_PYTHON) $(RUN) --devices=gpu $(LENGTH) $(ARGS)
 
 generate: $(VENV)/.installed ## draw NUM images from RUN_DIR
-	$(VENV)/bin/python -m trainer generate --run_dir="$(RUN_DIR)" --num=$(NUM) $(ARGS)
+	$(CUDA_PYTHON) -m trainer generate --run_dir="$(RUN_DIR)" --num=$(NUM) $(ARGS)
 
 evaluate: $(VENV)/.installed ## measure how good the pictures of RUN_DIR are
-	$(VENV)/bin/python -m trainer evaluate --run_dir="$(RUN_DIR)" $(ARGS)
+	$(CUDA_PYTHON) -m trainer evaluate --run_dir="$(RUN_DIR)" $(ARGS)
 
 export: $(VENV)/.installed ## write the generator of RUN_DIR for use without this package
-	$(VENV)/bin/python -m trainer export --run_dir="$(RUN_DIR)" $(ARGS)
+	$(CUDA_PYTHON) -m trainer export --run_dir="$(RUN_DIR)" $(ARGS)
 
 status: $(VENV)/.installed ## show where the run in RUN_DIR is
 	$(VENV)/bin/python -m trainer status --run_dir="$(RUN_DIR)" $(ARGS)
@@ -96,8 +97,9 @@ requirements: $(VENV)/.requirements ## choose the images' packages anew, with th
 	$(call pin,tensorflow-cpu,docker/requirements-cpu.txt)
 	$(call pin,tensorflow[and-cuda],docker/requirements-gpu.txt)
 
-# The packages of setup.py, with TensorFlow as the image needs it.
-pin = sed -n '/install_requires/,/\]/s/.*"\([^"]*\)",$$/\1/p' setup.py | \
+# The packages of setup.py, with TensorFlow as the image needs it, and what --metrics_port needs.
+pin = sed -n -e '/install_requires/,/\]/s/.*"\([^"]*\)",$$/\1/p' \
+	-e 's/.*"prometheus": \["\([^"]*\)"\],$$/\1/p' setup.py | \
 	sed 's/^tensorflow/$(1)/' | $(VENV)/bin/pip-compile --quiet --upgrade --generate-hashes \
 	--allow-unsafe --strip-extras --no-header --no-annotate --no-emit-index-url \
 	--no-emit-find-links --no-emit-trusted-host --output-file $(2) -

@@ -1,7 +1,7 @@
 """Proves the images without a registry: builds them, runs them as a cluster would, stops them.
 
-    sudo python3 docker/prove.py FOLDER [-- train --flags]    # the CPU image: trains
-    sudo python3 docker/prove.py FOLDER --gpu                 # the GPU image: builds, looks inside
+    sudo -E python3 docker/prove.py FOLDER [-- train --flags]  # the CPU image: trains
+    sudo -E python3 docker/prove.py FOLDER --gpu               # the GPU image: builds, looks inside
 
 The base is a Debian made by debootstrap, the builder is buildah (`--isolation chroot`), and the
 runtime is the kernel's own: the image's root is mounted read-only in namespaces of its own,
@@ -9,6 +9,7 @@ without a network; its process is number 1, user 10001, and has no capabilities.
 
 The build reaches packages as this machine does: pip's settings (PIP_INDEX_URL and so on), proxies
 and certificates are taken from the environment, through the base and not through the Dockerfile.
+`sudo -E` keeps that environment, and DEBIAN_MIRROR.
 """
 
 import argparse

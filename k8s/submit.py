@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--length", default="", help="such as --kimg=500")
     parser.add_argument("--image", default="", help="HOST/NAME:TAG or HOST/NAME@sha256:DIGEST")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of each Pod")
-    parser.add_argument("--gpu_type", default="", help="such as nvidia-l4, as nodes are labelled")
+    parser.add_argument("--gpu_type", default="", help="VALUE or LABEL=VALUE of nodes")
     parser.add_argument("--workers", type=int, default=0, help="Pods of multi-worker")
     parser.add_argument("--bucket", default="", help="of the overlay gcs, without gs://")
     parser.add_argument("--service_account", default="", help="of Google's, for the overlay gcs")
@@ -105,9 +105,12 @@ def patches(asked: argparse.Namespace, settings: dict[str, str]) -> Iterator[dic
     if asked.gpus:
         edits.append(replace(f"{container}/resources/limits/nvidia.com~1gpu", asked.gpus))
     if asked.gpu_type:
-        kind = GKE if asked.overlay in ("spot", "gcs") else NVIDIA
-        path = f"/spec/template/spec/nodeSelector/{kind.replace('/', '~1')}"
-        edits.append({"op": "add", "path": path, "value": asked.gpu_type})
+        on_gke = asked.overlay in ("spot", "gcs")
+        kind, _, value = asked.gpu_type.rpartition("=")
+        kind = kind or (GKE if on_gke else NVIDIA)
+        if on_gke and kind != GKE:  # theirs would be asked for besides
+            edits.append({"op": "remove", "path": selector(GKE)})
+        edits.append({"op": "add", "path": selector(kind), "value": value})
     if "WORKERS" in settings:
         count = settings["WORKERS"].count(",") + 1
         edits += [replace("/spec/completions", count), replace("/spec/parallelism", count)]
@@ -123,6 +126,11 @@ def patches(asked: argparse.Namespace, settings: dict[str, str]) -> Iterator[dic
         annotation = "/metadata/annotations/iam.gke.io~1gcp-service-account"
         yield patch({"kind": "ServiceAccount"}, [replace(annotation, asked.service_account)])
     yield patch({"kind": "Job"}, edits)
+
+
+def selector(kind: str) -> str:
+    """Where a Job asks for nodes with this label."""
+    return f"/spec/template/spec/nodeSelector/{kind.replace('/', '~1')}"
 
 
 def replace(path: str, value: object) -> dict:
@@ -150,6 +158,8 @@ def check(asked: argparse.Namespace) -> None:
     """Raises Wrong for settings that the overlay has no use for, or lacks."""
     if (asked.gpus or asked.gpu_type) and asked.overlay == "cpu-smoke":
         raise Wrong("GPUS and GPU_TYPE: cpu-smoke has no GPU; take another OVERLAY.")
+    if asked.gpu_type and not re.fullmatch(r"([\w./-]+=)?[\w.-]+", asked.gpu_type):
+        raise Wrong(f"GPU_TYPE={asked.gpu_type}: a label's value, or LABEL=VALUE.")
     if asked.gpus < 0 or asked.workers < 0:
         raise Wrong("GPUS and WORKERS count from 1 on.")
     if asked.workers and asked.overlay != "multi-worker":
@@ -178,18 +188,38 @@ def render(what: dict) -> str:
         for name in ("resources", "components"):
             what[name] = [os.path.relpath(FOLDER / path, here) for path in what.get(name, [])]
         (here / "kustomization.yaml").write_text(json.dumps(what), encoding="utf-8")
-        return kubectl("kustomize", str(here))
+        return kustomize(here)
 
 
-def kubectl(*command: str, given: str | None = None) -> str:
-    """Runs kubectl and returns what it prints."""
+def apply(manifests: str, job: str) -> None:
+    """Applies them.
+
+    Raises:
+      Wrong: where one was refused; kubectl makes the others all the same, perhaps the Job too.
+    """
+    done = kubectl("apply", "-f", "-", given=manifests)
+    print(done.stdout, end="", flush=True)
+    if done.returncode:
+        raise Wrong(
+            f"kubectl apply: {done.stderr.strip()}\n"
+            f"Not all was applied. If the Job was, it runs: kubectl get job {job}"
+        )
+
+
+def kustomize(folder: str | Path) -> str:
+    """The manifests of a kustomization."""
+    done = kubectl("kustomize", str(folder))
+    if done.returncode:
+        raise Wrong(f"kubectl kustomize: {done.stderr.strip()}")
+    return done.stdout
+
+
+def kubectl(*command: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs kubectl."""
     try:
-        done = subprocess.run(["kubectl", *command], input=given, text=True, capture_output=True)
+        return subprocess.run(["kubectl", *command], input=given, text=True, capture_output=True)
     except FileNotFoundError:
         raise Wrong("kubectl is not here: see kubernetes.io/docs/tasks/tools.") from None
-    if done.returncode:
-        raise Wrong(f"kubectl {command[0]}: {done.stderr.strip()}")
-    return done.stdout
 
 
 def settings_of(manifests: str) -> dict[str, str]:
@@ -204,14 +234,14 @@ def main() -> int:
     asked = arguments()
     try:
         check(asked)
-        overlay = kubectl("kustomize", str(FOLDER / "overlays" / asked.overlay))
+        overlay = kustomize(FOLDER / "overlays" / asked.overlay)
         settings = run_settings(asked, settings_of(overlay))
         manifests = render(kustomization(asked, settings))
         if not asked.apply:
             print(manifests, end="")
             print("Nothing is applied: APPLY=1 does that.", file=sys.stderr)
             return 0
-        print(kubectl("apply", "-f", "-", given=manifests), end="")
+        apply(manifests, settings["JOB"])
     except Wrong as error:
         print(f"error: {error}", file=sys.stderr)
         return 64

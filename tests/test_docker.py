@@ -48,6 +48,17 @@ def test_the_environment_is_the_manifests(path):
         assert given[name] == wanted[name]
 
 
+def wanted_by_clusters() -> list[Requirement]:
+    """What the trainer needs, with the extras for which there is a component."""
+    setup = (ROOT / "setup.py").read_text()
+    block = re.search(r"install_requires=\[(.*?)\]", setup, re.S)[1]
+    extras = dict(re.findall(r'^ +"(\w+)": \[(.*?)\],$', setup, re.M | re.S))
+    components = {path.name for path in (k8s.K8S / "components").iterdir()} - {"gpu", "kueue"}
+    assert components <= extras.keys()
+    texts = "".join([block, *(extras[name] for name in sorted(components))])
+    return [Requirement(text) for text in re.findall(r'"([^"]+)"', texts)]
+
+
 @pytest.mark.parametrize("name", LISTS)
 def test_every_package_is_chosen_with_its_hashes(name):
     text = (ROOT / "docker" / name).read_text().replace("\\\n", " ")
@@ -64,9 +75,7 @@ def test_every_package_is_chosen_with_its_hashes(name):
     assert {"setuptools", "wheel"} <= chosen.keys(), "they build the trainer's own wheel"
     assert ("nvidia-cudnn-cu12" in chosen) == (name == "requirements-gpu.txt")
 
-    block = re.search(r"install_requires=\[(.*?)\]", (ROOT / "setup.py").read_text(), re.S)[1]
-    for text in re.findall(r'"([^"]+)"', block):
-        asked = Requirement(text)
+    for asked in wanted_by_clusters():
         package = LISTS[name] if asked.name == "tensorflow" else asked.name
         assert chosen[package] in asked.specifier, f"{name}: make requirements"
 

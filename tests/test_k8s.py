@@ -2,7 +2,9 @@
 
 import functools
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,11 +98,51 @@ def test_schemas(manifests, version):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_data_volume(version):
-    manifests = k8s.render("data")
+@pytest.mark.parametrize("name", ["data", "results"])
+def test_a_pod_to_fill_and_read_volumes(name, version):
+    manifests = k8s.render(name)
     for item in manifests:
         validate(item, version)
-    check_security(k8s.one_of(manifests, "Pod")["spec"])
+    pod, policy = k8s.one_of(manifests, "Pod"), k8s.one_of(manifests, "NetworkPolicy")
+    check_security(pod["spec"])
+    assert pod["spec"]["containers"][0]["image"] == f"gan-trainer-cpu:{__version__}"
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert policy["spec"]["ingress"] == policy["spec"]["egress"] == []
+
+
+def test_results_are_where_runs_put_them():
+    """The Pod mounts the overlays' claim, or as the documents show one of another name."""
+    pod = k8s.one_of(k8s.render("results"), "Pod")["spec"]
+    (volume,), (mount,) = pod["volumes"], pod["containers"][0]["volumeMounts"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "gan-runs"}
+    assert volume["name"] == mount["name"]
+    assert "readOnly" not in mount
+    documents = (k8s.ROOT / "docs/kubernetes.md").read_text()
+    claims = set()
+    for name in k8s.OVERLAYS:
+        manifests = make(name)
+        for claim in k8s.all_of(manifests, "PersistentVolumeClaim"):
+            claims.add(claim["metadata"]["name"])
+            assert claim["metadata"]["labels"]["app.kubernetes.io/component"] == "runs"
+            assert k8s.environment_of(manifests)["RUNS"] == mount["mountPath"]
+    assert claims == {"gan-runs", "gan-runs-smoke", "gan-runs-shared"}
+    assert all(f"`{claim}`" in documents for claim in claims)
+    assert "s,claimName: gan-runs,claimName: " in documents
+
+
+def test_the_account_that_reads_buckets_is_the_documents():
+    name = k8s.one_of(make("gcs"), "ServiceAccount")["metadata"]["name"]
+    assert f".svc.id.goog[gan/{name}]" in (k8s.ROOT / "docs/kubernetes.md").read_text()
+
+
+def test_overlays_agree_on_what_they_share():
+    """Each is applied over what the others left: the same name is the same object."""
+    seen: dict[tuple[str, str], dict] = {}
+    for manifests in map(k8s.render, ["data", "results", *(f"overlays/{n}" for n in k8s.OVERLAYS)]):
+        for item in manifests:
+            if item["kind"] not in ("Job", "Pod", "ConfigMap"):  # those are of one run
+                name = item["kind"], item["metadata"]["name"]
+                assert seen.setdefault(name, item) == item
 
 
 @pytest.mark.parametrize(
@@ -261,7 +303,7 @@ def check_security(pod: dict) -> None:
         assert {"cpu", "memory"} <= resources["requests"].keys()
         for name, limit in resources["limits"].items():
             assert size(resources["requests"].get(name, limit)) <= size(limit), name
-        assert "memory" in resources["limits"]
+        assert {"cpu", "memory"} <= resources["limits"].keys()
 
 
 def size(quantity: str | int) -> float:
@@ -438,6 +480,47 @@ def test_prometheus_keeps_the_ports_of_workers():
     assert ports == {"workers", "metrics"}
 
 
+@pytest.mark.parametrize(
+    ("overlay", "given", "label"),
+    [
+        ("single-node", "NVIDIA-L4", {"nvidia.com/gpu.product": "NVIDIA-L4"}),
+        ("spot", "nvidia-a100-80gb", {"cloud.google.com/gke-accelerator": "nvidia-a100-80gb"}),
+        (
+            "single-node",
+            "cloud.google.com/gke-accelerator=nvidia-l4",
+            {"cloud.google.com/gke-accelerator": "nvidia-l4"},
+        ),
+        ("gcs", "gpu=big", {"gpu": "big"}),
+    ],
+)
+def test_gpus_of_one_kind(overlay, given, label):
+    more = ["--bucket=b", "--service_account=a@b"] if overlay == "gcs" else []
+    manifests = k8s.submit(f"--overlay={overlay}", f"--gpu_type={given}", *more)
+    selector = k8s.pod_of(manifests)["nodeSelector"]
+    kinds = {"nvidia.com/gpu.product", "cloud.google.com/gke-accelerator", "gpu"}
+    assert {name: selector[name] for name in kinds & selector.keys()} == label
+
+
+def test_what_was_applied_before_a_failure_is_shown(tmp_path):
+    """Such as the Job, where the cluster does not know a PodMonitor."""
+    k8s.submit("--overlay=cpu-smoke")  # skips where there is no kubectl
+    fake = tmp_path / "kubectl"
+    fake.write_text(
+        f'#!/bin/sh\n[ "$1" = apply ] || exec {shutil.which("kubectl")} "$@"\n'
+        "cat > /dev/null; echo job created; echo no matches for kind >&2; exit 1\n"
+    )
+    fake.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, k8s.K8S / "submit.py", "--overlay=cpu-smoke", "--apply"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        text=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == ExitCode.USAGE
+    assert done.stdout == "job created\n"
+    assert "no matches for kind" in done.stderr
+    assert re.search(r"kubectl get job gan-cpu-smoke-\w{6}$", done.stderr)
+
+
 def test_a_submission_is_a_fresh_job_of_the_run():
     first, second = (k8s.submit("--overlay=single-node", "--recipe=mlp") for _ in range(2))
     names = {k8s.one_of(manifests, "Job")["metadata"]["name"] for manifests in (first, second)}
@@ -466,6 +549,7 @@ def test_an_image_of_another_registry(image, becomes):
     ("given", "says"),
     [
         (["--overlay=cpu-smoke", "--gpus=2"], "cpu-smoke has no GPU"),
+        (["--overlay=spot", "--gpu_type=a=b=c"], "LABEL=VALUE"),
         (["--overlay=spot", "--workers=2"], "spot has one Pod"),
         (["--overlay=multi-worker", "--workers=1"], "single-node"),
         (["--overlay=gcs"], "BUCKET"),

@@ -43,7 +43,7 @@ class Cluster:
         return job
 
     def smoke(self, *arguments: str, name: str = "run") -> Job:
-        given = ["--overlay=cpu-smoke", self.dataset("gan-runs"), *QUICK, f"--name={name}"]
+        given = ["--overlay=cpu-smoke", self.dataset("gan-runs-smoke"), *QUICK, f"--name={name}"]
         return self.submit(k8s.submit(*given, *arguments))
 
     def workers(self, *arguments: str, name: str = "run") -> Job:
@@ -51,7 +51,7 @@ class Cluster:
         given = ["--overlay=multi-worker", dataset, *QUICK, f"--name={name}"]
         return self.submit(k8s.submit(*given, "--flag=--devices=cpu", *arguments))
 
-    def run(self, name: str = "run", claim: str = "gan-runs") -> Path:
+    def run(self, name: str = "run", claim: str = "gan-runs-smoke") -> Path:
         return self._folder / "claims" / claim / name
 
     def close(self) -> None:

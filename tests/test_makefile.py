@@ -1,0 +1,51 @@
+"""What the commands of the Makefile would do, as `make -n` prints it."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def command(target: str, *given: str, **environment: str) -> str:
+    """The line that starts the trainer."""
+    env = {"PATH": "/usr/bin:/bin", **environment}
+    done = subprocess.run(
+        ["make", "--dry-run", target, *given],
+        cwd=ROOT, env=env, text=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.replace("\\\n", " ").splitlines()
+    (line,) = (line for line in lines if " -m trainer " in line)
+    return line
+
+
+@pytest.mark.parametrize(
+    ("given", "lengths"),
+    [
+        (["DATASET=cifar10"], ["--kimg=10000"]),
+        (["LENGTH=--epochs=2"], ["--epochs=2"]),
+        (["LENGTH="], []),
+        (["ARGS=--seed=1 --steps=7"], ["--steps=7"]),
+        (["RECIPE=cgan"], []),
+    ],
+)
+def test_how_long_a_gpu_trains(given, lengths):
+    line = command("train-gpu", *given)
+    assert re.findall(r"--(?:kimg|epochs|steps)=\S*", line) == lengths
+
+
+def test_a_length_of_the_environment_counts():
+    assert "--kimg=10000" not in command("train-gpu", LENGTH="--steps=3")
+    assert "--steps=3" in command("train-gpu", LENGTH="--steps=3")
+
+
+def test_a_cpu_trains_as_long_as_the_recipe_says():
+    assert not re.search(r"--(kimg|epochs|steps)=", command("train"))
+
+
+@pytest.mark.parametrize("target", ["train-gpu", "generate", "evaluate", "export", "doctor"])
+def test_cuda_libraries_are_found(target):
+    assert "LD_LIBRARY_PATH=" in command(target)
