@@ -268,6 +268,16 @@ def test_a_new_run_from_anothers_networks(tiny, run, tmp_path):
     assert (before[images], after[images]) == (24, 0)
     with pytest.raises(CheckpointError, match="do not fit the networks asked for"):
         run(new.replace(run_dir=str(tmp_path / "third"), latent_dim=7))
+    # An average that the other run did not have begins at its generator.
+    plain = tiny(length=steps(2), run_dir=str(tmp_path / "plain"), ema_half_life_kimg=0.0)
+    run(plain)
+    run(new.replace(run_dir=str(tmp_path / "fourth"), init_from=plain.run_dir))
+    before, after = variables(plain.run_dir), variables(tmp_path / "fourth")
+    names = [n for n in before if n.startswith("generator/")]
+    assert names  # statistics of its norms; its weights go by the optimizer
+    for name in names:
+        average = name.replace("generator/", "average/", 1)
+        np.testing.assert_array_equal(before[name], after[average])
 
 
 def test_generate(tiny, run, trainer):

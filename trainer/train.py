@@ -196,8 +196,12 @@ def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> P
         log.info("Resuming from %s", restored)
     elif config.init_from:
         source = RunDir(reading(config.init_from, flag="init_from"))
-        source.read_config()
-        load_networks(source.checkpoints, variables.networks())
+        has_average = bool(source.read_config().ema_half_life_kimg)
+        networks = variables.networks()
+        average = None if has_average else networks.pop("average", None)
+        load_networks(source.checkpoints, networks)
+        if average is not None:
+            state.copy_weights(variables.generator, average)
         log.info("Starting from the networks of %s", source.path)
     return restored
 
