@@ -248,7 +248,7 @@ class RunDir:
           UsageError, StorageError: if the directory cannot be written.
         """
         if self.config.exists():
-            self._check_settings(config, provenance["precision"])
+            self._check_settings(config, provenance)
             self._check_data(data, config.dataset, accept_changed_data)
         with self.writing():
             self.samples.mkdir(exist_ok=True)
@@ -268,15 +268,15 @@ class RunDir:
                 f"{'free some disk or ' if kind is StorageError else ''}give another."
             ) from None
 
-    def _check_settings(self, config: Config, precision: str) -> None:
+    def _check_settings(self, config: Config, provenance: Mapping[str, Any]) -> None:
         try:
             old = self.read_config()
         except UsageError as error:
             raise CheckpointError(f"{error} Mend it, or use --fresh.") from None
-        with contextlib.suppress(OSError, ValueError, KeyError):  # what "auto" meant then
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, UsageError):
             began = json.loads(self.provenance.read_text(encoding="utf-8"))
-            old = old.replace(precision=began["precision"])
-            config = config.replace(precision=precision)
+            meant = old.replace(precision=began["precision"])  # what "auto" meant then, and now
+            config, old = config.replace(precision=provenance["precision"]), meant
         differences = frozen_differences(old, config)
         if differences:
             raise CheckpointError(
