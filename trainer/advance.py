@@ -1,6 +1,7 @@
 """Many steps of training per call of the device."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -58,16 +59,11 @@ def make_advance(
         return rows.stack(), [_is_finite(network.variables) for network in networks.values()]
 
     def checked(steps: int) -> np.ndarray:
+        """The function that is returned."""
         first_step = state.steps_done(config.batch_size)
-        try:
-            with runtime.peers_watched():
-                rows, finite = advance(tf.constant(steps, tf.int32))
-        except tf.errors.ResourceExhaustedError as error:
-            at_once = config.batch_per_replica or config.batch_size // runtime.num_replicas
-            raise UsageError(
-                f"The device's memory is too small for {at_once} images at once: lower "
-                "--batch_per_replica (the result stays the same) or --batch_size."
-            ) from error
+        at_once = config.batch_per_replica or config.batch_size // runtime.num_replicas
+        with runtime.peers_watched(), _memory_named(at_once):
+            rows, finite = advance(tf.constant(steps, tf.int32))
         check_finite(rows.numpy(), names, first_step)
         bad = [name for name, is_finite in zip(networks, finite, strict=True) if not is_finite]
         if bad:
@@ -78,6 +74,18 @@ def make_advance(
         return rows.numpy()
 
     return checked
+
+
+@contextlib.contextmanager
+def _memory_named(at_once: int) -> Iterator[None]:
+    """Turns a lack of memory for so many images at once into an error for the user."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise UsageError(
+            f"The device's memory is too small for {at_once} images at once: lower "
+            "--batch_per_replica (the result stays the same) or --batch_size."
+        ) from error
 
 
 def _is_finite(variables) -> tf.Tensor:

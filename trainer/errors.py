@@ -63,7 +63,7 @@ class BusyError(TrainerError):
 
 
 class StorageError(TrainerError):
-    """The disk is full or fails: another try may succeed."""
+    """The disk is full, or the disk, a bucket or the network fails: another try may succeed."""
 
     exit_code = ExitCode.CRASH
 

@@ -63,7 +63,7 @@ def export(run_dir: RunDir, config: Config, out: Path, which: str = "") -> None:
     _report(config, generator, source, out)
 
 
-def served(config: Config) -> bool:
+def is_delivered(config: Config) -> bool:
     """Whether there is nothing to bring to --model_dir: it has a model, or is not asked for."""
     return not config.model_dir or elsewhere.has(config.model_dir, "model_dir", MODEL)
 

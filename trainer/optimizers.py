@@ -103,6 +103,7 @@ def scheduled(config: Config, network: str, images: tf.Variable) -> Rate:
     decay = getattr(config, f"{network}_lr_decay_per_kimg")
 
     def current() -> tf.Tensor:
+        """The rate at the images seen so far."""
         kimg = tf.cast(images, tf.float32) / 1000.0
         if schedule == "constant":
             return tf.constant(rate)

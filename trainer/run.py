@@ -104,6 +104,7 @@ class Run:
             uploads_failed = self.uploads.failures  # before a rollback
 
             def save(done: int) -> bool:
+                """Saves, counts what failed, and says so to whoever watches."""
                 nonlocal uploads_failed
                 began = time.time()
                 saved = self.saver.save(done, recorder.flush)
@@ -282,6 +283,7 @@ class Run:
         config = self.config
 
         def batches(replicas: range) -> tf.data.Dataset:
+            """The real batches of some replicas, from the next step on."""
             return pipeline.batches(
                 self.data,
                 seed=config.seed,

@@ -17,7 +17,7 @@ from trainer.cluster import Cluster
 from trainer.config import Config
 from trainer.console import Console
 from trainer.data.images import ImageSet
-from trainer.export import deliver, served
+from trainer.export import deliver, is_delivered
 from trainer.files import replacing
 from trainer.heartbeat import Heartbeat
 from trainer.models.plain import plain
@@ -93,7 +93,7 @@ def train(
             config, data, run_dir, devices, variables, uploads, terminal, check, stop_now
         )
         if run is None:
-            if devices.is_chief and not served(config):
+            if devices.is_chief and not is_delivered(config):
                 deliver(run_dir, config)
             return
         run.train(stop_now, lambda: stop.reason)

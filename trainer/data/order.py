@@ -47,6 +47,7 @@ def steps(
 
     @plainly
     def advance(state, step):
+        """Moves the window on if the step begins in another epoch; gives the step's element."""
         kept_epoch, kept = state
         start = step * per_step
         epoch = start // size

@@ -171,6 +171,7 @@ def _find_digits(_: Path, splits: tuple[str, ...]) -> Arrays:
 
 def _find_npz_or_idx(folders: tuple[str, ...], npz: str = "") -> Callable[..., Arrays | None]:
     def find(data_dir: Path, splits: tuple[str, ...]) -> Arrays | None:
+        """The images and labels of the splits; None where the files are not."""
         if npz and (data_dir / npz).is_file():
             return formats.read_npz(data_dir / npz, splits)
         for folder in folders:

@@ -141,6 +141,7 @@ def train(network: keras.Model, data: ImageSet, budget: int, check: Check) -> No
 
     @tf.function(autograph=False)
     def step(index: tf.Tensor, shift: tf.Tensor) -> None:
+        """One update on the images of an index, all moved by one shift."""
         with tf.device("CPU:0"):
             batch, classes = tf.gather(images, index), tf.gather(labels, index)
         edges = [[0, 0], [reach, reach], [reach, reach], [0, 0]]

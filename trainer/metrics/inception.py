@@ -95,6 +95,7 @@ def _import(content: bytes) -> tuple[Callable, int]:
     _modernise(graph_def)
 
     def body(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Pool features and logits of images, by the graph's own tensors."""
         pool, product = tf.graph_util.import_graph_def(
             graph_def,
             input_map={IMAGES: images},
