@@ -118,7 +118,7 @@ k8s-submit: ## print a run of OVERLAY as a fresh Job; APPLY=1 applies it
 
 clean: ## remove what make installed and what tools left; runs stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
-	find trainer tests -name __pycache__ -prune -exec rm -rf {} +
+	find trainer tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # An environment is made anew when setup.py changes; extras are added to it.
 $(VENV)/.installed: setup.py

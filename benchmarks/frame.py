@@ -23,10 +23,10 @@ def watching(recipe: str) -> float:
     import numpy as np
     import tensorflow as tf
 
-    from trainer import loop
-    from trainer.advance import _is_finite
-    from trainer.step import metric_names
-    from trainer.watch import check_finite
+    from trainer.training import loop
+    from trainer.training.compiled_steps import _is_finite
+    from trainer.training.divergence import check_finite
+    from trainer.training.step import metric_names
 
     made = trained.parts(recipe=recipe, **trained.shape_of(recipe))
     names = metric_names(made.devices.precision)

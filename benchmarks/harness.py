@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import startup
+from trainer.machine import imports
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -135,7 +135,7 @@ def _call(pipe, function: str, options: Mapping[str, Any]) -> None:
 def _named(function: str, options: Mapping[str, Any]) -> Any:
     """Calls "module:function", without TensorFlow's chatter while it is imported."""
     module, _, name = function.partition(":")
-    with startup.quiet():
+    with imports.quiet():
         return getattr(importlib.import_module(module), name)(**options)
 
 

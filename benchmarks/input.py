@@ -27,12 +27,13 @@ def batches(*, name: str, batch: int, distributed: bool) -> Work:
     """Batches of a set in memory, taken one by one within a tf.function."""
     import tensorflow as tf
 
-    from trainer import recipes, runtime
+    from trainer import recipes
     from trainer.data import pipeline
+    from trainer.machine import replicas
 
     data = trained.images(*SETS[name])
     one = dict(batches_per_step=1, replicas=range(1), num_replicas=1)
-    devices = runtime.start(recipes.resolve({"batch_size": batch, "devices": "cpu"}))
+    devices = replicas.start(recipes.resolve({"batch_size": batch, "devices": "cpu"}))
 
     def made(replicas: range) -> tf.data.Dataset:
         return pipeline.batches(data, seed=0, first_step=0, batch_size=batch, **one)

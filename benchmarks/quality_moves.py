@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 
 from trainer import recipes
 from trainer.data import sources
-from trainer.metrics import classifier, reference
+from trainer.evaluation import classifier, reference
 from trainer.metrics.features import extract, in_batches
 from trainer.metrics.measure import measure
 

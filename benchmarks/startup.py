@@ -72,9 +72,9 @@ def phases(run_dir: str) -> dict[str, float]:
     import tensorflow  # noqa: F401
 
     mark("import of TensorFlow")
-    from trainer import loop, state
     from trainer import train as trainer
-    from trainer.console import Console
+    from trainer.reporting.console import Console
+    from trainer.training import loop, state
 
     mark("import of Keras and the trainer")
     create, loop_run = state.create, loop.run

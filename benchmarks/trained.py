@@ -37,8 +37,8 @@ class Parts:
 
     def batches(self):
         """The real batches, as the trainer takes them."""
-        from trainer import step
         from trainer.data import pipeline
+        from trainer.training import step
 
         return self.devices.distribute(
             lambda replicas: pipeline.batches(
@@ -54,8 +54,8 @@ class Parts:
 
     def advance(self, batches):
         """The compiled step on these batches, as the trainer makes it."""
-        from trainer.advance import make_advance
-        from trainer.data.waiting import Stopwatch
+        from trainer.training.compiled_steps import make_advance
+        from trainer.training.data_wait import Stopwatch
 
         watch = Stopwatch()
         return make_advance(
@@ -73,11 +73,13 @@ class Parts:
 
 def parts(*, side: int = 28, channels: int = 1, count: int = 10_000, **settings: Any) -> Parts:
     """The parts of a recipe's step on random images."""
-    from trainer import recipes, runtime, state
+    from trainer import recipes
+    from trainer.machine import replicas
+    from trainer.training import state
 
     config = recipes.resolve(settings)
     data = images(count, side, channels)
-    devices = runtime.start(config)
+    devices = replicas.start(config)
     with devices.scope():
         variables = state.create(config, data.shape, devices.precision)
     return Parts(config, data, devices, variables)
@@ -93,7 +95,7 @@ def bare_step(**options: Any) -> Work:
     """The same updates with nothing around them: no metrics come back, nothing is checked."""
     import tensorflow as tf
 
-    from trainer.step import Step
+    from trainer.training.step import Step
 
     made = parts(**options)
     batches = made.batches()

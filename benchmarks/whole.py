@@ -35,9 +35,10 @@ def train(
       side, channels, count: of the random images.
       settings: the run's, its run_dir included.
     """
-    from trainer import loop, recipes
+    from trainer import recipes
     from trainer import train as trainer
-    from trainer.console import Console, log_to
+    from trainer.reporting.console import Console, log_to
+    from trainer.training import loop
 
     loop_run = loop.run
 

@@ -4,12 +4,10 @@ import io
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-DATA_DIR = os.environ.get("TRAINER_DATA_DIR", "")
 
 import keras
 import tensorflow as tf
@@ -18,14 +16,12 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
 
+from tests.helpers.runs import DATA_DIR, TINY
 from trainer import recipes
 from trainer.config import Config
-from trainer.console import Console
 from trainer.data import sources
+from trainer.reporting.console import Console
 from trainer.train import train
-
-# Small enough for a step in milliseconds; every recipe's networks shrink by them.
-TINY = dict(g_width=0.05, d_width=0.05, batch_size=8, sample_grid=2, devices="cpu:1")
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +46,7 @@ def run():
 
     def train_here(config: Config, stop_requested=lambda: False, **options) -> str:
         stream = io.StringIO()
-        from trainer.console import log_to
+        from trainer.reporting.console import log_to
 
         terminal = Console(stream)
         log_to(terminal)
@@ -86,15 +82,3 @@ def data_dir() -> str:
     if not DATA_DIR:
         pytest.skip("TRAINER_DATA_DIR names no folder of real data sets")
     return DATA_DIR
-
-
-def variables(run_dir: str | Path) -> dict:
-    """All that the newest checkpoint of a run holds, by name, but the number of saves."""
-    from trainer.checkpoint import found
-
-    reader = tf.train.load_checkpoint(str(found(Path(run_dir) / "checkpoints")[0]))
-    return {
-        name: reader.get_tensor(name)
-        for name in sorted(reader.get_variable_to_shape_map())
-        if name.endswith("VARIABLE_VALUE") and not name.startswith("save_counter")
-    }

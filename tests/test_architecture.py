@@ -8,7 +8,7 @@ import pytest
 
 from trainer.errors import ExitCode
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "trainer"
 HEAVY = {"tensorflow", "keras"}
 
@@ -29,44 +29,43 @@ def ours(path: str) -> set[str]:
 
 
 def test_the_configuration_is_at_the_bottom():
-    below = {"compatibility", "errors", "settings", "model_settings", "operation_settings"}
-    assert {n.split(".")[1] for n in ours("config.py")} == below
-    for name in ("model_settings", "operation_settings"):
-        assert {n.split(".")[1] for n in ours(f"{name}.py")} == {"settings"}
+    for path in (PACKAGE / "config").glob("*.py"):
+        known = {name.split(".")[1] for name in ours(f"config/{path.name}")}
+        assert known <= {"config", "errors"}, path
     assert not ours("errors.py")
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        "config.py",
-        "flags.py",
+        "config/run_config.py",
+        "commands/flags.py",
         "errors.py",
-        "rundir.py",
+        "run_dir/directory.py",
         "__main__.py",
-        "loop.py",
-        "console.py",
-        "signals.py",
-        "startup.py",
-        "nvidia.py",
+        "training/loop.py",
+        "reporting/console.py",
+        "machine/signals.py",
+        "machine/imports.py",
+        "machine/nvidia.py",
         "metrics/distances.py",
         "metrics/moments.py",
         "metrics/neighbours.py",
         "data/sources.py",
         "data/images.py",
         "data/formats.py",
-        "data/own.py",
+        "data/user_images.py",
         "data/arrays.py",
-        "data/cache.py",
-        "data/folder.py",
+        "files/cache.py",
+        "data/file_stores.py",
         "data/listing.py",
-        "data/memory.py",
-        "data/pictures.py",
+        "machine/memory.py",
+        "data/decoding.py",
         "storage/address.py",
         "storage/bucket.py",
-        "storage/datasets.py",
+        "storage/dataset_download.py",
         "storage/lease.py",
-        "storage/place.py",
+        "storage/location.py",
     ],
 )
 def test_these_do_without_tensorflow(path):
@@ -79,7 +78,7 @@ def test_the_library_of_buckets_is_imported_late():
 
 
 def test_the_loop_knows_none_of_the_parts():
-    assert not ours("loop.py")
+    assert not ours("training/loop.py")
 
 
 @pytest.mark.parametrize("folder", ["models", "data", "recipes"])
@@ -90,11 +89,11 @@ def test_the_parts_do_not_know_the_step(folder):
             "config",
             "errors",
             "data",
+            "files",
+            "machine",
             "models",
             "recipes",
             "randomness",
-            "runtime",
-            "startup",
             "storage",
         }, path
 
@@ -102,19 +101,19 @@ def test_the_parts_do_not_know_the_step(folder):
 def test_the_metrics_do_not_know_the_run():
     for path in (PACKAGE / "metrics").glob("*.py"):
         known = {name.split(".")[1] for name in ours(f"metrics/{path.name}")}
-        assert known <= {"config", "data", "errors", "metrics", "samples"}, path
+        assert known <= {"config", "data", "errors", "evaluation", "metrics"}, path
 
 
 def test_only_the_runtime_knows_the_strategy():
     for path in PACKAGE.rglob("*.py"):
-        if path.name != "runtime.py":
+        if path.name != "replicas.py":
             assert "MirroredStrategy" not in path.read_text(encoding="utf-8"), path
 
 
 def test_only_commands_parse_flags():
-    allowed = {PACKAGE / "__main__.py", PACKAGE / "flags.py", *(PACKAGE / "commands").glob("*.py")}
+    allowed = {PACKAGE / "__main__.py", *(PACKAGE / "commands").glob("*.py")}
     for path in set(PACKAGE.rglob("*.py")) - allowed:
-        assert "trainer.flags" not in imports(path), path
+        assert "trainer.commands.flags" not in imports(path), path
 
 
 def test_functions_fit_a_screen_and_files_have_one_subject():

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from trainer.console import report
 from trainer.errors import ExitCode, HelpRequested, TrainerError, one_of
-from trainer.signals import StopRequest
+from trainer.machine.signals import StopRequest
+from trainer.reporting.console import report
 
 COMMANDS = {
     "train": "train a recipe on a data set; the same command again goes on",

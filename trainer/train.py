@@ -11,26 +11,29 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from trainer import announce, evaluation, runtime, state
-from trainer.checkpoint import Checkpoints, load_networks
-from trainer.cluster import Cluster
 from trainer.config import Config
-from trainer.console import Console
 from trainer.data.images import ImageSet
-from trainer.export import deliver, is_delivered
-from trainer.files import replacing
-from trainer.heartbeat import Heartbeat
+from trainer.evaluation import during_training
+from trainer.files.atomic import replacing
+from trainer.generation.export import deliver, is_delivered
+from trainer.generation.sampler import write_gif
+from trainer.machine import replicas
+from trainer.machine.cluster import Cluster
+from trainer.machine.replicas import Runtime
+from trainer.machine.signals import TimeLimit
 from trainer.models.plain import plain
-from trainer.run import Run
-from trainer.rundir import RunDir, provenance
-from trainer.runtime import Runtime
-from trainer.samples import write_gif
-from trainer.saver import Saver
-from trainer.signals import TimeLimit
-from trainer.state import TrainState
-from trainer.storage import elsewhere
-from trainer.storage.place import NoUploads, Place, Uploads, reading
-from trainer.telemetry import Telemetry
+from trainer.reporting import announcements
+from trainer.reporting.console import Console
+from trainer.reporting.heartbeat import Heartbeat
+from trainer.reporting.prometheus import Telemetry
+from trainer.run_dir.checkpoints import Checkpoints, load_networks
+from trainer.run_dir.directory import RunDir, provenance
+from trainer.run_dir.saver import Saver
+from trainer.storage import output_copies
+from trainer.storage.location import NoUploads, Place, Uploads, reading
+from trainer.training import state
+from trainer.training.run import Run
+from trainer.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -66,15 +69,15 @@ def train(
       TrainerError: if the run cannot go on; StoppedError once an early stop is saved.
     """
     if cluster is None or cluster.is_chief:
-        elsewhere.check(config.tensorboard_dir, "tensorboard_dir")
-        elsewhere.check(config.model_dir, "model_dir")
+        output_copies.check(config.tensorboard_dir, "tensorboard_dir")
+        output_copies.check(config.model_dir, "model_dir")
     stop = TimeLimit(config.max_hours, stop_requested, clock)
     place = place or Place(config)
-    devices = runtime.start(config, cluster)
-    runtime.check_batch(config, devices.num_replicas)
+    devices = replicas.start(config, cluster)
+    replicas.check_batch(config, devices.num_replicas)
     with devices.scope():
         variables = state.create(config, data.shape, devices.precision)
-    evaluation.check(config, data)
+    during_training.check(config, data)
     same = [config.shared_json(), data.fingerprint, devices.precision, str(len(devices.devices))]
     devices.check_same("\n".join(same))
     # Last, so that settings which cannot be leave nothing behind.
@@ -99,7 +102,7 @@ def train(
         run.train(stop_now, lambda: stop.reason)
         if devices.is_chief:
             _finish(config, variables, run_dir)
-            announce.end(run_dir)
+            announcements.end(run_dir)
             run.quality.sum_up()
         devices.agree(0, False)  # nobody leaves before the chief has written all
 
@@ -130,8 +133,8 @@ def _taken_up(
     if done >= last_step and finished:
         log.info("%s is complete: %d steps. A greater length goes on.", run_dir.path, done)
         return None
-    announce.start(config, devices, variables, data, last_step)
-    quality = evaluation.prepare(config, data, run_dir, variables, stop, devices)
+    announcements.start(config, devices, variables, data, last_step)
+    quality = during_training.prepare(config, data, run_dir, variables, stop, devices)
     quality.begin(done)
     if devices.agree(int(quality.is_over and finished), False)[0]:
         log.info("%s is complete: it stopped gaining by step %d.", run_dir.path, done)
@@ -179,7 +182,7 @@ def _directory(
     with (
         run_dir.held() as lock,
         place.mirrored(fresh=fresh, secs_left=secs_left) as uploads,
-        elsewhere.followed(config.tensorboard_dir, "tensorboard_dir", secs_left) as events,
+        output_copies.followed(config.tensorboard_dir, "tensorboard_dir", secs_left) as events,
     ):
 
         def check() -> None:

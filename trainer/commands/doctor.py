@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-from trainer import flags, heartbeat, nvidia, startup
-from trainer.console import Console, log_to
+from trainer.commands import flags
 from trainer.errors import TrainerError, UsageError
-from trainer.signals import StopRequest
+from trainer.machine import imports, nvidia
+from trainer.machine.signals import StopRequest
+from trainer.reporting import heartbeat
+from trainer.reporting.console import Console, log_to
 
 SUMMARY = """Shows versions, GPUs, memory and disk.  Fails if TensorFlow does not list an NVIDIA GPU
 that this machine has, and says which library is missing and how to bring it.  With --liveness
@@ -26,8 +28,8 @@ def run(arguments: list[str], _: StopRequest) -> None:
         return
     log_to(Console())
     try:
-        with startup.quiet():
-            from trainer.doctor import examine  # late: TensorFlow takes seconds to import
+        with imports.quiet():
+            from trainer.machine.doctor import examine  # late: TensorFlow takes seconds to import
     except ImportError as error:
         raise TrainerError(
             f"TensorFlow or Keras cannot be imported ({error}): pip install tensorflow, or "

@@ -2,14 +2,14 @@
 
 import os
 
-from trainer import flags, startup
-from trainer.commands import runs
-from trainer.console import Console, log_to
+from trainer.commands import flags, run_flags
+from trainer.config.operation_settings import FEATURES
 from trainer.data import sources
 from trainer.errors import UsageError, one_of
-from trainer.operation_settings import FEATURES
-from trainer.signals import StopRequest
-from trainer.storage.place import publish
+from trainer.machine import imports
+from trainer.machine.signals import StopRequest
+from trainer.reporting.console import Console, log_to
+from trainer.storage.location import publish
 
 SUMMARY = """Draws images from a run and measures them against real ones: FID, KID, Inception Score,
 precision, recall, density, coverage and, of a conditional run, how often the class is the one
@@ -22,7 +22,7 @@ MIN_SAMPLES = 100
 def run(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those behind its name."""
     line = flags.CommandLine("evaluate", SUMMARY)
-    runs.define(line, "to evaluate")
+    run_flags.define(line, "to evaluate")
     line.integer("num_samples", "how many images to draw", default=10000)
     line.text(
         "features",
@@ -50,7 +50,7 @@ def run(arguments: list[str], _: StopRequest) -> None:
         raise UsageError(f"--num_samples={count} is too few: {MIN_SAMPLES} or more.")
     if not 0 <= seed < 2**31:
         raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
-    run_dir = runs.opened(values, which)
+    run_dir = run_flags.opened(values, which)
     config = run_dir.read_config().replace(devices=values["devices"])
     if values["split"]:
         config = config.replace(split=values["split"])
@@ -62,8 +62,10 @@ def run(arguments: list[str], _: StopRequest) -> None:
     log_to(terminal)
     data = sources.load(config.replace(batch_size=1), terminal.bar)
     terminal.end_bar()
-    with startup.quiet():
-        from trainer.evaluate import evaluate  # late: TensorFlow takes seconds to import
+    with imports.quiet():
+        from trainer.evaluation.finished_run import (
+            evaluate,  # late: TensorFlow takes seconds to import
+        )
 
     evaluate(
         run_dir,
@@ -75,4 +77,4 @@ def run(arguments: list[str], _: StopRequest) -> None:
         num_samples=count,
         seed=seed,
     )
-    publish(runs.given(values), run_dir.path, (run_dir.evaluation.name, run_dir.gallery.name))
+    publish(run_flags.given(values), run_dir.path, (run_dir.evaluation.name, run_dir.gallery.name))

@@ -2,13 +2,13 @@
 
 import logging
 
-from trainer import flags, startup
-from trainer.commands import runs
+from trainer.commands import flags, run_flags
 from trainer.config import Config
-from trainer.console import Console, log_to
 from trainer.errors import UsageError
-from trainer.rundir import RunDir
-from trainer.signals import StopRequest
+from trainer.machine import imports
+from trainer.machine.signals import StopRequest
+from trainer.reporting.console import Console, log_to
+from trainer.run_dir.directory import RunDir
 
 SUMMARY = """Draws images from a run: into one picture (--out=FILE.png), a folder of pictures
 (--out=DIR) or arrays (--out=FILE.npz: images uint8 [N, H, W, C], labels int [N])."""
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def run(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those behind its name."""
     line = flags.CommandLine("generate", SUMMARY)
-    runs.define(line, "to draw from")
+    run_flags.define(line, "to draw from")
     line.integer("num", "how many images", default=64)
     line.text("label", "the class of all images, by number or name")
     line.text("labels", "classes to cycle through, as 0,1,2 (default: all)")
@@ -33,17 +33,17 @@ def run(arguments: list[str], _: StopRequest) -> None:
         raise UsageError(f"--num={count} must be 1 or more.")
     if not 0 <= seed < 2**31:
         raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
-    out = runs.output(values, "generated.png")
+    out = run_flags.output(values, "generated.png")
     which = flags.checkpoint_choice(values)
-    run_dir = runs.opened(values, which)
+    run_dir = run_flags.opened(values, which)
     config = run_dir.read_config().replace(devices=values["devices"])
     classes = _classes(config, run_dir, values["label"], values["labels"])
     if out.suffix not in ("", ".png", ".npz"):
         raise UsageError(f"--out={out}: give a name ending in .png or .npz, or a folder.")
 
     log_to(Console())
-    with startup.quiet():
-        from trainer.generate import generate  # late: TensorFlow takes seconds to import
+    with imports.quiet():
+        from trainer.generation.generate import generate  # late: TensorFlow takes seconds to import
 
     generate(run_dir, config, count=count, classes=classes, seed=seed, out=out, which=which)
 

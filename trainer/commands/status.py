@@ -2,10 +2,10 @@
 
 import time
 
-from trainer import flags, status
-from trainer.commands import runs
+from trainer.commands import flags, run_flags
 from trainer.errors import UsageError
-from trainer.signals import StopRequest
+from trainer.machine.signals import StopRequest
+from trainer.reporting import status
 
 SUMMARY = "Shows where a run is: step, rate, time left, last checkpoint, starts, health."
 
@@ -13,7 +13,7 @@ SUMMARY = "Shows where a run is: step, rate, time left, last checkpoint, starts,
 def run(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those behind its name."""
     line = flags.CommandLine("status", SUMMARY)
-    runs.define(line, "to look at")
+    run_flags.define(line, "to look at")
     line.boolean("json", "as one JSON object", default=False)
     line.boolean("watch", "again every --every_secs, until Ctrl-C", default=False)
     line.real("every_secs", "pace of --watch", default=5.0)
@@ -21,7 +21,7 @@ def run(arguments: list[str], _: StopRequest) -> None:
     if values["every_secs"] <= 0:
         raise UsageError(f"--every_secs={values['every_secs']:g} must be more than 0.")
     while True:
-        found = status.look(runs.opened(values, which=None), runs.given(values))
+        found = status.look(run_flags.opened(values, which=None), run_flags.given(values))
         print(found.to_json() if values["json"] else found.screen(), flush=True)
         if not values["watch"]:
             return

@@ -2,12 +2,13 @@
 
 import os
 
-from trainer import cluster, flags, startup
-from trainer.console import Console, log_to
+from trainer.commands import flags
 from trainer.data import sources
 from trainer.errors import StoppedError
-from trainer.signals import StopRequest
-from trainer.storage.place import Place
+from trainer.machine import cluster, imports
+from trainer.machine.signals import StopRequest
+from trainer.reporting.console import Console, log_to
+from trainer.storage.location import Place
 
 SUMMARY = "Trains a recipe on a data set.  The same command again goes on where it stopped."
 
@@ -51,7 +52,7 @@ def run(arguments: list[str], stop_requested: StopRequest) -> None:
     finally:
         terminal.end_bar()
     config = sources.settle(config, data, asked=values["conditional"] is not None)
-    with startup.quiet():
+    with imports.quiet():
         from trainer.train import train  # late: TensorFlow takes seconds to import
 
     train(

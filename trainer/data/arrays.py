@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from trainer.config import Config
-from trainer.data import formats, memory
-from trainer.data.folder import shown
+from trainer.data import formats
+from trainer.data.decoding import default_size
+from trainer.data.file_stores import shown
 from trainer.data.images import ImageSet, resize
 from trainer.data.listing import SPLITS
-from trainer.data.pictures import default_size
 from trainer.errors import DataError
+from trainer.machine import memory
 
 
 def load(path: Path, config: Config) -> ImageSet:

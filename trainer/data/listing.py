@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from trainer.data.folder import shown
-from trainer.data.pictures import SUFFIXES
+from trainer.data.decoding import SUFFIXES
+from trainer.data.file_stores import shown
 from trainer.errors import DataError
 
 log = logging.getLogger(__name__)

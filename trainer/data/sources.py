@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer import startup
 from trainer.config import Config
-from trainer.data import formats, memory, own
+from trainer.data import formats, user_images
 from trainer.data.formats import Arrays
 from trainer.data.images import ImageSet, check, resize
-from trainer.data.own import Report
+from trainer.data.user_images import Report
 from trainer.errors import DataError, StorageError, UsageError, one_of
-from trainer.storage import datasets
+from trainer.machine import imports, memory
+from trainer.storage import dataset_download
 from trainer.storage.address import is_bucket
-from trainer.storage.place import base
+from trainer.storage.location import base
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +86,8 @@ def load(config: Config, report: Report = lambda share, what: None) -> ImageSet:
       UsageError: for an unknown data set.
       DataError: for one that is missing, damaged or smaller than a batch.
     """
-    if config.dataset not in SOURCES and own.is_path(config.dataset):
-        data = own.load(config, report)
+    if config.dataset not in SOURCES and user_images.is_path(config.dataset):
+        data = user_images.load(config, report)
     else:
         data = _load_named(config, report)
     if len(data) < config.batch_size:
@@ -126,7 +126,9 @@ def _load_named(config: Config, report: Report) -> ImageSet:
     splits = ("train", "test") if config.split == "all" else (config.split,)
     data_dir = config.data_dir
     if is_bucket(data_dir) and source.fetch:
-        data_dir = str(datasets.fetch(data_dir, "data_dir", base("data"), report, source.wanted))
+        data_dir = str(
+            dataset_download.fetch(data_dir, "data_dir", base("data"), report, source.wanted)
+        )
     images, labels = _read(config.dataset, source, splits, data_dir)
     check(images, labels, len(source.class_names), config.dataset)
     size = config.image_size or source.size
@@ -144,7 +146,7 @@ def _read(name: str, source: Source, splits: tuple[str, ...], data_dir: str) -> 
 
 
 def _download(name: str, source: Source, splits: tuple[str, ...], data_dir: str) -> Arrays:
-    with startup.quiet():
+    with imports.quiet():
         import keras  # late: it takes seconds, and data on disk do not need it
 
     log.info("Downloading %s from %s", name, source.origin)

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from trainer.evaluation.reference import Reference
 from trainer.metrics import distances, neighbours
 from trainer.metrics.features import Features
 from trainer.metrics.moments import Moments
-from trainer.metrics.reference import Reference
 
 LESS_IS_BETTER = ("fid", "kid")
 SPLITS = 10  # of the Inception Score, where each has its thousand images

@@ -5,8 +5,8 @@ from typing import Any, TypeAlias
 import keras
 import tensorflow as tf
 
-from trainer import runtime
 from trainer.config import Config
+from trainer.machine.replicas import num_replicas, sum_over_replicas
 from trainer.models.convolutions import register
 
 Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor
@@ -58,7 +58,7 @@ class BatchNorm(keras.layers.BatchNormalization):
         rows = inputs if images else tf.reshape(inputs, [-1, 1, 1, channels])
         scale = tf.ones([channels]) if self.gamma is None else tf.convert_to_tensor(self.gamma)
         shift = tf.zeros([channels]) if self.beta is None else tf.convert_to_tensor(self.beta)
-        replicas = runtime.num_replicas()
+        replicas = num_replicas()
         by = self._by_one_replica if replicas == 1 else self._by_all_replicas
         outputs, mean, variance = by(rows, scale, shift, replicas)
         for kept, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
@@ -78,7 +78,7 @@ class BatchNorm(keras.layers.BatchNormalization):
         values = tf.cast(rows, tf.float32)  # squares of half precision overflow
         count = replicas * tf.cast(tf.size(rows) // rows.shape[-1], tf.float32)
         sums = [tf.reduce_sum(values, [0, 1, 2]), tf.reduce_sum(tf.square(values), [0, 1, 2])]
-        total, squares = runtime.sum_over_replicas(sums)
+        total, squares = sum_over_replicas(sums)
         mean = total / count
         variance = tf.maximum(squares / count - tf.square(mean), 0.0)  # but for rounding
         factor = scale * tf.math.rsqrt(variance + self.epsilon)

@@ -5,15 +5,7 @@ from typing import Any
 
 from trainer.config import Config
 from trainer.errors import one_of
-from trainer.recipes import (
-    cgan,
-    dcgan,
-    dcgan_kstep,
-    dcgan_sigmoid,
-    dcgan_studiogan,
-    mlp,
-    mlp_small,
-)
+from trainer.recipes import cgan, dcgan, dcgan_kstep, dcgan_sigmoid, dcgan_studiogan, mlp, mlp_small
 from trainer.recipes.recipe import Recipe
 
 RECIPES: dict[str, Recipe] = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import StorageError, TrainerError, UsageError
-from trainer.files import replacing
+from trainer.files.atomic import replacing
 from trainer.storage.address import Address, is_plain
 
 RETRY_SECS = 60.0  # how long a call is repeated

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import BusyError, TrainerError
-from trainer.files import write_text
-from trainer.lock import who
+from trainer.files.atomic import write_text
+from trainer.run_dir.lock import who
 from trainer.storage.address import Address
 from trainer.storage.bucket import Bucket, ConflictError, Item
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from trainer.errors import StorageError, TrainerError
-from trainer.storage import layout
+from trainer.storage import run_layout
 from trainer.storage.bucket import Bucket, ConflictError, Item, crc32c
-from trainer.storage.layout import MAIN, Saved
+from trainer.storage.run_layout import MAIN, Saved
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ PAUSE_SECS = 30.0  # between passes, when nothing was saved
 LATER_SECS = 120.0  # between times that what may come later is brought
 AGAIN_SECS = 1.0  # between passes that fail, at the end of a run
 STAGE = ".mirror"  # folder of what is being brought
-LATER = (layout.TENSORBOARD, "best", "training.gif", "generator.keras")
+LATER = (run_layout.TENSORBOARD, "best", "training.gif", "generator.keras")
 Stamp = tuple[int, int, int]  # what changes with a file
 
 
@@ -174,7 +174,7 @@ class Mirror:
         """Brings what has changed; returns whether all of it."""
         with self._staged(newest) as stage:
             for name in self._names():
-                if not name.startswith(LATER) and layout.checkpoint_of(name) is None:
+                if not name.startswith(LATER) and run_layout.checkpoint_of(name) is None:
                     self._bring(name)
             if newest and stage:
                 self._commit(newest, stage)
@@ -190,15 +190,15 @@ class Mirror:
         for name in self._names():
             if self._ending and not ending:
                 return False  # first things first once more
-            if name.startswith(LATER) and layout.checkpoint_of(name) is None:
+            if name.startswith(LATER) and run_layout.checkpoint_of(name) is None:
                 self._bring(name)
-        others = [s for s in layout.checkpoints(self._names()) if s.folder != MAIN]
+        others = [s for s in run_layout.checkpoints(self._names()) if s.folder != MAIN]
         for saved in others:
             with self._staged(saved) as stage:
                 if stage:
                     self._commit(saved, stage)
         folders = {saved.folder for saved in others}
-        for saved, files in layout.checkpoints(self._there).items():
+        for saved, files in run_layout.checkpoints(self._there).items():
             if saved.folder in folders and saved not in others:
                 self._delete(files)
         return True
@@ -206,7 +206,7 @@ class Mirror:
     @contextlib.contextmanager
     def _staged(self, saved: Saved | None) -> Iterator[Path | None]:
         """Links to the files of a checkpoint, which stay when it is removed meanwhile."""
-        files = layout.checkpoints(self._names()).get(saved, []) if saved else []
+        files = run_layout.checkpoints(self._names()).get(saved, []) if saved else []
         if saved is None or saved.marker not in files:
             yield None
             return
@@ -219,7 +219,7 @@ class Mirror:
 
     def _commit(self, saved: Saved, stage: Path) -> None:
         """Brings a checkpoint, its marker last."""
-        files = layout.checkpoints(_files(stage))[saved]
+        files = run_layout.checkpoints(_files(stage))[saved]
         stamps = {name: _stamp(stage / name) for name in files}
         if all(self._is_sent(name, stage / name, stamps[name]) for name in files):
             return
@@ -268,9 +268,9 @@ class Mirror:
 
     def _remove_old(self, newest: Saved) -> None:
         """Removes checkpoints of the bucket that are neither here nor among those to keep."""
-        kept = set(layout.committed(self._there)[: self._keep])
-        here = set(layout.checkpoints(self._names()))
-        for saved, files in layout.checkpoints(self._there).items():
+        kept = set(run_layout.committed(self._there)[: self._keep])
+        here = set(run_layout.checkpoints(self._names()))
+        for saved, files in run_layout.checkpoints(self._there).items():
             if saved.folder == MAIN and saved.step < newest.step and saved not in kept | here:
                 self._delete(files)
 
@@ -288,14 +288,14 @@ class Mirror:
         return True
 
     def _newest(self) -> Saved | None:
-        return next(iter(layout.committed(self._names())), None)
+        return next(iter(run_layout.committed(self._names())), None)
 
     def _missing(self) -> list[str]:
         """What is here and not there, checkpoints by their names."""
         newest = self._newest()
         missing = []
         for name in self._names():
-            saved = layout.checkpoint_of(name)
+            saved = run_layout.checkpoint_of(name)
             if saved and (name != saved.marker or (saved.folder == MAIN and saved != newest)):
                 continue
             if not self._has(name):
@@ -303,7 +303,7 @@ class Mirror:
         return sorted(missing, key=lambda name: not name.startswith(f"{MAIN}/"))
 
     def _names(self) -> list[str]:
-        return [name for name in _files(self._folder) if layout.is_ours(name)]
+        return [name for name in _files(self._folder) if run_layout.is_ours(name)]
 
 
 def _files(folder: Path) -> list[str]:

@@ -1,0 +1,162 @@
+"""Whatever is typed or edited, the answer is a configuration or one line."""
+
+import dataclasses
+import json
+import string
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.helpers.runs import records, steps
+from trainer import recipes
+from trainer.commands import flags
+from trainer.config import Config, value_types
+from trainer.data.images import ImageSet
+from trainer.errors import CheckpointError, ExitCode, HelpRequested, TrainerError, UsageError
+from trainer.run_dir.directory import RunDir, describe
+
+NAMES = [*value_types(), *flags.LENGTHS, "help", "fresh", "dry_run", "nonsense", "", "-"]
+WORDS = st.one_of(
+    st.text(max_size=8),
+    st.text(string.printable, max_size=8),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(
+        ["", "0", "-1", "1e400", "nan", "true", "auto", "cpu:2", "..", "/", "é ü", "1 kimg", "0x7"]
+    ),
+)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), WORDS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(NAMES), WORDS), max_size=4), st.booleans())
+def test_any_flags(pairs, joined):
+    arguments = []
+    for name, value in pairs:
+        arguments += [f"--{name}={value}"] if joined else [f"--{name}", value]
+    line = flags.CommandLine("train", "")
+    flags.define_settings(line)
+    line.boolean("fresh", "", default=False)
+    line.boolean("dry_run", "", default=False)
+    try:
+        config = flags.config_from_flags(line.parse(arguments), {})
+    except HelpRequested:
+        return
+    except TrainerError as error:
+        assert error.exit_code == ExitCode.USAGE
+        assert str(error)
+        assert "\n" not in str(error)
+    else:
+        assert Config.from_json(config.to_json(), "config.json") == config
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(st.sampled_from(["format_version", *value_types()]), VALUES, max_size=3))
+def test_any_edit_of_config_json(changes):
+    values = json.loads(recipes.resolve({}).to_json())
+    text = json.dumps({**values, **changes})
+    try:
+        config = Config.from_json(text, "config.json")
+    except UsageError as error:
+        assert str(error).startswith("config.json")
+        assert "\n" not in str(error)
+    else:
+        assert dataclasses.asdict(config)
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.sampled_from(["config.json", "data.json"]), st.data())
+def test_any_damage_to_a_run_directory(tmp_path, name, draws):
+    images = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8, 1)
+    data = ImageSet(images, np.arange(4, dtype=np.int32), ("a", "b", "c", "d"))
+    config = recipes.resolve(dict(run_dir=str(tmp_path / "run")))
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.path.mkdir(exist_ok=True)
+    run_dir.config.write_text(config.to_json())
+    run_dir.data.write_text(json.dumps(describe(data)))
+    path = run_dir.path / name
+    content = bytearray(path.read_bytes())
+    for _ in range(draws.draw(st.integers(1, 3))):
+        at = draws.draw(st.integers(0, len(content) - 1))
+        content[at : at + draws.draw(st.integers(0, 5))] = draws.draw(st.binary(max_size=3))
+        content = content or bytearray(b"x")
+    path.write_bytes(bytes(content))
+    try:
+        run_dir.claim(config, data, {})
+    except CheckpointError as error:
+        assert "\n" not in str(error)
+
+
+def test_a_record_that_is_damaged_is_kept_aside(tiny, run, tmp_path):
+    config = tiny(recipe="mlp", length=steps(4), log_every_steps=1)
+    run(config)
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_bytes("\n".join([lines[0], "{torn", *lines[1:], ""]).encode() + b"\xff\xfe\n")
+    output = run(config.replace(length=steps(6)))
+    assert "WARNING: " in output
+    assert "metrics.jsonl is damaged after line 1" in output
+    assert [line["step"] for line in records(tmp_path / "run")] == [1, 5, 6]
+    assert b"{torn" in (tmp_path / "run" / "metrics.jsonl.damaged-1").read_bytes()
+
+
+CHOICES = {
+    name: field.metadata["choices"]
+    for name, field in ((f.name, f) for f in dataclasses.fields(Config))
+    if field.metadata["choices"] and name not in ("split", "precision")
+}
+SETTINGS = st.fixed_dictionaries(
+    {"recipe": st.sampled_from(list(recipes.RECIPES))},
+    optional={
+        **{name: st.sampled_from(choices) for name, choices in CHOICES.items()},
+        **{
+            name: st.booleans()
+            for name in (
+                "conditional",
+                "horizontal_flip",
+                "simultaneous",
+                "repeat_reals",
+                "reuse_fakes",
+            )
+        },
+        **{
+            name: st.sampled_from([0.0, 0.1, 0.5])
+            for name in (
+                "smooth_real", "smooth_fake", "flip_labels", "d_input_noise", "d_layer_noise",
+                "gradient_penalty", "d_clip", "lr_decay_kimg", "g_lr_decay_per_kimg",
+                "d_lr_decay_per_kimg", "ema_half_life_kimg", "noise_decay_kimg",
+            )
+        },
+        "latent_dim": st.sampled_from([1, 3, 100]),
+        "batch_size": st.sampled_from([1, 2, 6]),
+        "batch_per_replica": st.sampled_from([0, 1, 2]),
+        "d_steps": st.sampled_from([1, 2]),
+        "image_size": st.sampled_from([0, 4, 8, 9, 12, 20, 32, 64]),
+        "networks": st.sampled_from(list(recipes.RECIPES)),
+        "precision": st.sampled_from(["float32", "bfloat16", "float16"]),
+        "devices": st.sampled_from(["cpu:1", "cpu:2"]),
+    },
+)  # fmt: skip
+
+
+@pytest.mark.faults
+@settings(
+    max_examples=30, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+@given(SETTINGS)
+def test_any_settings_train_or_are_refused(tmp_path_factory, tiny, run, values):
+    folder = tmp_path_factory.mktemp("fuzz")
+    try:
+        run(tiny(**{**values, "length": steps(2), "run_dir": str(folder / "run")}))
+    except TrainerError as error:
+        assert error.exit_code in (ExitCode.USAGE, ExitCode.DIVERGED)
+        assert "\n" not in str(error)

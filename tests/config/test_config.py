@@ -1,0 +1,175 @@
+"""Settings: defaults, ranges, JSON, and what a resumed run may change."""
+
+import dataclasses
+import json
+
+import pytest
+
+from trainer import recipes
+from trainer.config import Config
+from trainer.config.compatibility import frozen_differences
+from trainer.config.settings import Duration
+from trainer.errors import UsageError
+
+
+def test_json_round_trip_keeps_every_setting():
+    config = recipes.resolve(
+        dict(recipe="cgan", dataset="mnist", seed=7, length=Duration(2.5, "epochs"))
+    )
+    again = Config.from_json(config.to_json(), "config.json")
+    assert again == config
+    assert json.loads(config.to_json())["format_version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(batch_size=0), "--batch_size=0 is too small: it must be 1 or more."),
+        (dict(seed=-1), "--seed=-1 is too small"),
+        (dict(g_lr=11.0), "--g_lr=11.0 is too large: it must be 10 or less."),
+        (dict(g_lr=float("nan")), "--g_lr=nan must be finite."),
+        (dict(length=Duration(-1, "kimg")), "--length=-1 kimg is too small"),
+        (dict(loss="hnge"), "--loss='hnge' is not known. Did you mean hinge?"),
+        (dict(recipe="dcgn"), "--recipe='dcgn' is not known. Did you mean dcgan?"),
+        (dict(networks="cgn"), "--networks='cgn' is not known. Did you mean cgan?"),
+        (dict(batch_size="8"), "--batch_size='8' must be of type int."),
+        (dict(simultaneous=True, d_steps=2), "--simultaneous needs one discriminator update"),
+    ],
+)
+def test_wrong_settings_are_named(given, message):
+    with pytest.raises(UsageError) as error:
+        recipes.resolve(given)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "run/config.json is not JSON"),
+        ("[]", "holds no configuration"),
+        ("{}", "format_version None"),
+        ('{"format_version": 1, "batchsize": 3}', "Did you mean batch_size?"),
+        ('{"format_version": 1, "length": "3 parsecs"}', "length: '3 parsecs' is not a number"),
+        ('{"format_version": 1, "batch_size": -3}', "run/config.json: --batch_size=-3"),
+    ],
+)
+def test_damaged_json_is_named(text, message):
+    with pytest.raises(UsageError) as error:
+        Config.from_json(text, "run/config.json")
+    assert message in str(error.value)
+
+
+def test_durations_count_images():
+    assert Duration(500, "steps").images(64, 1000) == 32000
+    assert Duration(2, "epochs").images(64, 70000) == 140000
+    assert Duration(0.1, "kimg").steps(64, 1000) == 2  # rounded up to whole steps
+    assert Duration.parse(str(Duration(2.5, "epochs"))) == Duration(2.5, "epochs")
+
+
+def test_only_length_cadence_and_place_may_change():
+    old = recipes.resolve({})
+    new = old.replace(
+        length=Duration(1, "steps"), devices="cpu:2", run_dir="x", log_every_secs=1.0, g_lr=1e-3
+    )
+    assert frozen_differences(old, new) == ["g_lr: 0.0002 -> 0.001"]
+
+
+def test_recipes_are_as_published():
+    expected = {
+        "dcgan-sigmoid": dict(
+            latent_dim=100,
+            latent_distribution="uniform",
+            image_range="sigmoid",
+            d_update="joint",
+            optimizer="rmsprop",
+            d_lr=2e-4,
+            g_lr=1e-4,
+            batch_size=64,
+            length=Duration(40000, "steps"),
+            sample_every=Duration(500, "steps"),
+            sample_grid=4,
+        ),
+        "mlp-small": dict(
+            latent_dim=100,
+            image_range="tanh",
+            d_update="sequential",
+            optimizer="adam",
+            g_lr=1e-3,
+            d_lr=1e-3,
+            bn_momentum=0.8,
+            batch_size=16,
+            length=Duration(10000, "steps"),
+            sample_every=Duration(200, "steps"),
+            sample_grid=5,
+        ),
+        "dcgan-kstep": dict(
+            latent_dim=150,
+            latent_distribution="normal",
+            image_range="sigmoid",
+            split="all",
+            d_update="joint",
+            repeat_reals=True,
+            d_steps=1,
+            beta1=0.5,
+            g_lr=1e-5,
+            d_lr=3e-5,
+            batch_size=64,
+            length=Duration(30, "epochs"),
+            sample_every=Duration(2, "epochs"),
+            sample_grid=9,
+        ),
+        "cgan": dict(
+            latent_dim=100,
+            conditional=True,
+            g_conditioning="multiply",
+            d_conditioning="multiply",
+            d_update="sequential",
+            beta1=0.5,
+            g_lr=2e-4,
+            d_lr=2e-4,
+            batch_size=128,
+        ),
+        "mlp": dict(
+            latent_dim=100,
+            d_update="separate",
+            simultaneous=True,
+            g_lr=1e-4,
+            d_lr=1e-4,
+            batch_size=128,
+            length=Duration(50, "epochs"),
+            checkpoint_every=Duration(15, "epochs"),
+            sample_every=Duration(1, "epochs"),
+            sample_grid=4,
+        ),
+        "dcgan-studiogan": dict(
+            latent_dim=128,
+            image_size=32,
+            d_steps=2,
+            repeat_reals=False,
+            horizontal_flip=True,
+            initializer="orthogonal",
+            beta1=0.5,
+            batch_size=64,
+            length=Duration(200000, "steps"),
+            conditional=False,
+            ema_half_life_kimg=0.0,
+        ),
+    }
+    assert set(recipes.RECIPES) == {"dcgan", *expected}
+    for name, settings in expected.items():
+        config = dataclasses.asdict(recipes.resolve(dict(recipe=name, dataset="mnist")))
+        found = {key: config[key] for key in settings}
+        assert found == {
+            k: dataclasses.asdict(v) if isinstance(v, Duration) else v for k, v in settings.items()
+        }, name
+    assert recipes.resolve(dict(recipe="mlp", dataset="cifar10")).batch_size == 64
+    # 6e-8 per step of 64 images is what the book's decay of the rate comes to.
+    decay = recipes.resolve(dict(recipe="dcgan-sigmoid")).d_lr_decay_per_kimg
+    assert decay * 0.064 == pytest.approx(6e-8)
+
+
+def test_networks_and_loop_are_independent():
+    config = recipes.resolve(dict(recipe="mlp-small", networks="dcgan-kstep"))
+    assert (config.latent_dim, config.image_range) == (150, "sigmoid")
+    assert (config.d_update, config.batch_size, config.g_lr) == ("sequential", 16, 1e-3)

@@ -1,0 +1,120 @@
+"""The images: what can be read from their files, and with root's rights a proof by building."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from tests.helpers import manifests as k8s
+from trainer.errors import ExitCode
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile*"))
+LISTS = {"requirements-cpu.txt": "tensorflow-cpu", "requirements-gpu.txt": "tensorflow"}
+
+
+def instructions(path: Path, name: str) -> list[str]:
+    text = path.read_text().replace("\\\n", " ")
+    return re.findall(rf"^{name} +(.*)$", text, re.M)
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_the_image_is_as_clusters_want_it(path):
+    user = k8s.pod_of(k8s.render("overlays/cpu-smoke"))["securityContext"]
+    assert instructions(path, "USER")[-1] == f"{user['runAsUser']}:{user['runAsGroup']}"
+    assert json.loads(instructions(path, "ENTRYPOINT")[-1]) == ["python", "-m", "trainer"]
+    labels = " ".join(instructions(path, "LABEL"))
+    for name in ("title", "description", "version", "revision", "licenses"):
+        assert f"org.opencontainers.image.{name}=" in labels
+    assert len(instructions(path, "FROM")) == 2, "what builds is not what runs"
+    assert not re.search(r"^#\s*syntax", path.read_text(), re.M), "it would be pulled"
+    names = {a.partition("=")[0] for line in instructions(path, "ARG") for a in line.split()}
+    assert names == {"BASE_IMAGE", "VERSION", "REVISION"}, "no secrets: ARG is seen in the image"
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_the_environment_is_the_manifests(path):
+    """So that a run by hand writes where a Pod does."""
+    overlay = "cpu-smoke" if path.suffix == ".cpu" else "single-node"
+    wanted = k8s.environment_of(k8s.render(f"overlays/{overlay}"))
+    given = dict(re.findall(r"([A-Z_]+)=(\S+)", " ".join(instructions(path, "ENV"))))
+    for name in ("HOME", "KERAS_HOME"):
+        assert given[name] == wanted[name]
+
+
+def wanted_by_clusters() -> list[Requirement]:
+    """What the trainer needs, with the extras for which there is a component."""
+    setup = (ROOT / "setup.py").read_text()
+    block = re.search(r"install_requires=\[(.*?)\]", setup, re.S)[1]
+    extras = dict(re.findall(r'^ +"(\w+)": \[(.*?)\],$', setup, re.M | re.S))
+    components = {path.name for path in (k8s.K8S / "components").iterdir()} - {"gpu", "kueue"}
+    assert components <= extras.keys()
+    texts = "".join([block, *(extras[name] for name in sorted(components))])
+    return [Requirement(text) for text in re.findall(r'"([^"]+)"', texts)]
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_every_package_is_chosen_with_its_hashes(name):
+    text = (ROOT / "docker" / name).read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    chosen = {}
+    for line in lines:
+        package, *hashes = re.split(r"\s+--hash=", line.strip())
+        requirement = Requirement(package)
+        assert hashes, line
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", value) for value in hashes)
+        (exact,) = requirement.specifier
+        assert exact.operator == "=="
+        chosen[requirement.name] = Version(exact.version)
+    assert {"setuptools", "wheel"} <= chosen.keys(), "they build the trainer's own wheel"
+    assert ("nvidia-cudnn-cu12" in chosen) == (name == "requirements-gpu.txt")
+
+    for asked in wanted_by_clusters():
+        package = LISTS[name] if asked.name == "tensorflow" else asked.name
+        assert chosen[package] in asked.specifier, f"{name}: make requirements"
+
+
+def test_images_hold_what_they_need_and_no_more():
+    ignored, *kept = [
+        line
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert ignored == "*"
+    kept = {line[1:] for line in kept if line.startswith("!")}
+    for path in DOCKERFILES:
+        for line in instructions(path, "COPY"):
+            if not line.startswith("--from"):
+                for source in line.split()[:-1]:
+                    assert any(Path(source).match(pattern) for pattern in kept), source
+
+
+def load_proof():
+    spec = importlib.util.spec_from_file_location("prove", ROOT / "docker" / "prove.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.images
+def test_the_cpu_image_builds_and_runs_as_in_a_pod(tmp_path):
+    """Takes minutes; a folder in TRAINER_PROVE_DIR keeps its base for another time."""
+    proof = load_proof()
+    folder = os.environ.get("TRAINER_PROVE_DIR", tmp_path)
+    if reason := proof.missing():
+        pytest.skip(f"no image can be built here: {reason}")
+    manifests = k8s.render("overlays/cpu-smoke")
+    done = subprocess.run(
+        ["python3", ROOT / "docker" / "prove.py", folder, "--", *k8s.arguments_of(manifests)],
+        text=True, capture_output=True, timeout=1800,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for code in (ExitCode.OK, ExitCode.STOPPED, ExitCode.USAGE):
+        assert f"exit code {code:d};" in done.stdout
+    assert "proven: " in done.stdout

@@ -1,0 +1,221 @@
+"""The manifests at work: Jobs of real processes that are evicted, killed and started again."""
+
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers import manifests as k8s
+from tests.helpers.job_controller import Job, Pod
+from tests.helpers.runs import DATA_DIR, records, variables
+from trainer.errors import ExitCode
+
+pytestmark = pytest.mark.faults
+
+QUICK = [
+    "--length=--steps=300", "--flag=--g_width=0.05", "--flag=--d_width=0.05",
+    "--flag=--batch_size=8", "--flag=--sample_grid=2", "--flag=--log_every_secs=0.2",
+]  # fmt: skip
+
+
+class Cluster:
+    """Volumes that stay, and Jobs."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._jobs: list[Job] = []
+
+    def dataset(self, claim: str) -> str:
+        """Real pictures on the volume of the runs, where there are some; else digits."""
+        if not DATA_DIR:
+            return "--dataset=digits"
+        volume = self._folder / "claims" / claim
+        volume.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(DATA_DIR) / "mnist.npz", volume)
+        return "--dataset=/runs/mnist.npz"
+
+    def submit(self, manifests: k8s.Manifests) -> Job:
+        job = Job(manifests, self._folder / "claims", self._folder / "pods")
+        self._jobs.append(job)
+        return job
+
+    def smoke(self, *arguments: str, name: str = "run") -> Job:
+        given = ["--overlay=cpu-smoke", self.dataset("gan-runs-smoke"), *QUICK, f"--name={name}"]
+        return self.submit(k8s.submit(*given, *arguments))
+
+    def workers(self, *arguments: str, name: str = "run") -> Job:
+        dataset = self.dataset("gan-runs-shared")
+        given = ["--overlay=multi-worker", dataset, *QUICK, f"--name={name}"]
+        return self.submit(k8s.submit(*given, "--flag=--devices=cpu", *arguments))
+
+    def run(self, name: str = "run", claim: str = "gan-runs-smoke") -> Path:
+        return self._folder / "claims" / claim / name
+
+    def close(self) -> None:
+        for job in self._jobs:
+            job.close()
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    made = Cluster(tmp_path)
+    yield made
+    made.close()
+
+
+def trains(folder: Path):
+    """Whether a run has made some steps."""
+    return lambda: (folder / "metrics.jsonl").exists() and len(records(folder)) >= 3
+
+
+def check_whole(folder: Path, steps: int = 300) -> None:
+    """Nothing is lost and nothing was done twice."""
+    lines = records(folder)
+    assert sum(line["steps"] for line in lines) == lines[-1]["step"] == steps
+    assert (folder / "generator.keras").exists()
+
+
+def assert_equal(one: Path, other: Path) -> None:
+    """Bit for bit."""
+    expected, got = variables(one), variables(other)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+def test_a_clean_run_as_it_is_rendered(cluster):
+    job = cluster.submit(k8s.render("overlays/cpu-smoke"))
+    job.wait(trains(cluster.run("cpu-smoke")))
+    (pod,) = job.running.values()
+    assert pod.probe("startupProbe", timeout=30)
+    assert pod.probe("livenessProbe", timeout=30)
+    job.wait()
+    assert job.condition == "Complete", job.outputs()
+    assert job.exit_codes == [ExitCode.OK]
+    check_whole(cluster.run("cpu-smoke"), steps=200)
+
+
+def test_a_finished_job_that_is_submitted_again(cluster):
+    first = cluster.smoke().wait()
+    assert first.condition == "Complete", first.outputs()
+    before = {path: path.stat().st_mtime for path in cluster.run().rglob("*.*")}
+    second = cluster.smoke().wait()
+    assert second.name != first.name
+    assert second.condition == "Complete", second.outputs()
+    assert second.exit_codes == [ExitCode.OK]
+    assert "is complete: 300 steps" in second.outputs()
+    for path in [cluster.run() / "generator.keras", cluster.run() / "metrics.jsonl"]:
+        assert path.stat().st_mtime == before[path]
+
+
+def test_an_evicted_pod_and_one_that_is_killed(cluster):
+    """Neither costs a step; only the kill counts as a failure."""
+    job = cluster.smoke()
+    job.wait(trains(cluster.run()))
+    (pod,) = job.running.values()
+    began = time.monotonic()
+    pod.evict(job.grace_secs)
+    job.wait(lambda: len(job.ended) == 1)
+    assert time.monotonic() - began < 15
+    assert job.exit_codes == [ExitCode.STOPPED], job.outputs()
+    assert job.failed == 0
+
+    stopped = len(records(cluster.run()))
+    job.wait(lambda: len(records(cluster.run())) >= stopped + 2)
+    (pod,) = job.running.values()
+    pod.kill()
+    job.wait(lambda: len(job.ended) == 2)
+    assert job.failed == 1
+
+    job.wait()
+    assert job.condition == "Complete", job.outputs()
+    assert job.exit_codes == [ExitCode.STOPPED, 137, ExitCode.OK]
+    assert "Resuming from" in job.ended[1].output
+    assert "Resuming from" in job.ended[2].output
+    check_whole(cluster.run())
+    assert cluster.smoke(name="undisturbed").wait().condition == "Complete"
+    assert_equal(cluster.run("undisturbed"), cluster.run())
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "says"),
+    [
+        ("--flag=--stepz=1", ExitCode.USAGE, "--stepz is not a flag"),
+        ("--dataset=/runs/nothing.zip", ExitCode.DATA, "nothing.zip"),
+    ],
+)
+def test_what_cannot_work_is_tried_once(cluster, given, code, says):
+    job = cluster.smoke(given).wait()
+    assert (job.condition, job.reason) == ("Failed", "PodFailurePolicy")
+    assert job.exit_codes == [code]
+    assert says in job.outputs()
+
+
+def test_other_settings_for_an_old_run_are_refused_once(cluster):
+    assert cluster.smoke("--length=--steps=1").wait().condition == "Complete"
+    job = cluster.smoke("--length=--steps=1", "--flag=--seed=1").wait()
+    assert (job.condition, job.reason) == ("Failed", "PodFailurePolicy")
+    assert job.exit_codes == [ExitCode.CHECKPOINT]
+    assert "seed" in job.outputs()
+
+
+def test_a_pod_that_dies_again_and_again_is_given_up(cluster):
+    job = cluster.smoke()
+    seen: list[Pod] = []
+    while not job.condition:
+        job.step()
+        for pod in job.running.values():
+            if pod not in seen:
+                seen.append(pod)
+                pod.kill()
+        time.sleep(0.02)
+    assert (job.condition, job.reason) == ("Failed", "BackoffLimitExceeded")
+    assert job.exit_codes == [137] * (1 + job.spec["backoffLimit"])
+
+
+# Several machines
+
+
+SHARED = "gan-runs-shared"
+
+
+def test_workers_from_start_to_end(cluster):
+    job = cluster.workers().wait()
+    assert job.condition == "Complete", job.outputs()
+    assert job.exit_codes == [ExitCode.OK] * 2
+    check_whole(cluster.run(claim=SHARED))
+    again = cluster.workers().wait()
+    assert again.exit_codes == [ExitCode.OK] * 2, again.outputs()
+
+
+def test_one_worker_is_evicted(cluster):
+    """All stop at one step, none is a failure, and all go on."""
+    job = cluster.workers()
+    job.wait(trains(cluster.run(claim=SHARED)))
+    began = time.monotonic()
+    job.running[1].evict(job.grace_secs)
+    job.wait(lambda: len(job.ended) >= 2)
+    assert time.monotonic() - began < 20
+    assert job.exit_codes[:2] == [ExitCode.STOPPED] * 2, job.outputs()
+    job.wait()
+    assert job.condition == "Complete", job.outputs()
+    assert job.failed == 0
+    check_whole(cluster.run(claim=SHARED))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_one_worker_is_killed(cluster, index):
+    """The other ends by itself, and both go on from the last checkpoint."""
+    job = cluster.workers("--flag=--checkpoint_every_kimg=0.4")
+    job.wait(trains(cluster.run(claim=SHARED)))
+    began = time.monotonic()
+    job.running[index].kill()
+    job.wait(lambda: len(job.ended) >= 2)
+    assert time.monotonic() - began < 30
+    assert sorted(job.exit_codes[:2]) == [ExitCode.STOPPED, 137], job.outputs()
+    job.wait()
+    assert job.condition == "Complete", job.outputs()
+    assert job.failed == 1
+    check_whole(cluster.run(claim=SHARED))

@@ -1,0 +1,245 @@
+"""Runs that are killed, stopped, starved and crowded, many times: `make test-faults`."""
+
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.runs import TINY_FLAGS, Process, assert_same_run, records, steps, variables
+from trainer import recipes
+from trainer.errors import ExitCode
+from trainer.run_dir.checkpoints import found
+
+pytestmark = pytest.mark.faults
+
+EXACT = [
+    *((recipe, "float32", "cpu:1") for recipe in recipes.RECIPES),
+    *(
+        (recipe, precision, devices)
+        for recipe in ("dcgan", "mlp")
+        for precision in ("float32", "bfloat16", "float16")
+        for devices in ("cpu:1", "cpu:2")
+        if (precision, devices) != ("float32", "cpu:1")
+    ),
+]
+
+
+@pytest.mark.parametrize(("recipe", "precision", "devices"), EXACT)
+def test_resume_is_exact(tiny, run, tmp_path, recipe, precision, devices):
+    """All that has a state: dropout, noise that decays, mirrors, scales, averages, rates."""
+    given = dict(
+        recipe=recipe, precision=precision, devices=devices, conditional=True, log_every_steps=1,
+        sample_every=steps(2), log_every_secs=1e9, horizontal_flip=True, d_input_noise=0.1,
+        d_layer_noise=0.1, noise_decay_kimg=0.1, ema_half_life_kimg=0.05, flip_labels=0.1,
+        g_lr_schedule="cosine", lr_decay_kimg=0.2,
+    )  # fmt: skip
+    if recipe == "dcgan-studiogan":
+        del given["conditional"]
+    whole = tiny(**given, length=steps(7), run_dir=str(tmp_path / "whole"))
+    run(whole)
+    parts = tiny(**given, run_dir=str(tmp_path / "parts"))
+    for end in (2, 5, 7):
+        run(parts.replace(length=steps(end)))
+        if end == 5:  # the end of a part is sampled as well
+            (tmp_path / "parts" / "samples" / "fakes-00000.040.png").unlink()
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize(("before", "after"), [("cpu:2", "cpu:1"), ("cpu:1", "cpu:4")])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_another_number_of_replicas_goes_on(tmp_path, before, after, accumulate):
+    arguments = ["--recipe=dcgan-sigmoid", *TINY_FLAGS, "--log_every_steps=1"]
+    more = ["--batch_per_replica=2"] if accumulate else []
+    for name, first, second in (("one", "cpu:1", "cpu:1"), ("other", before, after)):
+        for end, devices in ((3, first), (6, second)):
+            process = Process(
+                tmp_path, *arguments, *more, f"--devices={devices}", f"--steps={end}", run_dir=name
+            )
+            assert process.end() == 0, process.output
+    pairs = list(zip(records(tmp_path / "one"), records(tmp_path / "other"), strict=True))
+    assert len(pairs) == 6
+    for one, other in pairs:
+        for name in ("d_loss", "g_loss"):
+            assert other[name] == pytest.approx(one[name], rel=2e-3)
+
+
+PHASES = ["start", "import", "compile", "training", "sampling", "saving"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The end of a run that nobody stops."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert Process(folder, *TINY_FLAGS, "--steps=120", "--devices=cpu").end() == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_sigterm_in_any_phase(tmp_path, undisturbed, phase):
+    pace = {
+        "sampling": ["--sample_every_kimg=0.008"],
+        "saving": ["--checkpoint_every_kimg=0.008"],
+    }.get(phase, [])
+    arguments = [*TINY_FLAGS, "--steps=120", "--devices=cpu", "--log_every_secs=0", *pace]
+    process = Process(tmp_path, *arguments)
+    if phase in ("start", "import"):
+        time.sleep(0.3 if phase == "start" else 2.5)
+    elif phase == "compile":
+        process.wait_for("Run directory")
+        time.sleep(1.5)
+    else:
+        process.wait_for("images/s")
+        time.sleep(random.Random(phase).uniform(0, 0.3))
+    began = time.monotonic()
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.end() == ExitCode.STOPPED, process.output
+    assert time.monotonic() - began < 15
+    assert "Traceback" not in process.output
+    if phase in ("training", "sampling", "saving"):
+        done = records(tmp_path / "run")[-1]["step"]
+        assert (
+            f"Stopped on request after {done} of 120 steps, which are saved in run."
+            in process.output
+        )
+        assert f"The same command goes on from step {done}." in process.output
+        assert found(tmp_path / "run" / "checkpoints")[0].name == f"ckpt-{done}"
+    again = Process(tmp_path, *arguments)
+    assert again.end() == 0, again.output
+    expected, got = variables(undisturbed), variables(tmp_path / "run")
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("kills", [24, pytest.param(300, marks=pytest.mark.marathon)])
+def test_killed_again_and_again(tmp_path, kills):
+    """SIGKILL at random moments, half of them while something is saved, sampled or logged."""
+    arguments = [
+        *TINY_FLAGS, f"--steps={100 * kills}", "--devices=cpu", "--checkpoint_every_kimg=0.08",
+        "--sample_every_kimg=4", "--log_every_steps=25", "--log_every_secs=1e9",
+    ]  # fmt: skip
+    chance, done, unfinished = random.Random(kills), 0, 0
+    while True:
+        process = Process(tmp_path, *arguments)
+        if done == kills:
+            break
+        if done % 6:
+            with contextlib.suppress(AssertionError):  # complete
+                process.wait_for("Run directory")
+            delay = chance.uniform(0, 7)
+        else:
+            delay = chance.uniform(0, 12)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.popen.wait(delay)
+            break
+        process.popen.kill()
+        process.end()
+        assert "Traceback" not in process.output, process.output
+        done += 1
+        folder = tmp_path / "run" / "checkpoints"
+        unfinished += sum(not p.with_suffix(".json").exists() for p in found(folder))
+    assert process.end() == 0, process.output
+    print(f"{done} kills, {unfinished} of them during a save")
+    assert done > kills / 2
+    whole = Process(tmp_path, *arguments, run_dir="whole")
+    assert whole.end(3000) == 0, whole.output
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_two_at_once(tmp_path):
+    arguments = [*TINY_FLAGS, "--steps=1000000", "--devices=cpu", "--checkpoint_every_kimg=0.4"]
+    first = Process(tmp_path, *arguments)
+    first.wait_for("images/s")
+    second = Process(tmp_path, *arguments)
+    assert second.end() == ExitCode.BUSY, second.output
+    assert f"is held by process {first.popen.pid} on " in second.output
+    assert "--fresh" not in second.output
+    fresh = Process(tmp_path, *arguments, "--fresh")
+    assert fresh.end() == ExitCode.BUSY, fresh.output
+    assert first.popen.poll() is None
+    first.popen.kill()
+    third = Process(tmp_path, *arguments)
+    third.wait_for("Taking over from process")
+    third.wait_for("Resuming from")
+    third.popen.terminate()
+    assert third.end() == ExitCode.STOPPED
+
+
+FULL_DISK = """
+mkdir disk && mount -t tmpfs -o size=6m tmpfs disk || exit 99
+"$@" > log 2>&1 &
+trainer=$!
+until [ -e disk/run/checkpoints/ckpt-50.json ]; do sleep 0.05; done
+{steps}
+wait $trainer
+code=$?
+cp -r disk/run .
+exit $code
+"""
+FILL = "dd if=/dev/zero of=disk/filler bs=4k 2>/dev/null"
+UNTIL_SHOWN = "until grep -q 'save at step' log; do sleep 0.05; done"
+
+
+def on_a_small_disk(folder: Path, steps: str, *arguments: str) -> tuple[int, str]:
+    """Runs a shell script beside a run on a disk of its own; returns code and log."""
+    script = FULL_DISK.replace("{steps}", steps)
+    command = [sys.executable, "-m", "trainer", "train", "--run_dir=disk/run", *arguments]
+    process = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", *command],
+        cwd=folder, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    if process.returncode == 99 or "unshare" in process.stderr:
+        pytest.skip(f"no mounts here: {process.stderr}")
+    return process.returncode, (folder / "log").read_text()
+
+
+DISK_RUN = [
+    *TINY_FLAGS, "--steps=3000", "--devices=cpu", "--checkpoint_every_kimg=0.4",
+    "--sample_every_kimg=0.8", "--log_every_secs=0.5", "--keep_checkpoints=2",
+]  # fmt: skip
+
+
+def test_a_full_disk_is_survived(tmp_path):
+    steps = f"{FILL}\n{UNTIL_SHOWN}\nrm disk/filler"
+    code, log = on_a_small_disk(tmp_path, steps, *DISK_RUN, "--max_failed_saves=100")
+    assert code == 0, log
+    assert "training goes on, 99 more may fail. The same command goes on from step " in log
+    lines = records(tmp_path / "run")
+    assert sum(line["steps"] for line in lines) == lines[-1]["step"] == 3000
+    assert lines[-1]["failed_saves"] >= 1
+    assert found(tmp_path / "run" / "checkpoints")[0].name == "ckpt-3000"
+
+
+def test_a_disk_that_stays_full_ends_the_run_and_nothing_is_lost(tmp_path):
+    code, log = on_a_small_disk(tmp_path, FILL, *DISK_RUN, "--max_failed_saves=3")
+    assert code == ExitCode.CRASH == 1, log
+    assert "after 3 others in a row: free some disk" in log
+    assert "Traceback" not in log
+    again = Process(tmp_path, *DISK_RUN, "--max_failed_saves=4")
+    assert again.end() == 0, again.output
+    assert "Resuming from" in again.output
+    whole = Process(tmp_path, *DISK_RUN, run_dir="whole")
+    assert whole.end() == 0
+    expected, got = variables(tmp_path / "whole"), variables(tmp_path / "run")
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+def test_a_disk_that_turns_read_only(tmp_path):
+    there = "disk/run/checkpoints"
+    steps = (
+        f"mount --bind {there} {there} && mount -o remount,bind,ro {there} || exit 99\n"
+        f"{UNTIL_SHOWN}\numount {there}"
+    )
+    code, log = on_a_small_disk(tmp_path, steps, *DISK_RUN, "--max_failed_saves=100")
+    assert code == 0, log
+    assert "Read-only file system" in log
+    lines = records(tmp_path / "run")
+    assert sum(line["steps"] for line in lines) == lines[-1]["step"] == 3000
+    assert json.loads((tmp_path / "run/checkpoints/ckpt-3000.json").read_text())["step"] == 3000

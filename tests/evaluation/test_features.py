@@ -1,0 +1,203 @@
+"""The networks whose features stand for images: the classifier, and Inception's graph."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.framework import graph_pb2
+
+from trainer import recipes
+from trainer.data import sources
+from trainer.data.images import ImageSet
+from trainer.errors import ExitCode, UsageError
+from trainer.evaluation import classifier, inception
+from trainer.files import array_cache
+from trainer.metrics.features import BATCH, extract, in_batches
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "gan-trainer"
+
+
+def small_graph(features=5, classes=7, scaled=True) -> bytes:
+    """A frozen graph with the names of the one of 2015, down to its old batch norm."""
+    with tf.Graph().as_default() as graph:
+        jpeg = tf.compat.v1.placeholder(tf.float32, [None, None, 3], name="Cast")
+        images = tf.expand_dims(jpeg, 0, name="ExpandDims")
+        size = tf.constant([299, 299], name="ResizeBilinear/size")
+        resized = tf.raw_ops.ResizeBilinear(images=images, size=size, name="ResizeBilinear")
+        centred = tf.multiply(tf.subtract(resized, 128.0, name="Sub"), 1 / 128, name="Mul")
+        draw = np.random.default_rng(0)
+        kernel = tf.constant(draw.normal(size=[3, 3, 3, features]), tf.float32)
+        conv = tf.nn.conv2d(centred, kernel, strides=149, padding="SAME", name="conv")
+        pool = tf.nn.avg_pool2d(conv, 3, 3, "SAME", name="pool_3")
+        flat = tf.reshape(pool, [1, features], name="pool_3/_reshape")  # one image at a time
+        weights = tf.constant(draw.normal(size=[features, classes]), tf.float32)
+        product = tf.matmul(flat, weights, name="softmax/logits/MatMul")
+        bias = tf.ones([classes])
+        tf.nn.softmax(tf.nn.bias_add(product, bias, name="softmax/logits"), name="softmax")
+    graph_def = graph.as_graph_def(add_shapes=True)
+    conv = next(node for node in graph_def.node if node.name == "conv")
+    conv.name = "conv/before"
+    normed = graph_def.node.add(name="conv", op="BatchNormWithGlobalNormalization")
+    for name, value in (("mean", 0.1), ("var", 2.0), ("beta", 0.3), ("gamma", 1.5)):
+        constant = graph_def.node.add(name=f"conv/{name}", op="Const")
+        constant.attr["dtype"].type = tf.float32.as_datatype_enum
+        tensor = tf.make_tensor_proto(np.full([features], value, np.float32))
+        constant.attr["value"].tensor.CopyFrom(tensor)
+    normed.input.extend(["conv/before", *(f"conv/{n}" for n in ("mean", "var", "beta", "gamma"))])
+    normed.attr["T"].type = tf.float32.as_datatype_enum
+    normed.attr["variance_epsilon"].f = 0.001
+    normed.attr["scale_after_normalization"].b = scaled
+    graph_def.versions.producer = 8  # later ones may not use that batch norm
+    return graph_def.SerializeToString()
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_inception_is_the_graph_on_batches(tmp_path, scaled):
+    path = tmp_path / inception.GRAPH
+    path.write_bytes(small_graph(scaled=scaled))
+    network = inception.load(str(path))
+    assert (network.name, len(network.digest)) == ("inception", 16)
+    images = np.random.default_rng(1).integers(0, 256, [BATCH + 3, 28, 28, 1], np.uint8)
+    found = extract(network, in_batches(images))
+    assert found.features.shape == (BATCH + 3, 5)
+    assert found.logits.shape == (BATCH + 3, 7)
+    # The same by hand, one image as the graph itself would see it.
+    graph_def = graph_pb2.GraphDef.FromString(small_graph(scaled=scaled))
+    with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
+        tf.graph_util.import_graph_def(graph_def, name="")
+        for row in (0, 57, BATCH + 2):
+            one = np.repeat(images[row : row + 1], 3, -1).astype(np.float32)
+            pool, logits = session.run(["pool_3:0", "softmax/logits:0"], {"ExpandDims:0": one})
+            np.testing.assert_allclose(found.features[row], pool[0, 0, 0], rtol=1e-4, atol=1e-5)
+            # As published, without the bias, which is 1 here.
+            np.testing.assert_allclose(found.logits[row], logits[0] - 1, rtol=1e-4, atol=1e-4)
+
+
+def test_inception_out_of_its_archive(tmp_path):
+    content = small_graph()
+    path = tmp_path / inception.ARCHIVE
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in (("LICENSE", b"text"), (f"./{inception.GRAPH}", content)):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    plain = tmp_path / "graph.pb"
+    plain.write_bytes(content)
+    assert inception.load(str(path)).digest == inception.load(str(plain)).digest
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.pb", None, "absent.pb does not exist"),
+        ("text.pb", b"this is no graph", "is not that network (no TensorFlow graph)"),
+        ("other.pb", b"", "is not that network (it has no ExpandDims)"),
+        ("torn.tgz", b"\x1f\x8b\x08torn", "cannot be unpacked"),
+        ("folder", "folder", "cannot be read"),
+        ("empty.tar", "archive", "holds no classify_image_graph_def.pb"),
+        ("half.pb", "half", "is not that network"),
+    ],
+)
+def test_other_files_are_named_with_where_the_right_one_is_from(tmp_path, name, content, message):
+    path = tmp_path / name
+    if content == "folder":
+        path.mkdir()
+    elif content == "archive":
+        tarfile.open(path, "w").close()
+    elif content == "half":
+        path.write_bytes(small_graph()[:-300])
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        inception.load(str(path))
+    text = str(caught.value)
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert text.startswith(f"--inception_path={path} ")
+    assert message in text
+    assert inception.ORIGIN in text
+    assert "\n" not in text
+
+
+@pytest.fixture
+def budget(monkeypatch):
+    """Training as short as can be."""
+    monkeypatch.setitem(classifier.IMAGES, 1, 4000)
+    tf.config.experimental.enable_op_determinism()
+
+
+def test_a_classifier_is_trained_once_and_kept(budget, cache, monkeypatch, caplog):
+    caplog.set_level("INFO", "trainer")
+    config = recipes.resolve(dict(dataset="digits"))
+    data = sources.load(config)
+    network = classifier.load(config, data)
+    assert network.about["test_accuracy"] > 0.5
+    assert network.about["test_images"] == 297
+    entry = next(cache.glob("classifier-*.npz"))
+    monkeypatch.setattr(classifier, "train", None)  # not called again
+    again = classifier.load(config, data)
+    assert (again.digest, dict(again.about)) == (network.digest, dict(network.about))
+    images = data.images[:7]
+    for one, other in zip(
+        vars(extract(network, [images])).values(), vars(extract(again, [images])).values()
+    ):
+        np.testing.assert_array_equal(one, other)
+    # A run on another split has the same classifier.
+    whole = config.replace(split="all")
+    assert classifier.load(whole, sources.load(whole)).digest == network.digest
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
+    monkeypatch.setitem(classifier.IMAGES, 1, 4000)
+    # Damaged, it is made anew, and is the same.
+    entry.write_bytes(entry.read_bytes()[:-100])
+    assert classifier.load(config, data).digest == network.digest
+    assert "is damaged" in caplog.text
+    assert array_cache.read(entry.name) is not None
+
+
+def test_a_network_sees_each_image_the_same_whatever_comes_with_it(budget):
+    config = recipes.resolve(dict(dataset="digits"))
+    data = sources.load(config)
+    network = classifier._as_features(classifier.build(data.shape), {})
+    many = extract(network, in_batches(data.images[: BATCH + 20]))
+    few = extract(network, in_batches(data.images[:3]))
+    np.testing.assert_array_equal(many.features[:3], few.features)
+    assert many.features.shape == (BATCH + 20, 128)
+
+
+def test_training_may_be_broken_off(budget):
+    def check():
+        raise KeyboardInterrupt
+
+    config = recipes.resolve(dict(dataset="digits"))
+    with pytest.raises(KeyboardInterrupt):
+        classifier.load(config, sources.load(config), check)
+
+
+def test_images_without_labels_are_told_of_inception():
+    images = np.zeros([64, 28, 28, 1], np.uint8)
+    for names in ((), ("one",)):
+        data = ImageSet(images, np.zeros(64, np.int32), names)
+        with pytest.raises(UsageError, match=r"has no classes .* inception, with --inception_path"):
+            classifier.load(recipes.resolve({}), data)
+
+
+def test_the_store_does_without_a_place_to_write(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    array_cache.write("x.npz", {"a": np.ones(3)}, {})
+    assert "is not cached" in caplog.text
+    assert array_cache.read("x.npz") is None
+
+
+def test_the_store_leaves_no_parts(cache):
+    array_cache.write("x.npz", {"a": np.ones(3)}, {"b": 1})
+    arrays, about = array_cache.read("x.npz")
+    assert (arrays["a"].tolist(), about) == ([1, 1, 1], {"b": 1})
+    assert [path.name for path in cache.iterdir()] == ["x.npz"]
+    assert array_cache.key("k", (1, 2)) != array_cache.key("k", (12,))

@@ -1,0 +1,197 @@
+"""`export`: both forms draw what the run draws, here and without this package."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.config.settings import Duration
+from trainer.errors import CheckpointError, ExitCode, TrainerError, UsageError
+from trainer.generation import export
+from trainer.generation.generate import load_drawing
+from trainer.generation.sampler import BATCH, Sampler, latents
+from trainer.machine import replicas
+from trainer.run_dir.directory import RunDir
+
+# A program of somebody who has TensorFlow and not this package.
+PLAIN = """
+import sys
+sys.modules["trainer"] = None  # importing it fails, installed or not
+import keras, numpy as np, tensorflow as tf
+folder, given, out = sys.argv[1:]
+given = dict(np.load(given))
+serve = tf.saved_model.load(folder + "/saved_model").signatures["serving_default"]
+alone = keras.models.load_model(folder + "/generator.keras")
+inputs = list(given.values())
+np.savez(
+    out,
+    served=serve(**{name: tf.constant(value) for name, value in given.items()})["images"],
+    few=serve(**{name: tf.constant(value[:3]) for name, value in given.items()})["images"],
+    alone=alone(inputs if len(inputs) > 1 else inputs[0]),
+)
+"""
+
+
+def steps(count):
+    return Duration(count, "steps")
+
+
+def drawn(config, conditional):
+    """What the run draws: latents, labels and images uint8 [BATCH, H, W, C]."""
+    replicas.start(config)
+    generator, _ = load_drawing(RunDir(Path(config.run_dir)), config)
+    zero = tf.constant(0, tf.int64)
+    labels = np.arange(BATCH, dtype=np.int32)[::-1] % 10 if conditional else None
+    images = next(Sampler(config, generator).draw(BATCH, 0, labels))
+    given = {"latents": latents(config, zero, zero).numpy()}
+    return given if labels is None else {**given, "labels": labels}, images
+
+
+@pytest.mark.parametrize(
+    ("settings", "channels"),
+    [
+        (dict(recipe="dcgan"), 1),  # conditional, an average, batch norm, [-1, 1]
+        (dict(recipe="dcgan", g_conditioning="batchnorm", precision="bfloat16"), 1),
+        (dict(recipe="dcgan-sigmoid", g_weights="spectral"), 1),  # no labels, [0, 1]
+    ],
+    ids=["dcgan", "batchnorm-bfloat16", "sigmoid-spectral"],
+)
+def test_both_forms_draw_the_same_without_this_package(tiny, run, tmp_path, settings, channels):
+    config = tiny(**settings, length=steps(4))
+    run(config)
+    export.export(RunDir(Path(config.run_dir)), config, tmp_path / "out")
+    given, images = drawn(config, config.conditional)
+    np.savez(tmp_path / "given.npz", **given)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-I", "-c", PLAIN]
+    files = [str(tmp_path / name) for name in ("out", "given.npz", "drawn.npz")]
+    answer = subprocess.run(
+        [*command, *files], cwd="/", env=environment, capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr
+    plain = np.load(tmp_path / "drawn.npz")
+    assert plain["served"].dtype == np.uint8
+    # A normalised kernel is exported as it is applied, up to its last bit.
+    levels = np.abs(plain["served"].astype(int) - images)
+    assert levels.max() <= ("g_weights" in settings)
+    assert levels.mean() < 1e-3
+    assert plain["few"].shape == (3, 28, 28, channels)  # any number of images
+    low = -1.0 if config.image_range == "tanh" else 0.0
+    levels = (plain["alone"] - low) / (1.0 - low) * 255
+    assert plain["alone"].dtype == np.float32
+    assert np.abs(levels - images).max() < 0.51 + 2.0 * (config.precision == "bfloat16")
+
+
+def test_the_signature_is_named(tiny, run, tmp_path):
+    for recipe, inputs in (
+        ("cgan", {"latents": ([None, 100], tf.float32), "labels": ([None], tf.int32)}),
+        ("mlp", {"latents": ([None, 100], tf.float32)}),
+    ):
+        config = tiny(recipe=recipe, length=steps(1), run_dir=str(tmp_path / recipe))
+        run(config)
+        export.export(RunDir(Path(config.run_dir)), config, tmp_path / recipe / "export")
+        loaded = tf.saved_model.load(str(tmp_path / recipe / "export" / "saved_model"))
+        signature = loaded.signatures["serving_default"]
+        takes = signature.structured_input_signature[1]
+        assert {k: (v.shape.as_list(), v.dtype) for k, v in takes.items()} == inputs
+        gives = signature.structured_outputs["images"]
+        assert (gives.shape.as_list(), gives.dtype) == ([None, 28, 28, 1], tf.uint8)
+
+
+def test_the_average_of_the_newest_checkpoint_is_exported(tiny, run, tmp_path):
+    config = tiny(recipe="dcgan", length=steps(6), checkpoint_every=steps(3), g_lr=0.05)
+    run(config)
+    folder = RunDir(Path(config.run_dir))
+    export.export(folder, config, tmp_path / "out")
+    exported = keras.models.load_model(tmp_path / "out" / "generator.keras").get_weights()
+    average = keras.models.load_model(folder.generator).get_weights()  # saved as training ended
+    for one, other in zip(exported, average, strict=True):
+        np.testing.assert_array_equal(one, other)
+    reader = tf.train.load_checkpoint(str(folder.checkpoints / "ckpt-6"))
+    raw = [n for n in reader.get_variable_to_shape_map() if n.startswith("generator/")]
+    assert not any(np.array_equal(reader.get_tensor(n), exported[0]) for n in raw)
+
+
+def test_the_command(tiny, run, trainer):
+    config = tiny(recipe="cgan", length=steps(1))
+    run(config)
+    folder = Path(config.run_dir)
+    stale = folder / "export" / "saved_model" / "saved_model.pb"  # of an earlier export
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"old")
+    answer = trainer("export", f"--run_dir={folder}", "--devices=cpu")
+    assert answer.returncode == 0, answer.stderr
+    assert len(stale.read_bytes()) > 1000
+    assert sorted(p.name for p in (folder / "export").iterdir()) == [
+        "generator.keras",
+        "saved_model",
+    ]
+    for text in (
+        f"{folder}/export/generator.keras (images float32 [None, 28, 28, 1] in [-1, 1])",
+        f"{folder}/export/saved_model\n",
+        "serving_default(latents float32 [None, 100], labels int32 [None]) "
+        "-> images uint8 [None, 28, 28, 1]",
+        '.signatures["serving_default"](latents=latents, labels=labels)["images"]',
+    ):
+        assert text in answer.stdout, text
+
+
+@pytest.mark.parametrize("form", ["generator.keras", "saved_model"])
+def test_what_draws_otherwise_is_not_exported(tiny, run, tmp_path, monkeypatch, form):
+    config = tiny(recipe="cgan", length=steps(1))
+    run(config)
+    folder, out = RunDir(Path(config.run_dir)), tmp_path / "out"
+    generator, _ = load_drawing(folder, config)
+    other = keras.models.clone_model(generator)  # as initialised
+    if form == "saved_model":
+        save = export.save_model
+        monkeypatch.setattr(export, "save_model", lambda config, _, path: save(config, other, path))
+    else:
+        save = keras.Model.save
+        monkeypatch.setattr(keras.Model, "save", lambda _, path: save(other, path))
+    with pytest.raises(TrainerError, match=f"exported {form} does not draw what the run draws"):
+        export.export(folder, config, out)
+    assert list(out.iterdir()) == []
+
+
+def test_a_file_that_does_not_load_is_named(tiny, run, tmp_path, monkeypatch):
+    config = tiny(recipe="cgan", length=steps(1))
+    run(config)
+    monkeypatch.setattr(keras.Model, "save", lambda _, path: path.write_bytes(b"PK"))
+    with pytest.raises(TrainerError, match=r"exported generator.keras cannot be used again \(.+\)"):
+        export.export(RunDir(Path(config.run_dir)), config, tmp_path / "out")
+
+
+def test_bad_input(tiny, run, tmp_path, trainer):
+    for arguments, message in (
+        (["export"], "--run_dir is missing"),
+        (["export", "--run_dir=nowhere"], "nowhere is not a run directory: no config.json."),
+    ):
+        answer = trainer(*arguments)
+        assert (answer.returncode, answer.stderr.count("\n")) == (ExitCode.USAGE, 1)
+        assert message in answer.stderr
+    config = tiny(recipe="cgan", length=steps(1))
+    run(config)
+    folder = RunDir(Path(config.run_dir))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--out=.*file/x cannot be written \(Not a directory\)"):
+        export.export(folder, config, tmp_path / "file" / "x")
+    for path in folder.checkpoints.iterdir():
+        path.unlink()
+    with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
+        export.export(folder, config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_does_without_tensorflow():
+    code = (
+        "import sys; from trainer.__main__ import main; "
+        "codes = [main([name, '--help']) for name in ('export', 'doctor', 'generate')]; "
+        "sys.exit(any(codes) or 'tensorflow' in sys.modules or 'keras' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

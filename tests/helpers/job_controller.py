@@ -1,0 +1,249 @@
+"""A small model of Kubernetes' Job controller and kubelet: Pods are processes of this machine.
+
+It takes rendered manifests and does what a cluster does with them, as far as a trainer sees it:
+variables and arguments, volumes (claims stay, empty folders end with their Pod), names of
+workers, indices, the failure policy, the backoff, replacement, SIGTERM and after the grace
+period SIGKILL.  Containers' walls are not modelled: a mount is another path.
+"""
+
+import dataclasses
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.helpers import manifests as k8s
+
+BACKOFF_SECS = 0.2  # Kubernetes: 10 s, doubled each time up to 6 minutes
+
+
+@dataclasses.dataclass(eq=False)
+class Pod:
+    """One attempt at one index."""
+
+    index: int
+    popen: subprocess.Popen
+    log: Path
+    scratch: Path
+    probes: dict[str, list[str]]
+    environment: dict[str, str]
+    conditions: set[str] = dataclasses.field(default_factory=set)
+    kill_at: float | None = None
+    exit_code: int | None = None
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def evict(self, grace_secs: float) -> None:
+        """What a drained node, the kubelet or a preempting Pod does."""
+        self.conditions.add("DisruptionTarget")
+        self.terminate(grace_secs)
+
+    def terminate(self, grace_secs: float) -> None:
+        self.popen.terminate()
+        self.kill_at = time.monotonic() + grace_secs
+
+    def kill(self) -> None:
+        """As the kernel does where memory ends: no condition, no notice."""
+        self.popen.kill()
+
+    def probe(self, name: str, timeout: float) -> bool:
+        """Whether a probe of the container succeeds."""
+        done = subprocess.run(
+            self.probes[name], env=self.environment, timeout=timeout, capture_output=True
+        )
+        return done.returncode == 0
+
+    def look(self) -> bool:
+        """Whether it has ended; ends it where its grace is over."""
+        if self.kill_at and time.monotonic() > self.kill_at and self.popen.poll() is None:
+            self.popen.kill()
+            self.popen.wait()
+        code = self.popen.poll()
+        if code is None:
+            return False
+        self.exit_code = code if code >= 0 else 128 - code
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        return True
+
+
+class Job:
+    """A Job and its Pods; `step` is one look of the controller."""
+
+    def __init__(self, manifests: k8s.Manifests, claims: Path, scratch: Path) -> None:
+        self._manifests, self._claims, self._scratch = manifests, claims, scratch
+        self.name = k8s.one_of(manifests, "Job")["metadata"]["name"]
+        self.spec = k8s.one_of(manifests, "Job")["spec"]
+        self.grace_secs = k8s.pod_of(manifests)["terminationGracePeriodSeconds"]
+        self._indexed = self.spec.get("completionMode") == "Indexed"
+        count = self.spec.get("completions", 1)
+        self._hosts = self._names(count)
+        self._waiting = dict.fromkeys(range(count), 0.0)  # index: when to start it
+        self._began = time.monotonic()
+        self.running: dict[int, Pod] = {}
+        self.ended: list[Pod] = []
+        self.failed = 0  # what counts against backoffLimit
+        self.condition, self.reason = "", ""
+
+    # The controller
+
+    def step(self) -> None:
+        for index, pod in list(self.running.items()):
+            if pod.look():
+                del self.running[index]
+                self.ended.append(pod)
+                if not self.condition:
+                    self._judge(pod)
+        if time.monotonic() - self._began > self.spec["activeDeadlineSeconds"]:
+            self._fail("DeadlineExceeded")
+        for index, due in list(self._waiting.items()):
+            if not self.condition and time.monotonic() >= due and index not in self.running:
+                del self._waiting[index]
+                self.running[index] = self._start(index)
+        if not self._waiting and not self.running and not self.condition:
+            self.condition = "Complete"
+
+    def wait(self, until: Callable[[], bool] | None = None, timeout: float = 240) -> "Job":
+        """Steps until something is so, or the Job has ended with all its Pods."""
+        deadline = time.monotonic() + timeout
+        while not (until() if until else self.condition and not self.running):
+            self.step()
+            assert until is None or not self.condition, f"{self.condition}: {self.outputs()}"
+            assert time.monotonic() < deadline, f"not within {timeout} s: {self.outputs()}"
+            time.sleep(0.05)
+        return self
+
+    def close(self) -> None:
+        """Ends what is left, as where the test failed."""
+        for pod in self.running.values():
+            pod.popen.kill()
+            pod.popen.wait()
+
+    def outputs(self) -> str:
+        pods = [*self.ended, *self.running.values()]
+        return "\n".join(f"Pod {p.index}, exit code {p.exit_code}:\n{p.output}" for p in pods)
+
+    @property
+    def exit_codes(self) -> list[int]:
+        return [pod.exit_code for pod in self.ended]
+
+    def _judge(self, pod: Pod) -> None:
+        if pod.exit_code == 0:
+            return
+        action = self._action(pod)
+        if action == "FailJob":
+            self._fail("PodFailurePolicy")
+            return
+        if action == "Count":
+            self.failed += 1
+            if self.failed > self.spec["backoffLimit"]:
+                self._fail("BackoffLimitExceeded")
+                return
+        self._waiting[pod.index] = time.monotonic() + BACKOFF_SECS * 2**self.failed
+
+    def _action(self, pod: Pod) -> str:
+        """That of the first rule which fits."""
+        for rule in self.spec["podFailurePolicy"]["rules"]:
+            if codes := rule.get("onExitCodes"):
+                listed = pod.exit_code in codes["values"]
+                if listed == (codes["operator"] == "In"):
+                    return rule["action"]
+            for condition in rule.get("onPodConditions", []):
+                if condition["status"] == "True" and condition["type"] in pod.conditions:
+                    return rule["action"]
+        return "Count"
+
+    def _fail(self, reason: str) -> None:
+        if not self.condition:
+            self.condition, self.reason = "Failed", reason
+        for pod in self.running.values():
+            if pod.kill_at is None:
+                pod.terminate(self.grace_secs)
+
+    # The kubelet
+
+    def _start(self, index: int) -> Pod:
+        scratch = self._scratch / f"{self.name}-{index}-{len(self.ended)}"
+        mounts = self._mounts(scratch)
+        local = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(k8s.ROOT),  # the trainer of this checkout is the image's
+            "PYTHONUNBUFFERED": "1",
+            "KUBERNETES_SERVICE_HOST": "10.96.0.1",
+            "HOSTNAME": f"{self.name}-{index}" if self._indexed else self.name,
+        }
+        if self._indexed:
+            local["JOB_COMPLETION_INDEX"] = str(index)
+        given = k8s.environment_of(self._manifests)
+        environment = local | {name: self._here(text, mounts) for name, text in given.items()}
+        container = k8s.trainer_of(self._manifests)
+        command = container.get("command") or k8s.entry_point()
+        arguments = [self._here(text, mounts) for text in k8s.arguments_of(self._manifests)]
+        probes = {
+            name: [self._here(text, mounts) for text in container[name]["exec"]["command"]]
+            for name in ("startupProbe", "livenessProbe")
+        }
+        log = self._scratch / f"{scratch.name}.log"
+        with open(log, "w") as file:
+            popen = subprocess.Popen(
+                [*command, *arguments], env=environment, cwd=scratch, stdout=file, stderr=file
+            )
+        return Pod(index, popen, log, scratch, probes, environment)
+
+    def _mounts(self, scratch: Path) -> dict[str, Path]:
+        """Folders of this machine by the paths at which the container has them."""
+        scratch.mkdir(parents=True)
+        volumes = {volume["name"]: volume for volume in k8s.pod_of(self._manifests)["volumes"]}
+        mounts = {}
+        for mount in k8s.trainer_of(self._manifests)["volumeMounts"]:
+            volume = volumes[mount["name"]]
+            if claim := volume.get("persistentVolumeClaim"):
+                folder = self._claims / claim["claimName"]
+            else:
+                assert "emptyDir" in volume, volume
+                folder = scratch / volume["name"]
+            folder.mkdir(parents=True, exist_ok=True)
+            mounts[mount["mountPath"]] = folder
+        return mounts
+
+    def _here(self, text: str, mounts: dict[str, Path]) -> str:
+        """A text of the container, with the paths and names of this machine."""
+        paths = "|".join(re.escape(path) for path in sorted(mounts, key=len, reverse=True))
+        text = re.sub(
+            rf"(?<![\w./:-])({paths})(?![\w.-])", lambda found: str(mounts[found[1]]), text
+        )
+        for name, address in self._hosts.items():
+            text = text.replace(name, address)
+        return text
+
+    def _names(self, count: int) -> dict[str, str]:
+        """What the names of workers stand for, if a Service of their subdomain has them."""
+        subdomain = k8s.pod_of(self._manifests).get("subdomain")
+        if not self._indexed or subdomain is None:
+            return {}
+        service = next(
+            item
+            for item in k8s.all_of(self._manifests, "Service")
+            if item["metadata"]["name"] == subdomain
+        )["spec"]
+        labels = self.spec["template"]["metadata"]["labels"]
+        assert service["clusterIP"] == "None"
+        assert service["publishNotReadyAddresses"]
+        assert service["selector"].items() <= labels.items()
+        port = service["ports"][0]["port"]
+        return {
+            f"{self.name}-{index}.{subdomain}:{port}": f"127.0.0.1:{_free_port()}"
+            for index in range(count)
+        }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,102 @@
+"""The manifests as kubectl renders them, and what Kubernetes makes of their Pods."""
+
+import functools
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+K8S = ROOT / "k8s"
+OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
+
+Manifests = list[dict]
+
+
+def _kubectl() -> None:
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl is not installed, and nothing else here renders kustomizations")
+
+
+@functools.cache
+def _rendered(folder: Path) -> str:
+    _kubectl()
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(folder)], text=True, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr, "kubectl warns of what is deprecated"
+    return done.stdout
+
+
+def render(name: str, *components: str) -> Manifests:
+    """A folder below k8s, perhaps with components."""
+    folder = K8S / name
+    if not components:
+        return list(yaml.safe_load_all(_rendered(folder)))
+    with tempfile.TemporaryDirectory() as scratch:
+        here = Path(scratch).resolve()
+        up = "../" * (len(here.parts) - 1)  # kustomize takes no absolute paths
+        added = [f"{up}{K8S.relative_to('/')}/components/{name}" for name in components]
+        what = {"resources": [f"{up}{folder.relative_to('/')}"], "components": added}
+        (here / "kustomization.yaml").write_text(json.dumps(what))
+        return list(yaml.safe_load_all(_rendered(here)))
+
+
+def submit(*arguments: str) -> Manifests:
+    """What a submission would apply."""
+    _kubectl()
+    done = subprocess.run(
+        [sys.executable, K8S / "submit.py", *arguments], text=True, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def all_of(manifests: Manifests, kind: str) -> Manifests:
+    return [item for item in manifests if item["kind"] == kind]
+
+
+def one_of(manifests: Manifests, kind: str) -> dict:
+    (item,) = all_of(manifests, kind)
+    return item
+
+
+def pod_of(manifests: Manifests) -> dict:
+    return one_of(manifests, "Job")["spec"]["template"]["spec"]
+
+
+def trainer_of(manifests: Manifests) -> dict:
+    (container,) = pod_of(manifests)["containers"]
+    return container
+
+
+def environment_of(manifests: Manifests) -> dict[str, str]:
+    """A container's variables: those of its ConfigMaps, then its own."""
+    maps = {item["metadata"]["name"]: item["data"] for item in all_of(manifests, "ConfigMap")}
+    container, found = trainer_of(manifests), {}
+    for source in container.get("envFrom", []):
+        found |= maps[source["configMapRef"]["name"]]
+    return found | {item["name"]: expand(item["value"], found) for item in container["env"]}
+
+
+def expand(text: str, environment: dict[str, str]) -> str:
+    """`$(NAME)` as the kubelet expands it: what is not known stays as it is."""
+    return re.sub(r"\$\((\w+)\)", lambda name: environment.get(name[1], name[0]), text)
+
+
+def arguments_of(manifests: Manifests) -> list[str]:
+    environment = environment_of(manifests)
+    return [expand(text, environment) for text in trainer_of(manifests)["args"]]
+
+
+def entry_point(dockerfile: str = "Dockerfile") -> list[str]:
+    """What the image runs: its arguments are the container's `args`."""
+    text = (ROOT / "docker" / dockerfile).read_text()
+    return json.loads(re.search(r"^ENTRYPOINT (\[.*\])$", text, re.M)[1])

@@ -1,0 +1,575 @@
+"""The manifests: valid for Kubernetes, true to the trainer, and one with each other."""
+
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.helpers import manifests as k8s
+from trainer import __version__
+from trainer.commands import train
+from trainer.errors import ExitCode
+from trainer.machine.signals import GRACE_SECS
+
+VERSIONS = ["1.31", "1.34", "1.37"]
+GPU = "nvidia.com/gpu"
+COMPONENTS = ["kueue", "prometheus"]
+SUBMITTED = {
+    "submitted single-node": ["--overlay=single-node", "--gpus=4", "--dataset=mnist"],
+    "submitted multi-worker": [
+        "--overlay=multi-worker", "--gpus=2", "--workers=4", "--recipe=cgan", "--dataset=mnist",
+        "--component=kueue", "--component=prometheus", "--image=host:5000/a/gan-trainer:0.1.0",
+    ],
+    "submitted gcs": ["--overlay=gcs", "--bucket=b", "--service_account=a@b", "--gpu_type=x"],
+}  # fmt: skip
+RUNS = [*k8s.OVERLAYS, *(f"{name} + all" for name in k8s.OVERLAYS), *SUBMITTED]
+
+# The Prometheus Operator's own kind, as far as it is used here: nothing else may be in it.
+POD_MONITOR = yaml.safe_load("""
+type: object
+additionalProperties: false
+required: [apiVersion, kind, metadata, spec]
+properties:
+  apiVersion: {const: monitoring.coreos.com/v1}
+  kind: {const: PodMonitor}
+  metadata: {type: object, required: [name]}
+  spec:
+    type: object
+    additionalProperties: false
+    required: [selector, podMetricsEndpoints]
+    properties:
+      podTargetLabels: {type: array, items: {type: string}}
+      selector:
+        type: object
+        additionalProperties: false
+        properties:
+          matchLabels: {type: object, additionalProperties: {type: string}}
+      podMetricsEndpoints:
+        type: array
+        minItems: 1
+        items:
+          type: object
+          additionalProperties: false
+          properties:
+            port: {type: string}
+            interval: {type: string, pattern: "^[0-9]+(ms|s|m|h)$"}
+""")
+
+
+def make(name: str) -> k8s.Manifests:
+    if name in SUBMITTED:
+        return k8s.submit(*SUBMITTED[name])
+    overlay, plus, _ = name.partition(" + ")
+    return k8s.render(f"overlays/{overlay}", *(COMPONENTS if plus else []))
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def manifests(request) -> k8s.Manifests:
+    return make(request.param)
+
+
+def validate(item: dict, version: str) -> None:
+    """Against the schema, unknown fields and unknown kinds being errors."""
+    if item["kind"] == "PodMonitor":
+        jsonschema.validate(item, POD_MONITOR)
+    else:
+        validate_text(json.dumps(item, sort_keys=True), version)
+
+
+@functools.cache
+def validate_text(text: str, version: str) -> None:
+    """Once for what overlays share."""
+    assert kubernetes_validate.validate(json.loads(text), version, strict=True) == version
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_schemas(manifests, version):
+    for item in manifests:
+        validate(item, version)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", ["data", "results"])
+def test_a_pod_to_fill_and_read_volumes(name, version):
+    manifests = k8s.render(name)
+    for item in manifests:
+        validate(item, version)
+    pod, policy = k8s.one_of(manifests, "Pod"), k8s.one_of(manifests, "NetworkPolicy")
+    check_security(pod["spec"])
+    assert pod["spec"]["containers"][0]["image"] == f"gan-trainer-cpu:{__version__}"
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert policy["spec"]["ingress"] == policy["spec"]["egress"] == []
+
+
+def test_results_are_where_runs_put_them():
+    """The Pod mounts the overlays' claim, or as the documents show one of another name."""
+    pod = k8s.one_of(k8s.render("results"), "Pod")["spec"]
+    (volume,), (mount,) = pod["volumes"], pod["containers"][0]["volumeMounts"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "gan-runs"}
+    assert volume["name"] == mount["name"]
+    assert "readOnly" not in mount
+    documents = (k8s.ROOT / "docs/kubernetes.md").read_text()
+    claims = set()
+    for name in k8s.OVERLAYS:
+        manifests = make(name)
+        for claim in k8s.all_of(manifests, "PersistentVolumeClaim"):
+            claims.add(claim["metadata"]["name"])
+            assert claim["metadata"]["labels"]["app.kubernetes.io/component"] == "runs"
+            assert k8s.environment_of(manifests)["RUNS"] == mount["mountPath"]
+    assert claims == {"gan-runs", "gan-runs-smoke", "gan-runs-shared"}
+    assert all(f"`{claim}`" in documents for claim in claims)
+    assert "s,claimName: gan-runs,claimName: " in documents
+
+
+def test_the_account_that_reads_buckets_is_the_documents():
+    name = k8s.one_of(make("gcs"), "ServiceAccount")["metadata"]["name"]
+    assert f".svc.id.goog[gan/{name}]" in (k8s.ROOT / "docs/kubernetes.md").read_text()
+
+
+def test_overlays_agree_on_what_they_share():
+    """Each is applied over what the others left: the same name is the same object."""
+    seen: dict[tuple[str, str], dict] = {}
+    for manifests in map(k8s.render, ["data", "results", *(f"overlays/{n}" for n in k8s.OVERLAYS)]):
+        for item in manifests:
+            if item["kind"] not in ("Job", "Pod", "ConfigMap"):  # those are of one run
+                name = item["kind"], item["metadata"]["name"]
+                assert seen.setdefault(name, item) == item
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["spec", "podFailurePolicy", "rules", 0, "onPodConditions", 0, "status"], True),
+        (["spec", "template", "spec", "terminationGracePeriod"], 30),
+    ],
+)
+def test_the_schemas_are_strict(path, value):
+    job = k8s.one_of(make("cpu-smoke"), "Job")
+    validate(job, VERSIONS[0])
+    job = json.loads(json.dumps(job))
+    place = job
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    with pytest.raises(kubernetes_validate.ValidationError):
+        validate(job, VERSIONS[0])
+
+
+def test_names_are_unique(manifests):
+    names = [(item["kind"], item["metadata"]["name"]) for item in manifests]
+    assert len(set(names)) == len(names)
+
+
+# The failure policy
+
+
+def test_exit_codes_are_those_of_the_code(manifests):
+    job = k8s.one_of(manifests, "Job")["spec"]
+    by_action: dict[str, set[int]] = {}
+    for rule in job["podFailurePolicy"]["rules"]:
+        if codes := rule.get("onExitCodes"):
+            assert codes["operator"] == "In"
+            assert codes["containerName"] == k8s.trainer_of(manifests)["name"]
+            by_action.setdefault(rule["action"], set()).update(codes["values"])
+    assert by_action == {
+        "Ignore": {ExitCode.STOPPED},
+        "FailJob": {ExitCode.USAGE, ExitCode.DATA, ExitCode.DIVERGED, ExitCode.CHECKPOINT},
+    }
+    retried = set(ExitCode) - set().union(*by_action.values()) - {ExitCode.OK}
+    assert retried == {ExitCode.CRASH, ExitCode.BUSY}
+    assert job["backoffLimit"] > 0
+
+
+def test_an_evicted_pod_is_never_a_failure(manifests):
+    job = k8s.one_of(manifests, "Job")["spec"]
+    first = job["podFailurePolicy"]["rules"][0]
+    assert first["action"] == "Ignore"
+    assert first["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+
+
+def test_a_job_ends_and_replaces_what_is_gone(manifests):
+    job = k8s.one_of(manifests, "Job")["spec"]
+    assert k8s.pod_of(manifests)["restartPolicy"] == "Never"
+    assert job["podReplacementPolicy"] == "Failed"
+    assert job["activeDeadlineSeconds"] > 0
+    assert "backoffLimitPerIndex" not in job
+
+
+def test_the_grace_period_suffices_and_spot_nodes_keep_it(manifests):
+    pod = k8s.pod_of(manifests)
+    assert pod["terminationGracePeriodSeconds"] >= GRACE_SECS + 3
+    if "cloud.google.com/gke-spot" in pod["nodeSelector"]:
+        assert pod["terminationGracePeriodSeconds"] <= 15
+        assert any(t["key"] == "cloud.google.com/gke-spot" for t in pod["tolerations"])
+
+
+# Several machines
+
+
+def test_workers_find_each_other(manifests):
+    job = k8s.one_of(manifests, "Job")
+    spec, pod = job["spec"], k8s.pod_of(manifests)
+    workers = [a for a in k8s.arguments_of(manifests) if a.startswith("--workers=")]
+    if "completionMode" not in spec:
+        assert not workers
+        assert "subdomain" not in pod
+        assert "completions" not in spec
+        return
+    assert spec["completionMode"] == "Indexed"
+    assert spec["completions"] == spec["parallelism"] >= 2
+    service = k8s.one_of(manifests, "Service")
+    assert service["metadata"]["name"] == pod["subdomain"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    (port,) = service["spec"]["ports"]
+    ports = {port["name"]: port["containerPort"] for port in k8s.trainer_of(manifests)["ports"]}
+    assert ports[port["name"]] == port["port"]
+    name = job["metadata"]["name"]
+    hosts = [f"{name}-{i}.{pod['subdomain']}:{port['port']}" for i in range(spec["completions"])]
+    assert workers == [f"--workers={','.join(hosts)}"]
+    assert len(f"{name}-{spec['completions'] - 1}") <= 63, "a host name"
+    (claim,) = k8s.all_of(manifests, "PersistentVolumeClaim")
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_selectors_fit_labels(manifests):
+    job = k8s.one_of(manifests, "Job")
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    assert labels["app.kubernetes.io/instance"] == job["metadata"]["name"]
+    for item in manifests:
+        spec = item.get("spec", {})
+        if item["kind"] == "Service":
+            assert spec["selector"].items() <= labels.items()
+        elif item["kind"] == "PodMonitor":
+            assert spec["selector"]["matchLabels"].items() <= labels.items()
+            names = {port["name"] for port in k8s.trainer_of(manifests)["ports"]}
+            assert {end["port"] for end in spec["podMetricsEndpoints"]} <= names
+        elif item["kind"] == "NetworkPolicy":
+            assert spec["podSelector"]["matchLabels"].items() <= labels.items()
+
+
+def test_only_workers_of_the_same_job_come_in(manifests):
+    """And, where there is one, Prometheus."""
+    name = k8s.one_of(manifests, "Job")["metadata"]["name"]
+    for policy in k8s.all_of(manifests, "NetworkPolicy"):
+        assert "Ingress" in policy["spec"]["policyTypes"]
+        for rule in policy["spec"]["ingress"]:
+            for source in rule["from"]:
+                if "namespaceSelector" in source:
+                    port = f"--metrics_port={rule['ports'][0]['port']}"
+                    assert port in k8s.arguments_of(manifests)
+                else:
+                    labels = source["podSelector"]["matchLabels"]
+                    assert labels == {"app.kubernetes.io/instance": name}
+    (policy,) = (
+        item
+        for item in k8s.all_of(manifests, "NetworkPolicy")
+        if item["metadata"]["name"] == "gan-trainer"
+    )
+    assert policy["spec"]["ingress"] == []
+    anywhere = {p["port"] for r in policy["spec"]["egress"] if "to" not in r for p in r["ports"]}
+    assert anywhere == {53, 443}
+    blocks = [to["ipBlock"]["cidr"] for r in policy["spec"]["egress"] for to in r.get("to", [])]
+    assert "169.254.169.254/32" in blocks
+
+
+# The Pod
+
+
+def check_security(pod: dict) -> None:
+    """What the Pod Security Standard `restricted` asks, and more."""
+    assert pod["automountServiceAccountToken"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC", "hostUsers"} & pod.keys()
+    context = pod["securityContext"]
+    assert context["runAsNonRoot"] is True
+    assert context["runAsUser"] == context["runAsGroup"] == context["fsGroup"] == 10001
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in [*pod["containers"], *pod.get("initContainers", [])]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        resources = container["resources"]
+        assert {"cpu", "memory"} <= resources["requests"].keys()
+        for name, limit in resources["limits"].items():
+            assert size(resources["requests"].get(name, limit)) <= size(limit), name
+        assert {"cpu", "memory"} <= resources["limits"].keys()
+
+
+def size(quantity: str | int) -> float:
+    number, unit = re.fullmatch(r"([\d.]+)(m|Mi|Gi)?", str(quantity)).groups()
+    return float(number) * {"m": 1e-3, "Mi": 2**20, "Gi": 2**30}.get(unit, 1)
+
+
+def test_security(manifests):
+    pod = k8s.pod_of(manifests)
+    check_security(pod)
+    account = k8s.one_of(manifests, "ServiceAccount")
+    assert account["metadata"]["name"] == pod["serviceAccountName"]
+    assert account["automountServiceAccountToken"] is False
+
+
+def test_what_is_written_is_writable(manifests):
+    pod, container = k8s.pod_of(manifests), k8s.trainer_of(manifests)
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert {mount["name"] for mount in mounts.values()} == volumes.keys()
+    for volume in volumes.values():
+        if "emptyDir" in volume:
+            assert "sizeLimit" in volume["emptyDir"], volume
+    assert volumes[mounts["/dev/shm"]["name"]]["emptyDir"]["medium"] == "Memory"
+    shared = volumes[mounts["/dev/shm"]["name"]]["emptyDir"]["sizeLimit"]
+    limits = container["resources"]["limits"]
+    assert size(shared) <= size(limits["memory"]) / 4
+    on_disk = [v["emptyDir"] for v in volumes.values() if "emptyDir" in v]
+    on_disk = sum(size(v["sizeLimit"]) for v in on_disk if "medium" not in v)
+    assert on_disk <= 1.1 * size(limits["ephemeral-storage"])
+
+    environment = k8s.environment_of(manifests)
+    written = {environment["HOME"], environment["KERAS_HOME"], "/tmp"}
+    if GPU in limits:
+        written.add(environment["CUDA_CACHE_PATH"])
+    for argument in k8s.arguments_of(manifests):
+        name, _, value = argument.partition("=")
+        if name in ("--run_dir", "--heartbeat", "--scratch_dir") and not value.startswith("gs://"):
+            written.add(value)
+    for path in written:
+        above = [str(p) for p in (Path(path), *Path(path).parents) if str(p) in mounts]
+        assert above, path
+        assert not mounts[above[0]].get("readOnly"), path
+
+
+def test_a_run_outlives_its_pod(manifests):
+    run_dir = next(a for a in k8s.arguments_of(manifests) if a.startswith("--run_dir="))
+    if run_dir.startswith("--run_dir=gs://"):
+        return
+    mounts = {m["name"]: m["mountPath"] for m in k8s.trainer_of(manifests)["volumeMounts"]}
+    claims = {claim["metadata"]["name"] for claim in k8s.all_of(manifests, "PersistentVolumeClaim")}
+    (folder,) = (
+        mounts[volume["name"]]
+        for volume in k8s.pod_of(manifests)["volumes"]
+        if volume.get("persistentVolumeClaim", {}).get("claimName") in claims
+    )
+    assert run_dir.startswith(f"--run_dir={folder}/")
+
+
+def test_each_overlay_brings_its_data(manifests):
+    environment = k8s.environment_of(manifests)
+    volumes = {v["name"]: v for v in k8s.pod_of(manifests)["volumes"]}
+    mounts = {m["mountPath"]: m for m in k8s.trainer_of(manifests)["volumeMounts"]}
+    if folder := environment.get("TRAINER_DATA_DIR"):
+        claim = volumes[mounts[folder]["name"]]["persistentVolumeClaim"]["claimName"]
+        assert mounts[folder]["readOnly"] is True
+        (there,) = k8s.all_of(k8s.render("data"), "PersistentVolumeClaim")
+        assert there["metadata"]["name"] == claim
+    elif not environment["DATASET"].startswith("gs://"):
+        # Part of the image, or downloaded to a folder that is writable.
+        assert environment["DATASET"] in ("digits", "mnist", "fashion_mnist", "cifar10")
+
+
+def test_images_are_of_this_version(manifests):
+    makefile = (k8s.ROOT / "Makefile").read_text()
+    name, tag = k8s.trainer_of(manifests)["image"].split("/")[-1].rsplit(":", 1)
+    assert tag == __version__
+    assert f",{name}:$(VERSION))" in makefile
+    wants_gpus = GPU in k8s.trainer_of(manifests)["resources"]["limits"]
+    assert (name == "gan-trainer") == wants_gpus
+
+
+def test_gpu_numbers_agree(manifests, capsys):
+    container, arguments = k8s.trainer_of(manifests), k8s.arguments_of(manifests)
+    limits = container["resources"]["limits"]
+    gpus = limits.get(GPU, 0)
+    assert container["resources"]["requests"].get(GPU, gpus) == gpus
+    assert ("--devices=gpu" in arguments) == bool(gpus)
+    tolerated = any(t["key"] == GPU for t in k8s.pod_of(manifests).get("tolerations", []))
+    assert tolerated == bool(gpus)
+    pods = k8s.one_of(manifests, "Job")["spec"].get("parallelism", 1)
+    config = resolved(manifests, capsys)
+    assert config["batch_size"] % (max(gpus, 1) * pods) == 0
+
+
+# The trainer
+
+
+def resolved(manifests: k8s.Manifests, capsys) -> dict:
+    """The configuration that the container's arguments mean."""
+    command, *arguments = k8s.arguments_of(manifests)
+    assert command == "train"
+    train.run([*arguments, "--dry_run"], lambda: False)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_arguments_parse(manifests, capsys):
+    for argument in k8s.arguments_of(manifests):
+        assert "$(" not in argument
+    names = [a.partition("=")[0] for a in k8s.arguments_of(manifests)]
+    assert len(set(names)) == len(names), "a flag is given twice"
+    config = resolved(manifests, capsys)
+    environment = k8s.environment_of(manifests)
+    for name in ("RECIPE", "DATASET"):
+        assert config[name.lower()] == environment[name]
+
+
+def test_settings_are_used(manifests):
+    """Each setting of the ConfigMap has a place in `args`; JOB makes it the Job's own."""
+    data = k8s.one_of(manifests, "ConfigMap")["data"]
+    used = set(re.findall(r"\$\((\w+)\)", " ".join(k8s.trainer_of(manifests)["args"])))
+    assert used == data.keys() - {"JOB"}
+
+
+def test_the_entry_point_is_the_trainer(manifests):
+    assert "command" not in k8s.trainer_of(manifests)
+    for dockerfile in ("Dockerfile", "Dockerfile.cpu"):
+        assert k8s.entry_point(dockerfile) == ["python", "-m", "trainer"]
+
+
+def test_probes_read_the_heartbeat_that_is_written(manifests):
+    container = k8s.trainer_of(manifests)
+    assert "readinessProbe" not in container
+    (heartbeat,) = (a for a in k8s.arguments_of(manifests) if a.startswith("--heartbeat="))
+    for name in ("startupProbe", "livenessProbe"):
+        probe = container[name]
+        assert probe["exec"]["command"][:5] == ["python", "-m", "trainer", "doctor", "--liveness"]
+        assert heartbeat in probe["exec"]["command"]
+        assert probe["timeoutSeconds"] >= 10, "Python has to start"
+    startup = container["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= 1800
+
+
+def test_a_probe_is_quick_and_tells_the_living_from_the_dead(tmp_path):
+    command = k8s.trainer_of(make("cpu-smoke"))["livenessProbe"]["exec"]["command"]
+    timeout = k8s.trainer_of(make("cpu-smoke"))["livenessProbe"]["timeoutSeconds"]
+    heartbeat = tmp_path / "heartbeat"
+    command = [text.replace("/tmp/heartbeat", str(heartbeat)) for text in command]
+    command[0] = sys.executable
+
+    def probe() -> int:
+        done = subprocess.run(command, cwd=k8s.ROOT, capture_output=True, timeout=timeout)
+        assert b"is not a flag" not in done.stderr, done.stderr
+        return done.returncode
+
+    assert probe() != 0
+    heartbeat.touch()
+    assert probe() == 0
+
+
+# Components and submissions
+
+
+def test_kueue_starts_the_job():
+    job = k8s.one_of(k8s.render("overlays/multi-worker", "kueue"), "Job")
+    assert job["spec"]["suspend"] is True
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gan-queue"
+    assert "suspend" not in k8s.one_of(make("multi-worker"), "Job")["spec"]
+
+
+def test_prometheus_keeps_the_ports_of_workers():
+    manifests = k8s.render("overlays/multi-worker", "prometheus")
+    ports = {port["name"] for port in k8s.trainer_of(manifests)["ports"]}
+    assert ports == {"workers", "metrics"}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "given", "label"),
+    [
+        ("single-node", "NVIDIA-L4", {"nvidia.com/gpu.product": "NVIDIA-L4"}),
+        ("spot", "nvidia-a100-80gb", {"cloud.google.com/gke-accelerator": "nvidia-a100-80gb"}),
+        (
+            "single-node",
+            "cloud.google.com/gke-accelerator=nvidia-l4",
+            {"cloud.google.com/gke-accelerator": "nvidia-l4"},
+        ),
+        ("gcs", "gpu=big", {"gpu": "big"}),
+    ],
+)
+def test_gpus_of_one_kind(overlay, given, label):
+    more = ["--bucket=b", "--service_account=a@b"] if overlay == "gcs" else []
+    manifests = k8s.submit(f"--overlay={overlay}", f"--gpu_type={given}", *more)
+    selector = k8s.pod_of(manifests)["nodeSelector"]
+    kinds = {"nvidia.com/gpu.product", "cloud.google.com/gke-accelerator", "gpu"}
+    assert {name: selector[name] for name in kinds & selector.keys()} == label
+
+
+def test_what_was_applied_before_a_failure_is_shown(tmp_path):
+    """Such as the Job, where the cluster does not know a PodMonitor."""
+    k8s.submit("--overlay=cpu-smoke")  # skips where there is no kubectl
+    fake = tmp_path / "kubectl"
+    fake.write_text(
+        f'#!/bin/sh\n[ "$1" = apply ] || exec {shutil.which("kubectl")} "$@"\n'
+        "cat > /dev/null; echo job created; echo no matches for kind >&2; exit 1\n"
+    )
+    fake.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, k8s.K8S / "submit.py", "--overlay=cpu-smoke", "--apply"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        text=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == ExitCode.USAGE
+    assert done.stdout == "job created\n"
+    assert "no matches for kind" in done.stderr
+    assert re.search(r"kubectl get job gan-cpu-smoke-\w{6}$", done.stderr)
+
+
+def test_a_submission_is_a_fresh_job_of_the_run():
+    first, second = (k8s.submit("--overlay=single-node", "--recipe=mlp") for _ in range(2))
+    names = {k8s.one_of(manifests, "Job")["metadata"]["name"] for manifests in (first, second)}
+    assert len(names) == 2
+    for kind in ("PersistentVolumeClaim", "ServiceAccount", "NetworkPolicy"):
+        assert k8s.all_of(first, kind) == k8s.all_of(second, kind)
+    assert k8s.one_of(first, "ConfigMap") != k8s.one_of(second, "ConfigMap")
+    for manifests in (first, second):
+        assert "--run_dir=/runs/mlp-cifar10" in k8s.arguments_of(manifests)
+
+
+@pytest.mark.parametrize(
+    ("image", "becomes"),
+    [
+        ("host:5000/x/gan", "host:5000/x/gan:0.1.0"),
+        ("host/gan:9", "host/gan:9"),
+        ("host/gan@sha256:0123", "host/gan@sha256:0123"),
+    ],
+)
+def test_an_image_of_another_registry(image, becomes):
+    container = k8s.trainer_of(k8s.submit("--overlay=cpu-smoke", f"--image={image}"))
+    assert container["image"] == becomes.replace("0.1.0", __version__)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--overlay=cpu-smoke", "--gpus=2"], "cpu-smoke has no GPU"),
+        (["--overlay=spot", "--gpu_type=a=b=c"], "LABEL=VALUE"),
+        (["--overlay=spot", "--workers=2"], "spot has one Pod"),
+        (["--overlay=multi-worker", "--workers=1"], "single-node"),
+        (["--overlay=gcs"], "BUCKET"),
+        (["--overlay=spot", "--bucket=b"], "belong to OVERLAY=gcs"),
+        (["--overlay=spot", "--name=My_Run"], "small letters"),
+    ],
+)
+def test_a_wrong_submission_ends_in_one_line(given, says):
+    done = subprocess.run(
+        [sys.executable, k8s.K8S / "submit.py", *given], text=True, capture_output=True, timeout=60
+    )
+    assert done.returncode == ExitCode.USAGE
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout
+
+
+def test_make_hands_on_what_was_given():
+    command = ["make", "--dry-run", "k8s-submit", "OVERLAY=spot", "DATASET=mnist", "GPUS=2"]
+    done = subprocess.run(command, cwd=k8s.ROOT, text=True, capture_output=True, timeout=60)
+    words = done.stdout.split()
+    assert {"--overlay=spot", '--dataset="mnist"', '--gpus="2"'} <= set(words), done
+    assert not any(word.startswith(("--recipe", "--length", "--apply")) for word in words)

@@ -1,0 +1,279 @@
+"""Several machines: who they are, and real ones on loopback."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.helpers.runs import records
+from trainer.errors import ExitCode, PeerError, UsageError
+from trainer.machine import cluster, replicas
+from trainer.machine.cluster import Cluster
+from trainer.run_dir import checkpoints
+
+
+def tf_config(jobs, task, index):
+    return {"TF_CONFIG": json.dumps({"cluster": jobs, "task": {"type": task, "index": index}})}
+
+
+def test_a_machine_alone_is_no_cluster():
+    assert cluster.find("", None, {}) is None
+    assert cluster.find("", None, tf_config({"chief": ["a:1"]}, "chief", 0)) is None
+
+
+def test_workers_and_the_index_of_a_job():
+    found = cluster.find("job-{0..2}.svc:2222, other:1", None, {"JOB_COMPLETION_INDEX": "3"})
+    names = ("job-0.svc:2222", "job-1.svc:2222", "job-2.svc:2222", "other:1")
+    assert found == Cluster(names, 3)
+    assert not found.is_chief
+    assert cluster.find("a:1,b:2", 0, {"JOB_COMPLETION_INDEX": "1"}) == Cluster(("a:1", "b:2"), 0)
+
+
+def test_tf_config_wins_and_its_chief_comes_first():
+    jobs = {"worker": ["b:1", "c:1"], "chief": ["a:1"]}
+    found = cluster.find("x:1,y:1", 0, tf_config(jobs, "worker", 1))
+    assert found == Cluster(("a:1", "b:1", "c:1"), 2)
+    assert cluster.find("", None, tf_config(jobs, "chief", 0)).is_chief
+
+
+@pytest.mark.parametrize(
+    ("workers", "index", "environment", "message"),
+    [
+        ("a:1,b:1", None, {}, "which of them this is"),
+        ("a:1,b:1", 2, {}, "from 0 on; there is no worker 2"),
+        ("a:1,b:1", -1, {}, "there is no worker -1"),
+        ("a:1,b", 0, {}, "'b' is not HOST:PORT"),
+        ("a:1,b:70000", 0, {}, "'b:70000' is not HOST:PORT"),
+        ("a:1,a:1", 0, {}, "names a worker twice"),
+        ("", None, {"TF_CONFIG": "{"}, "is not understood"),
+        ("", None, {"TF_CONFIG": "[]"}, "is not understood"),
+        ("", None, {"TF_CONFIG": '{"cluster": {}}'}, "is not understood"),
+        ("", None, tf_config({"worker": ["a:1"]}, "worker", 1), "no task worker 1"),
+        ("", None, tf_config({"ps": ["a:1"], "worker": ["b:1"]}, "worker", 0), "the job 'ps'"),
+    ],
+)
+def test_wrong_clusters_are_named(workers, index, environment, message):
+    with pytest.raises(UsageError) as error:
+        cluster.find(workers, index, environment)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_pods_may_take_longer_to_come():
+    pod = {"JOB_COMPLETION_INDEX": "0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    assert cluster.find("a:1,b:1", None, pod).wait_secs == 3000
+    assert cluster.find("a:1,b:1", 0, {}).wait_secs == 300
+
+
+def test_a_host_without_an_address_and_a_taken_port():
+    now = [0.0]
+
+    def sleep(secs):
+        now[0] += 100 * secs
+
+    def resolve(host, port):
+        if host == "nowhere":
+            raise OSError(-2, "Name or service not known")
+
+    clock = dict(sleep=sleep, clock=lambda: now[0])
+    with pytest.raises(PeerError, match=r"nowhere has no address after 300 s \(Name or service"):
+        Cluster(("localhost:1", "nowhere:1"), 0).wait_for_names(resolve=resolve, **clock)
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        here = f"localhost:{taken.getsockname()[1]}"
+        with pytest.raises(UsageError, match=f"the port of {here} cannot be used here"):
+            Cluster((here, "other:1"), 0).wait_for_names(resolve=resolve, **clock)
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("localhost", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def start_workers(folder, *arguments, count=2, own=((), ())):
+    """Starts the processes of a run of several machines, all of them this one."""
+    workers = ",".join(f"localhost:{port}" for port in free_ports(count))
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "trainer", "train", f"--workers={workers}", *arguments, *extra],
+            cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, "TRAINER_DATA_DIR": "", "JOB_COMPLETION_INDEX": str(index)},
+        )
+        for index, extra in zip(range(count), own, strict=True)
+    ]  # fmt: skip
+
+
+def ends(workers, timeout=180):
+    """The exit codes and the outputs of processes."""
+    outputs = [worker.communicate(timeout=timeout)[0] for worker in workers]
+    return [worker.returncode for worker in workers], outputs
+
+
+TINY = [
+    "--g_width=0.05", "--d_width=0.05", "--batch_size=8", "--sample_grid=2", "--devices=cpu",
+    "--log_every_steps=1",
+]  # fmt: skip
+
+
+def test_two_machines_train_as_one_does(tmp_path, trainer):
+    arguments = [*TINY, "--steps=4", "--checkpoint_every_kimg=0.016"]
+    codes, outputs = ends(start_workers(tmp_path, *arguments, "--run_dir=two"))
+    assert codes == [0, 0], outputs
+    one = trainer("train", *arguments, "--run_dir=one")
+    assert one.returncode == 0, one.stderr
+    pairs = list(zip(records(tmp_path / "one"), records(tmp_path / "two"), strict=True))
+    assert len(pairs) == 4
+    for single, double in pairs:
+        for name in ("d_loss", "g_loss", "d_acc", "g_acc"):
+            assert double[name] == pytest.approx(single[name], rel=2e-3, abs=1e-4), name
+    # Only the chief writes, and what the other wrote for itself is gone.
+    names = {path.name for path in (tmp_path / "two").iterdir()}
+    assert names == {path.name for path in (tmp_path / "one").iterdir()}
+    assert "Samples" in outputs[0]
+    assert "Samples" not in outputs[1]
+    # What several machines saved goes on on one.
+    more = trainer("train", *TINY, "--steps=5", "--run_dir=two")
+    assert "Resuming from two/checkpoints/ckpt-4" in more.stdout
+
+
+def test_workers_with_other_flags_are_refused(tmp_path):
+    own = (["--g_lr=0.001"], ["--g_lr=0.002"])
+    workers = start_workers(tmp_path, *TINY, "--steps=4", "--run_dir=run", own=own)
+    codes, outputs = ends(workers)
+    assert codes == [ExitCode.USAGE] * 2, outputs
+    for output in outputs:
+        assert "The workers were started with different flags, or see different data" in output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("kill", [False, True])
+def test_one_worker_is_stopped_or_killed(tmp_path, victim, kill):
+    arguments = [*TINY, "--checkpoint_every_kimg=0.08", "--log_every_secs=0", "--run_dir=run"]
+    workers = start_workers(tmp_path, *arguments, "--steps=100000")
+    while "images/s" not in workers[0].stdout.readline():
+        assert workers[0].poll() is None
+    (workers[victim].kill if kill else workers[victim].terminate)()
+    codes, outputs = ends(workers, timeout=30)
+    expected = [ExitCode.STOPPED] * 2
+    if kill:
+        expected[victim] = -9
+        assert "Stopped: another worker was lost" in outputs[1 - victim]
+    assert codes == expected, outputs
+    done = records(tmp_path / "run")[-1]["step"]
+    if not kill:
+        assert all(f"Stopped on request after {done} of" in output for output in outputs)
+    codes, outputs = ends(start_workers(tmp_path, *arguments, f"--steps={done + 20}"))
+    assert codes == [0, 0], outputs
+    assert "Resuming from run/checkpoints/ckpt-" in outputs[0]
+    lines = records(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, done + 21))
+    assert np.isfinite([line["d_loss"] for line in lines]).all()
+
+
+@pytest.mark.faults
+def test_a_worker_that_does_not_come_is_not_waited_for_for_ever(tmp_path):
+    code = (
+        "import sys; from trainer.machine import cluster, replicas; cluster.WAIT_SECS = 5.0\n"
+        "from trainer.__main__ import run_and_end; run_and_end(sys.argv[1:])"
+    )
+    workers = ",".join(f"localhost:{port}" for port in free_ports(2))
+    for index in (0, 1):
+        command = [
+            sys.executable, "-c", code, "train", *TINY, f"--workers={workers}",
+            f"--worker_index={index}", "--run_dir=run",
+        ]  # fmt: skip
+        alone = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        )  # fmt: skip
+        assert alone.returncode == ExitCode.CRASH, alone.stderr
+        assert "came within 5 s" in alone.stderr
+        assert "Traceback" not in alone.stderr
+
+
+def test_workers_with_gpus_use_them(monkeypatch):
+    """TensorFlow does not look: a resolver that says nothing means a CPU each."""
+    given = {}
+
+    def resolver(spec, **options):
+        given.update(options)
+        raise StopIteration
+
+    monkeypatch.setattr(tf.distribute.cluster_resolver, "SimpleClusterResolver", resolver)
+    with pytest.raises(StopIteration):
+        replicas._joined(Cluster(("a:1", "b:1"), 0), gpus=4)
+    assert given["num_accelerators"] == {"GPU": 4}
+    strategy = SimpleNamespace(num_replicas_in_sync=2)
+    monkeypatch.setattr(
+        tf.distribute.cluster_resolver, "SimpleClusterResolver", lambda *a, **b: None
+    )
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", lambda *a: strategy)
+    with pytest.raises(PeerError, match="makes 2 replicas of 2 machines, where 8 should be"):
+        replicas._joined(Cluster(("a:1", "b:1"), 0), gpus=4)
+
+
+# Two machines as the network sees them: each with a card of its own, and a cable between.
+MACHINES = """
+ip link add name here type veth peer name there || exit 99
+unshare --net sleep 300 & far=$!
+until [ "$(readlink /proc/$far/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
+ip link set there netns $far && ip addr add 10.9.0.1/24 dev here || exit 99
+ip link set here up && ip link set lo up || exit 99
+nsenter -t $far --net sh -c \
+  "ip addr add 10.9.0.2/24 dev there && ip link set there up && ip link set lo up" || exit 99
+workers=--workers=10.9.0.1:2222,10.9.0.2:2222
+JOB_COMPLETION_INDEX=0 "$@" $workers > first 2>&1 & first=$!
+JOB_COMPLETION_INDEX=1 nsenter -t $far --net "$@" $workers > second 2>&1 & second=$!
+{meanwhile}
+wait $first; echo $?
+wait $second; echo $?
+kill $far
+"""
+CUT = """
+until grep -q images/s first; do sleep 0.1; done
+ip link set here down
+"""
+
+
+def on_two_machines(folder, meanwhile, *arguments):
+    """Exit codes and outputs of a run of two machines in network namespaces."""
+    inside = ["unshare", "--user", "--map-root-user", "--net", "--mount", "sh", "-c"]
+    script = MACHINES.replace("{meanwhile}", meanwhile)
+    answer = subprocess.run(
+        [*inside, script, "sh", sys.executable, "-m", "trainer", "train", *arguments],
+        cwd=folder, capture_output=True, text=True, timeout=180, check=False,
+        env={**os.environ, "TRAINER_DATA_DIR": ""},
+    )  # fmt: skip
+    if answer.returncode == 99 or "unshare" in answer.stderr or "not found" in answer.stderr:
+        pytest.skip(f"no network namespaces here: {answer.stderr}")
+    outputs = [(folder / name).read_text() for name in ("first", "second")]
+    return [int(code) for code in answer.stdout.split()], outputs
+
+
+@pytest.mark.faults
+def test_a_cable_that_is_cut_stops_both_and_nothing_is_lost(tmp_path):
+    arguments = [*TINY, "--checkpoint_every_kimg=0.08", "--log_every_secs=0", "--run_dir=run"]
+    codes, outputs = on_two_machines(tmp_path, CUT, *arguments, "--steps=100000")
+    assert codes == [ExitCode.STOPPED] * 2, outputs
+    assert all("Stopped: another worker was lost" in output for output in outputs)
+    done = checkpoints.found(tmp_path / "run" / "checkpoints")[0].name.partition("-")[2]
+    codes, outputs = on_two_machines(tmp_path, "", *arguments, f"--steps={int(done) + 5}")
+    assert codes == [0, 0], outputs
+    assert f"Resuming from run/checkpoints/ckpt-{done}" in outputs[0]
+    lines = records(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, int(done) + 6))

@@ -1,0 +1,784 @@
+"""Buckets: what gets there, what comes back, and what happens when the bucket fails.
+
+The real client of google-cloud-storage talks over HTTP to a small server of ours.
+"""
+
+import contextlib
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from google.auth.exceptions import RefreshError, TransportError
+
+from tests.helpers import fake_gcs
+from tests.helpers.fake_gcs import Fault
+from tests.helpers.runs import variables
+from trainer import recipes
+from trainer.config.settings import Duration
+from trainer.data import sources
+from trainer.errors import (
+    BusyError,
+    CheckpointError,
+    DataError,
+    ExitCode,
+    StoppedError,
+    StorageError,
+    UsageError,
+)
+from trainer.evaluation import evaluator
+from trainer.files.atomic import write_text
+from trainer.run_dir import checkpoints
+from trainer.storage import bucket as bucket_module
+from trainer.storage import dataset_download, lease, location, mirror
+from trainer.storage.address import Address
+from trainer.storage.bucket import Bucket, ConflictError, DamagedError, MissingError
+from trainer.storage.lease import Lease
+from trainer.storage.location import Place, reading
+
+RUN = "gs://bucket/runs/one"
+CONTENT = bytes(range(256)) * 40
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A bucket named "bucket"; retries are quick, the cache is empty."""
+    world = fake_gcs.Server()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", world.url)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(bucket_module, "FIRST_WAIT_SECS", 0.01)
+    monkeypatch.setattr(bucket_module, "MAX_WAIT_SECS", 0.05)
+    monkeypatch.setattr(bucket_module, "RETRY_SECS", 1.0)
+    monkeypatch.setattr(mirror, "AGAIN_SECS", 0.05)
+    monkeypatch.setattr(lease, "BEAT_SECS", 0.2)
+    monkeypatch.setattr(lease, "WATCH_SECS", 1.0)
+    yield world
+    world.close()
+
+
+def bucket(path="runs/one"):
+    return Bucket(Address("bucket", path, "run_dir"))
+
+
+# The client.
+
+
+def test_what_is_written_is_read(server, tmp_path):
+    there = bucket()
+    item = there.upload("a/b.bin", CONTENT, generation=0)
+    assert server.objects["bucket"]["runs/one/a/b.bin"].content == CONTENT
+    (tmp_path / "big").write_bytes(CONTENT * 1000)  # large enough for a resumable upload
+    big = there.upload("big", tmp_path / "big", generation=0)
+    assert there.list() == {"a/b.bin": item, "big": big}
+    there.download(big, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == CONTENT * 1000
+    assert (tmp_path / "copy").stat().st_mtime == pytest.approx(big.updated, abs=1e-3)
+    assert there.read("a/b.bin") == (CONTENT, item)
+    assert there.read("no") is there.look("no") is None
+    there.delete(item)
+    there.delete(item)
+    assert server.names() == ["runs/one/big"]
+    with pytest.raises(MissingError, match=r"runs/one/a/b\.bin is not there"):
+        there.download(item, tmp_path / "copy")
+
+
+def test_a_long_list_comes_in_pages(server):
+    names = [f"{number:02}" for number in range(20)]
+    for name in names:
+        server.put(f"runs/one/{name}", b"")
+    server.put("runs/one-more/x", b"")
+    for bad in ("/x", "../x", "a//b", "folder/"):
+        server.put(f"runs/one/{bad}", b"")
+    assert sorted(bucket().list()) == names
+
+
+@pytest.mark.parametrize("kind", [429, 500, 503, "cut", "lost", "corrupt"])
+def test_a_fault_that_passes_is_overcome(server, tmp_path, kind):
+    there = bucket()
+    server.faults = [Fault(kind, "upload", times=2)]
+    item = there.upload("x", CONTENT, generation=0)
+    assert server.objects["bucket"]["runs/one/x"].content == CONTENT
+    assert item.generation == server.objects["bucket"]["runs/one/x"].generation
+    server.faults = [Fault(kind, method, times=2) for method in ("download", "delete", "list")]
+    if kind in ("corrupt", "cut", "lost"):
+        server.faults = server.faults[:1]
+    if kind != "lost":
+        there.download(item, tmp_path / "x")
+        assert (tmp_path / "x").read_bytes() == CONTENT
+    assert there.list() == {"x": item}
+    there.delete(item)
+    assert not server.names()
+
+
+def test_a_fault_that_stays_is_one_line(server, tmp_path):
+    there = bucket()
+    item = there.upload("x", CONTENT, generation=0)
+    server.faults = [Fault(503)]
+    began = time.monotonic()
+    with pytest.raises(StorageError, match=r"--run_dir=gs://bucket/runs/one: bucket 'bucket' does"):
+        there.list()
+    assert time.monotonic() - began < 5
+    server.faults = [Fault("corrupt", "download")]
+    with pytest.raises(DamagedError, match="gs://bucket/runs/one/x does not arrive"):
+        there.download(item, tmp_path / "y")
+    server.faults = [Fault("corrupt", "upload")]
+    with pytest.raises(DamagedError):
+        there.upload("y", CONTENT, generation=0)
+    assert not list(tmp_path.glob("*y*"))
+
+
+def test_a_server_that_does_not_answer(server, monkeypatch):
+    server.faults = [Fault("slow", secs=3.0)]
+    began = time.monotonic()
+    with pytest.raises(StorageError, match="does not answer as it should"):
+        Bucket(Address("bucket", "x", "run_dir"), retry_secs=0.3).list()
+    assert time.monotonic() - began < 2
+    server.close()
+    with pytest.raises(StorageError):
+        bucket().list()
+
+
+def test_an_object_of_somebody_else_is_not_overwritten(server):
+    there = bucket()
+    server.put("runs/one/x", b"theirs")
+    with pytest.raises(ConflictError):
+        there.upload("x", CONTENT, generation=0)
+    assert server.objects["bucket"]["runs/one/x"].content == b"theirs"
+    same = server.put("runs/one/x", CONTENT)  # an answer was lost
+    assert there.upload("x", CONTENT, generation=0).generation == same.generation
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (403, r"the right storage.objects.list on bucket 'bucket' is missing \(403 .*objectViewer"),
+        (401, r"the right storage.objects.list on bucket 'bucket' needs credentials, and there "),
+    ],
+)
+def test_missing_rights_are_named(server, code, text):
+    server.faults = [Fault(code)]
+    with pytest.raises(UsageError, match=rf"^--run_dir=gs://bucket/runs/one: {text}"):
+        bucket().list()
+
+
+def test_rights_to_write_and_a_missing_bucket_are_named(server):
+    server.faults = [Fault(403, "upload")]
+    with pytest.raises(UsageError, match=r"right storage.objects.create .* roles/storage.objectUs"):
+        bucket().upload("x", b"", generation=0)
+    nowhere = Bucket(Address("nowhere", "x", "data_dir"))
+    for call in (nowhere.list, lambda: nowhere.upload("x", b"", generation=0)):
+        with pytest.raises(UsageError, match="--data_dir=gs://nowhere/x: there is no bucket 'now"):
+            call()
+
+
+def test_credentials(monkeypatch, tmp_path):
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "no.json"))
+    with pytest.raises(UsageError, match=r"GOOGLE_APPLICATION_CREDENTIALS=.*no.json cannot be"):
+        bucket()
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
+    assert bucket()._anonymous
+
+
+def test_a_metadata_server_that_is_away_is_a_passing_fault(server):
+    there = bucket()
+    away = RefreshError("no token")
+    away.__cause__ = TransportError("no metadata server")
+    assert isinstance(there._explained(away, "storage.objects.get", "x"), StorageError)
+    revoked = there._explained(RefreshError("revoked"), "storage.objects.get", "x")
+    assert isinstance(revoked, UsageError)
+
+
+@pytest.mark.parametrize("text", ["gs://", "gs://B/x", "gs://bucket//x", "gs://bucket/../x"])
+def test_addresses_that_are_none(text):
+    with pytest.raises(UsageError, match=rf"^--run_dir={text}"):
+        Address.parse(text, "run_dir")
+
+
+# One job at a time.
+
+
+def test_a_second_job_is_refused_and_a_dead_one_followed(server, tmp_path, caplog):
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    address = Address("bucket", "runs/one", "run_dir")
+    with Lease(address, folders[0]).held() as first:
+        with pytest.raises(
+            BusyError, match=r"^gs://bucket/runs/one is held by process \d+ on "
+        ) as e:
+            Lease(address, folders[1]).held().__enter__()
+        first.check()
+    assert e.value.exit_code == ExitCode.BUSY == 75
+    assert not server.names()
+
+    dead = Lease(address, folders[0])
+    dead._take(time.sleep, time.monotonic)
+    began = time.monotonic()
+    with Lease(address, folders[1]).held():  # on another machine: it is watched
+        assert 0.9 < time.monotonic() - began < 4
+    dead._take(time.sleep, time.monotonic)
+    began = time.monotonic()
+    with Lease(address, folders[0]).held():  # on the same one, where it is known to be dead
+        assert time.monotonic() - began < 0.5
+
+
+def test_a_job_that_was_taken_over_ends(server, tmp_path):
+    address = Address("bucket", "runs/one", "run_dir")
+    with Lease(address, tmp_path).held() as held:
+        server.faults = [Fault(503, "upload", times=3)]  # a bad moment is none
+        time.sleep(0.5)
+        held.check()
+        server.put("runs/one/lock.json", b'{"token": "other", "pid": 1, "host": "h", "since": "s"}')
+        time.sleep(1.0)
+        with pytest.raises(BusyError, match=r"was taken over by process 1 on h since s"):
+            held.check()
+    assert server.names() == ["runs/one/lock.json"]  # theirs stays
+
+
+def test_of_two_that_start_at_once_one_gets_it(server, tmp_path):
+    address, results = Address("bucket", "runs/one", "run_dir"), []
+
+    def job(number):
+        (tmp_path / str(number)).mkdir()
+        try:
+            with Lease(address, tmp_path / str(number)).held():
+                results.append("held")
+                time.sleep(2.0)
+        except BusyError:
+            results.append("busy")
+
+    threads = [threading.Thread(target=job, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == ["busy", "busy", "held"]
+
+
+# Runs: at first such whose files are written without networks.
+
+
+class Job:
+    """What training does to a run directory, without networks."""
+
+    def __init__(self, keep=3, max_failed=3):
+        given = dict(run_dir=RUN, keep_checkpoints=keep, max_failed_saves=max_failed)
+        self.place = Place(recipes.resolve(given))
+        self.folder, self.keep = self.place.folder, keep
+
+    @contextlib.contextmanager
+    def working(self, **given):
+        """Holds the run; what it has been brought is in `resumed`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.place.mirrored(**given) as self.uploads:
+            found = checkpoints.found(self.folder / "checkpoints")
+            self.resumed = checkpoints.step_of(found[0]) if found else None
+            yield self
+
+    def save(self, step, content=None, there=False):
+        """Writes a record and a checkpoint; waits until the bucket has it where asked to."""
+        folder = self.folder / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        record = "".join(f'{{"step": {number}}}\n' for number in range(1, step + 1))
+        write_text(self.folder / "metrics.jsonl", record)
+        write_text(self.folder / "config.json", "{}")
+        (folder / f"ckpt-{step}.data-00000-of-00001").write_bytes(
+            content or CONTENT + bytes([step])
+        )
+        (folder / f"ckpt-{step}.index").write_bytes(bytes([step]))
+        checkpoints._write_manifest(folder / f"ckpt-{step}", step)
+        for old in checkpoints.found(folder)[self.keep :]:
+            for file in checkpoints._files(old):
+                file.unlink()
+        self.uploads.saved()
+        if there:
+            deadline = time.monotonic() + 10
+            while self.uploads._newest().marker not in self.uploads._sent:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            time.sleep(0.05)  # for what is removed then
+
+    def run(self, *steps, **given):
+        """Saves these steps, each until it is there."""
+        with self.working(**given):
+            for step in steps:
+                self.save(step, there=True)
+        return self
+
+    def wipe(self):
+        """From now on a machine that has never seen the run."""
+        shutil.rmtree(self.folder)
+        return self
+
+
+def saved(server, run="runs/one"):
+    """The steps of the checkpoints that count in the bucket."""
+    names = server.names(f"{run}/checkpoints/ckpt-")
+    return sorted(int(n.rpartition("-")[2][:-5]) for n in names if n.endswith(".json"))
+
+
+def test_retention_applies_to_the_bucket(server):
+    job = Job(keep=2).run(1, 2, 3)
+    assert saved(server) == [2, 3]
+    job.wipe()
+    with job.working():
+        assert job.resumed == 3
+        job.save(4, there=True)
+    assert saved(server) == [3, 4]
+    deletes = [n for n, (method, _) in enumerate(server.log) if method == "delete"]
+    commits = [n for n, entry in enumerate(server.log) if entry[1].endswith("ckpt-4.json")]
+    assert max(commits) > min(deletes)  # of step 1, when 3 was there
+    assert server.log[deletes[0]][1].endswith("ckpt-1.json")  # the marker first
+
+
+def test_the_marker_comes_last_and_the_record_before(server):
+    Job().run(1)
+    order = [name.removeprefix("runs/one/") for method, name in server.log if method == "upload"]
+    assert order.index("metrics.jsonl") < order.index("checkpoints/ckpt-1.data-00000-of-00001")
+    assert [n for n in order if n.startswith("checkpoints/")] == [
+        "checkpoints/ckpt-1.data-00000-of-00001",
+        "checkpoints/ckpt-1.index",
+        "checkpoints/ckpt-1.json",
+    ]
+
+
+def damage(server, step, kind):
+    name = f"runs/one/checkpoints/ckpt-{step}.data-00000-of-00001"
+    if kind == "missing":
+        del server.objects["bucket"][name]
+    elif kind == "no marker":
+        del server.objects["bucket"][f"runs/one/checkpoints/ckpt-{step}.json"]
+    elif kind == "never as it is":
+        server.faults = [Fault("corrupt", "download", rf"ckpt-{step}\.data")]
+    else:
+        server.put(name, server.objects["bucket"][name].content[:-100] + bytes(100))
+
+
+@pytest.mark.parametrize("kind", ["missing", "no marker", "other content", "never as it is"])
+def test_a_damaged_checkpoint_falls_back(server, caplog, kind):
+    job = Job(keep=2).run(1, 2, 3).wipe()
+    damage(server, 3, kind)
+    with job.working():
+        assert job.resumed == 2
+        if kind != "no marker":
+            assert "ckpt-3.json of gs://bucket/runs/one is passed over" in caplog.text
+            assert server.names("runs/one/checkpoints/damaged/ckpt-3.1/")
+        job.save(3, content=b"other", there=True)
+    server.faults = []
+    assert saved(server) == [2, 3]
+    with job.wipe().working():
+        assert job.resumed == 3
+    assert (job.folder / "checkpoints/ckpt-3.data-00000-of-00001").read_bytes() == b"other"
+
+
+def test_nothing_starts_over(server):
+    job = Job().run(1, 2).wipe()
+    before = dict(server.objects["bucket"])
+    for step in (1, 2):
+        damage(server, step, "other content")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"None of the .* is whole .*--fresh") as error:
+            job.run()
+    assert error.value.exit_code == ExitCode.CHECKPOINT == 73
+    server.objects["bucket"] = before
+    for kind, expected in ((503, StorageError), (403, UsageError)):
+        for method in ("list", "download"):
+            server.faults = [Fault(kind, method)]
+            with pytest.raises(expected):
+                job.run()
+    server.faults = []
+    with job.working():
+        assert job.resumed == 2
+
+
+def test_fresh_keeps_the_old_run(server):
+    job = Job().run(1, 2).wipe()
+    with job.working(fresh=True):
+        assert job.resumed is None
+        job.save(1, there=True)
+    assert saved(server) == [1]
+    assert saved(server, "runs/one.old-1") == [1, 2]
+    job.wipe().run(fresh=True)
+    assert saved(server, "runs/one.old-2") == [1]
+    assert saved(server) == []
+
+
+def stop_with(secs):
+    return dict(secs_left=lambda: secs + location.LEAVE_SECS)
+
+
+def stopped(job, *steps, secs=1.0):
+    """Saves these steps and is then asked to stop."""
+    began = time.monotonic()
+    with pytest.raises(StoppedError), job.working(**stop_with(secs)):  # noqa: PT012
+        for step in steps:
+            job.save(step)
+        raise StoppedError("Stopped on request.")
+    assert time.monotonic() - began < secs + location.LEAVE_SECS + 1
+
+
+def test_what_did_not_get_there_is_made_up_for(server, caplog):
+    job = Job(max_failed=100).run(1)
+    server.faults = [Fault(503, "upload", "checkpoints|metrics")]
+    stopped(job, 2, 3)
+    assert "runs/one is without the last checkpoints/ckpt-3, metrics.jsonl" in caplog.text
+    assert saved(server) == [1]
+    server.faults = []
+    with job.working():
+        assert job.resumed == 3
+        assert "holds the checkpoint of step 3, and gs://bucket/runs/one has step 1" in caplog.text
+    assert saved(server) == [1, 3]
+    with job.wipe().working():
+        assert job.resumed == 3
+        assert (job.folder / "metrics.jsonl").read_text().count("\n") == 3
+
+
+def test_a_stop_waits_for_what_is_on_its_way(server):
+    job = Job()
+    server.faults = [Fault("slow", "upload", secs=0.1)]
+    stopped(job, 1, 2, 3, secs=9.0)
+    assert saved(server)[-1] == 3
+
+
+def test_a_stop_does_not_wait_for_a_bucket_that_hangs(server, caplog):
+    server.faults = [Fault("slow", "upload", r"\.data", secs=30.0)]
+    stopped(Job(), 1)
+    assert "is without the last checkpoints/ckpt-1" in caplog.text
+    assert saved(server) == []
+
+
+def test_a_machine_that_comes_back_late_takes_what_is_newer(server):
+    job = Job().run(1, 2)
+    away = job.folder.with_name("away")
+    shutil.copytree(job.folder, away)
+    job.wipe().run(3)
+    job.wipe()
+    away.rename(job.folder)
+    (job.folder / "checkpoints/ckpt-9.index").write_bytes(b"of a save that was cut off")
+    with job.working():
+        assert job.resumed == 3
+        assert (job.folder / "metrics.jsonl").read_text().count("\n") == 3
+
+
+def test_the_scratch_of_another_run_is_set_aside(server, caplog):
+    job = Job().run(1, 2, 3)
+    old = dict(server.objects["bucket"])
+    server.objects["bucket"].clear()
+    with job.working():
+        assert job.resumed is None
+    assert "held another run than the bucket does: set aside as" in caplog.text
+    aside = job.folder.with_name(f"{job.folder.name}.old-1")
+    assert checkpoints.found(aside / "checkpoints")[0].name == "ckpt-3"
+    server.objects["bucket"] = old
+    with job.working():
+        assert job.resumed == 3
+
+
+def test_a_run_that_was_copied_into_a_bucket_by_hand_goes_on(server):
+    job = Job().run(1, 2).wipe()
+    del server.objects["bucket"]["runs/one/run.json"]
+    with job.working():
+        assert job.resumed == 2
+    assert "runs/one/run.json" in server.names()
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(403, UsageError), (503, StorageError)])
+def test_a_bucket_that_goes_on_failing_ends_the_run(server, kind, expected, monkeypatch):
+    monkeypatch.setattr(bucket_module, "RETRY_SECS", 0.1)
+    server.faults = [Fault(kind, "upload", "checkpoints")]
+    job = Job(max_failed=2)
+
+    def save_on():
+        with job.working(**stop_with(0.5)):
+            for step in range(50):
+                job.uploads.check()
+                job.save(step)
+                time.sleep(0.2)
+
+    with pytest.raises(expected, match=r"^3 saves in a row have not reached gs://bucket/runs/one"):
+        save_on()
+    assert job.uploads.failures == 3
+
+
+def test_a_bad_moment_does_not_end_it(server, monkeypatch, caplog):
+    monkeypatch.setattr(bucket_module, "RETRY_SECS", 0.1)
+    job = Job(max_failed=1)
+    with job.working():
+        for step in range(1, 7):
+            server.faults = [Fault(503, "upload", r"ckpt.*data")] if step % 2 else []
+            job.save(step, there=step % 2 == 0)
+            deadline = time.monotonic() + 20
+            while job.uploads.failures < (step + 1) // 2 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            job.uploads.check()
+        assert job.uploads.failures == 3
+    assert "Step 1 has not reached gs://bucket/runs/one: training goes on, 0 more" in caplog.text
+    assert saved(server) == [2, 4, 6]
+
+
+def test_a_slow_bucket_is_no_failure(server):
+    server.faults = [Fault("slow", "upload", secs=0.1)]
+    job = Job(keep=1, max_failed=0)
+    with job.working():
+        for step in range(1, 40):
+            job.save(step)
+            job.uploads.check()
+            time.sleep(0.01)
+    assert saved(server) == [39]
+    assert job.uploads.failures == 0
+    assert not (job.folder / mirror.STAGE).exists()
+
+
+def test_the_best_follow_the_folder(server):
+    job = Job().run(1)
+    with job.working():
+        (job.folder / "best").mkdir()
+        for step in (5, 9):
+            for path in (job.folder / "checkpoints").glob("ckpt-1.*"):
+                shutil.copy(path, job.folder / "best" / path.name.replace("-1.", f"-{step}."))
+            if step == 9:
+                [path.unlink() for path in (job.folder / "best").glob("ckpt-5.*")]
+            job.uploads._later = 0.0
+            job.save(step, there=True)
+            time.sleep(0.3)
+    assert [name.rpartition("/")[2] for name in server.names("runs/one/best/")] == [
+        "ckpt-9.data-00000-of-00001", "ckpt-9.index", "ckpt-9.json",
+    ]  # fmt: skip
+    job.wipe().run()
+    assert len(list((job.folder / "best").iterdir())) == 3
+
+
+def test_it_is_read_from_other_machines(server):
+    job = Job().run(1, 2)
+    folder = reading(RUN)
+    assert [path.name for path in checkpoints.found(folder / "checkpoints")] == ["ckpt-2"]
+    assert (folder / "metrics.jsonl").exists()
+    count = len(server.log)
+    reading(RUN)
+    assert "download" not in [method for method, _ in server.log[count:]]  # once
+    assert not (folder / "lock.json").exists()
+    assert (folder / ".lock").exists()  # the readers' own
+    with job.working():
+        assert (reading(RUN) / "lock.json").exists()  # a sign of life, for `status`
+    job.run(3)
+    reading(RUN, which=None)  # brings of it its marker, with step and time, alone
+    assert not (folder / "samples").exists()
+    assert (folder / "checkpoints/ckpt-3.json").exists()
+    assert not list(folder.glob("checkpoints/ckpt-3.data*"))
+    assert checkpoints.found(reading(RUN) / "checkpoints")[0].name == "ckpt-3"
+    assert list(folder.glob("checkpoints/ckpt-3.data*"))
+    damage(server, 3, "other content")
+    assert checkpoints.found(reading(RUN) / "checkpoints")[0].name == "ckpt-2"
+    assert saved(server) == [1, 2, 3]  # a reader changes nothing
+    assert [p.name for p in checkpoints.found(reading(RUN, which="1") / "checkpoints")] == [
+        "ckpt-2",
+        "ckpt-1",
+    ]
+    assert len(checkpoints.found(reading(RUN, which="all") / "checkpoints")) == 3
+    assert len(checkpoints.found(reading(RUN) / "checkpoints")) == 2
+    server.objects["bucket"].clear()
+    with pytest.raises(UsageError, match=r"^--run_dir=gs://bucket/runs/one is not a run directory"):
+        reading(RUN)
+    assert not list(folder.glob("checkpoints/*"))
+    with pytest.raises(UsageError, match="give a folder in it"):
+        reading("gs://bucket")
+
+
+# Real ones.
+
+
+def test_a_real_run_goes_on_on_another_machine(server, tiny, run, tmp_path):
+    def config(last, where=RUN):
+        steps = Duration(last, "steps")
+        return tiny(run_dir=where, length=steps, keep_checkpoints=2, log_every_secs=1e9)
+
+    output = run(config(2))
+    assert "All of the run is in gs://bucket/runs/one" in output
+    names = {name.removeprefix("runs/one/") for name in server.names()}
+    assert {
+        "config.json", "data.json", "provenance.json", "metrics.jsonl", "run.json", "training.gif",
+        "generator.keras", "samples/reals.png", "checkpoints/ckpt-2.index",
+    } <= names  # fmt: skip
+    assert any(name.startswith("tensorboard/events") for name in names)
+    assert not [n for n in names if "lock" in n or "/." in n or n.startswith(".") or "part" in n]
+    written = server.objects["bucket"]["runs/one/config.json"].content
+    assert b'"run_dir": "gs://bucket/runs/one"' in written
+
+    here = Place(config(2)).folder
+    shutil.rmtree(here)
+    output = run(config(4))
+    assert "Downloading checkpoints/ckpt-2 from gs://bucket/runs/one" in output
+    assert "Resuming from" in output
+    assert saved(server) == [2, 4]
+    run(config(4, str(tmp_path / "whole")))
+    expected, got = variables(tmp_path / "whole"), variables(here)
+    assert all((got[name] == value).all() for name, value in expected.items())
+    for path in here.rglob("*"):
+        if path.suffix in (".png", ".jsonl", ".gif", ".index", ".keras"):
+            there = server.objects["bucket"][f"runs/one/{path.relative_to(here)}"]
+            assert there.content == path.read_bytes(), path
+
+
+def vertex(where):
+    """Where Vertex AI has a job put what."""
+    places = dict(run_dir="checkpoints", tensorboard_dir="logs", model_dir="model")
+    return {name: f"{where}/{folder}" for name, folder in places.items()}
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["bucket", "disk"])
+def test_logs_and_the_model_go_where_they_are_asked_for(server, tiny, run, tmp_path, local):
+    where = str(tmp_path / "job") if local else "gs://bucket/job"
+    config = tiny(length=Duration(2, "steps"), **vertex(where))
+    output = run(config)
+    assert f"ckpt-2 is in {where}/model for a server" in output
+    assert "ckpt-2 is in" not in run(config)  # complete
+    if local:
+        folder = tmp_path / "job"
+        names = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    else:
+        folder = tmp_path / "download"
+        names = {name.removeprefix("job/") for name in server.names("job/")}
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(server.objects["bucket"][f"job/{name}"].content)
+        models = [n for method, n in server.log if method == "upload" and "/model/" in n]
+        assert models[-1].endswith("saved_model.pb")
+    events = [name for name in names if "tfevents" in name]
+    assert events
+    assert all(name.startswith("logs/") for name in events)
+    served = tf.saved_model.load(str(folder / "model")).signatures["serving_default"]
+    latents, labels = tf.zeros([3, config.latent_dim]), tf.range(3)
+    assert served(latents=latents, labels=labels)["images"].shape == (3, 28, 28, 1)
+    late = f"{where}/late"  # asked for once the run is complete
+    assert f"ckpt-2 is in {late} for a server" in run(config.replace(model_dir=late))
+
+
+def test_logs_that_do_not_arrive_stop_nothing(server, tiny, run, caplog):
+    server.faults = [Fault(403, "upload", name="^job/logs", times=99)]
+    output = run(tiny(length=Duration(2, "steps"), **vertex("gs://bucket/job")))
+    assert "has reached gs://bucket/job/logs: --tensorboard_dir=gs://bucket/job/logs" in output
+    assert "storage.objects.create" in output
+    assert server.names("job/model")
+
+
+def test_a_model_that_does_not_arrive_is_brought_by_the_next_start(server, tiny, run, tmp_path):
+    config = tiny(length=Duration(2, "steps"), **{**vertex("gs://bucket/job"), "run_dir": RUN})
+    server.faults = [Fault(403, "upload", name="saved_model.pb", times=1)]
+    with pytest.raises(UsageError, match="--model_dir=gs://bucket/job/model: the right"):
+        run(config)
+    assert "job/model/saved_model.pb" not in server.names()
+    run(config)
+    assert "job/model/saved_model.pb" in server.names()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--model_dir=\S+file/x cannot be written"):
+        run(config.replace(model_dir=str(tmp_path / "file" / "x")))
+    with pytest.raises(UsageError, match="--tensorboard_dir=gs://B: 'B' cannot be the name"):
+        run(config.replace(tensorboard_dir="gs://B"))
+
+
+def test_it_is_drawn_from_on_a_disk(trainer):
+    done = trainer("generate", f"--run_dir={RUN}")
+    assert (done.returncode, done.stderr.count("\n")) == (64, 1)
+    assert "--out is missing: --run_dir=gs://bucket/runs/one is in a bucket." in done.stderr
+    done = trainer("export", f"--run_dir={RUN}", "--out=gs://bucket/x")
+    assert "--out=gs://bucket/x must be on a disk of this machine." in done.stderr
+
+
+# Data.
+
+
+def test_data_come_once(server, tmp_path):
+    server.put("pics/a/1.png", CONTENT)
+    server.put("pics/b/2.png", CONTENT[:100])
+    server.put("pics/.about.json", b"theirs")
+    server.faults = [Fault("corrupt", "download", times=1), Fault("cut", "download", times=1)]
+    seen = []
+
+    def fetch(place="gs://bucket/pics", **given):
+        return dataset_download.fetch(
+            place, "dataset", tmp_path, lambda *said: seen.append(said), **given
+        )
+
+    folder = fetch()
+    assert (folder / "a" / "1.png").read_bytes() == CONTENT
+    assert seen[-1][0] == 1.0
+    assert "Downloading 3 files" in seen[-1][1]
+    count = len(server.log)
+    assert fetch() == folder
+    assert not [entry for entry in server.log[count:] if entry[0] == "download"]
+    server.put("pics/a/1.png", b"new")
+    del server.objects["bucket"]["pics/b/2.png"]
+    (folder / ".about.json").unlink()
+    fetch()
+    assert (folder / "a" / "1.png").read_bytes() == b"new"
+    assert not (folder / "b" / "2.png").exists()
+    assert (folder / ".about.json").read_bytes() == b"theirs"
+
+    server.put("sets/x.npz", CONTENT)
+    assert fetch("gs://bucket/sets/x.npz").read_bytes() == CONTENT
+    assert fetch("gs://bucket/sets", wanted=("*.zip",)).name == "sets"
+    with pytest.raises(DataError, match=r"--dataset=gs://bucket/sets/y.zip does not exist"):
+        fetch("gs://bucket/sets/y.zip")
+
+
+def test_inception_from_a_bucket(server):
+    server.put("networks/graph.pb", b"no graph")
+    where = "gs://bucket/networks/graph.pb"
+    config = recipes.resolve(dict(batch_size=8))
+    with pytest.raises(UsageError, match=rf"--inception_path={where} is not that network"):
+        evaluator.prepare(
+            config, sources.load(config), features="inception", inception_path=where,
+            num_samples=100, seed=0, check=lambda: None,
+        )  # fmt: skip
+
+
+def test_what_an_evaluation_found_goes_back_to_the_run(server):
+    Job().run(1)
+    folder = reading(RUN)
+    write_text(folder / "evaluation.json", "{}")
+    (folder / "evaluation").mkdir()
+    write_text(folder / "evaluation" / "classes.png", "picture")
+    for _ in range(2):  # anew, too
+        location.publish(RUN, folder, ["evaluation.json", "evaluation", "none"])
+    there = server.objects["bucket"]
+    assert there["runs/one/evaluation.json"].content == b"{}"
+    assert there["runs/one/evaluation/classes.png"].content == b"picture"
+
+
+def test_who_may_only_read_a_run_keeps_what_was_found(server, caplog):
+    Job().run(1)
+    folder = reading(RUN)
+    write_text(folder / "evaluation.json", "{}")
+    server.faults = [Fault(403, "upload", times=99)]
+    location.publish(RUN, folder, ["evaluation.json"])
+    found = folder.with_name(folder.name + "-found")
+    assert f"It is only in {found}" in caplog.text
+    reading(RUN)  # makes the copy what the bucket holds
+    assert (found / "evaluation.json").read_text() == "{}"
+
+
+def test_own_data_from_a_bucket(server, tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (16, 8, 8), np.uint8)
+    np.savez(tmp_path / "x.npz", x=x)
+    server.put("sets/x.npz", (tmp_path / "x.npz").read_bytes())
+    data = sources.load(recipes.resolve(dict(dataset="gs://bucket/sets/x.npz", batch_size=8)))
+    assert (data.images[..., 0] == x).all()
+
+
+def test_named_sets_from_a_bucket(server, data_dir, tmp_path):
+    for path in Path(data_dir).rglob("*-ubyte.gz"):
+        server.put(f"sets/{path.relative_to(data_dir).as_posix()}", path.read_bytes())
+    for path in Path(data_dir).rglob("*mnist.npz"):
+        server.put(f"sets/{path.relative_to(data_dir).as_posix()}", path.read_bytes())
+    server.put("sets/other", CONTENT)
+    local = sources.load(recipes.resolve(dict(dataset="mnist", data_dir=data_dir, split="test")))
+    config = recipes.resolve(dict(dataset="mnist", data_dir="gs://bucket/sets", split="test"))
+    assert (sources.load(config).images == local.images).all()
+    assert ("download", "sets/other") not in server.log

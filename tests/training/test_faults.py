@@ -1,0 +1,263 @@
+"""What goes wrong while a run trains, one small case each; the long ones are in faults/."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.helpers.runs import records, steps, variables
+from trainer.data import sources
+from trainer.errors import (
+    CheckpointError,
+    DivergedError,
+    ExitCode,
+    NotFiniteError,
+    StorageError,
+    UsageError,
+)
+from trainer.machine import replicas
+from trainer.run_dir.checkpoints import Checkpoints, found
+from trainer.run_dir.directory import RunDir
+from trainer.training import run as run_module
+from trainer.training import state
+from trainer.training.divergence import CollapseWatch, check_finite
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Makes a weight of the generator NaN once, after some steps."""
+
+    def at(step, times=1):
+        real = run_module.make_advance
+        left = [times]
+
+        def make(config, devices, variables, *rest):
+            advance = real(config, devices, variables, *rest)
+
+            def poisoned(count):
+                done = variables.steps_done(config.batch_size)
+                if left[0] and done <= step < done + count:
+                    left[0] -= 1
+                    advance(step - done)
+                    weight = variables.generator.trainable_variables[0]
+                    weight.assign(tf.fill(weight.shape, np.nan))
+                    count -= step - done
+                return advance(count)
+
+            return poisoned
+
+        monkeypatch.setattr(run_module, "make_advance", make)
+
+    return at
+
+
+def test_a_run_that_diverges_goes_back_and_on(tiny, run, poison, tmp_path):
+    config = tiny(recipe="mlp", length=steps(9), checkpoint_every=steps(2), log_every_steps=1)
+    poison(5)
+    output = run(config)
+    what = (
+        r"WARNING: Training diverged: d_loss, g_loss, .*_grad_norm not finite at step 6\. Back to"
+    )
+    assert re.search(rf"{what} .*ckpt-4, with other noise \(rollback 1 of 3\)", output)
+    lines = records(config.run_dir)
+    assert [line["step"] for line in lines] == list(range(1, 10))
+    assert [line.get("rollbacks", 0) for line in lines] == [0] * 4 + [1] * 5
+    found_values = variables(config.run_dir)
+    assert all(np.isfinite(value).all() for value in found_values.values())
+    # The noise is other than the undisturbed run's from there on, not before.
+    whole = config.replace(run_dir=str(tmp_path / "whole"))
+    run(whole)
+    pairs = list(zip(lines, records(whole.run_dir), strict=True))
+    assert all((one["d_loss"] == other["d_loss"]) == (one["step"] <= 4) for one, other in pairs)
+
+
+def test_a_run_that_diverges_again_and_again_ends(tiny, run, poison):
+    config = tiny(recipe="mlp", length=steps(9), checkpoint_every=steps(2), max_rollbacks=2)
+    poison(5, times=3)
+    with pytest.raises(DivergedError, match=r"not finite at step 6, after 2 rollbacks") as error:
+        run(config)
+    assert error.value.exit_code == ExitCode.DIVERGED == 70
+    assert found(RunDir(Path(config.run_dir)).checkpoints)[0].name == "ckpt-4"
+    assert [line["step"] for line in records(config.run_dir)][-1] <= 5
+
+
+@pytest.mark.parametrize("replica", [0, 1])
+def test_what_is_not_finite_on_one_replica_reaches_no_weight(tiny, replica):
+    devices = replicas.start(tiny(recipe="mlp", devices="cpu:2"))
+    with devices.scope():
+        variables = state.create(tiny(recipe="mlp"), sources.load(tiny()).shape, "float32")
+    before = [variable.numpy() for variable in variables.generator.variables]
+
+    @tf.function
+    def update():
+        def on_replica():
+            bad = tf.equal(replicas.replica_index(), replica)
+            gradients = [tf.zeros_like(w) for w in variables.g.weights]
+            gradients[3] += tf.where(bad, np.inf, 0.0)
+            return variables.g.apply(gradients)
+
+        return devices.run(on_replica)
+
+    assert not np.isfinite(update().numpy())
+    for old, new in zip(before, variables.generator.variables, strict=True):
+        np.testing.assert_array_equal(new.numpy(), old)
+    assert int(variables.g.optimizer.iterations.numpy()) == 0
+
+
+def test_weights_are_looked_at(tiny, run, monkeypatch):
+    """Batch norm's statistics get no gradient: a bad one shows in no loss."""
+    real = run_module.make_advance
+
+    def make(config, devices, variables, *rest):
+        advance = real(config, devices, variables, *rest)
+
+        def poisoned(count):
+            statistics = variables.generator.non_trainable_variables[0]
+            statistics.assign(tf.fill(statistics.shape, np.inf))
+            return advance(count)
+
+        return poisoned
+
+    monkeypatch.setattr(run_module, "make_advance", make)
+    config = tiny(recipe="mlp", length=steps(2), max_rollbacks=0)
+    with pytest.raises(DivergedError, match=r"diverged: Weights of generator not finite in steps"):
+        run(config)
+
+
+def test_overflow_of_a_scaled_gradient_is_no_divergence():
+    names = ("d_loss", "d_grad_norm", "g_grad_norm", "d_loss_scale", "g_loss_scale")
+    skipped = np.array([[1, np.inf, np.nan, 1024, 2]])
+    check_finite(skipped, names, 10)
+    with pytest.raises(NotFiniteError, match="g_grad_norm not finite at step 11"):
+        check_finite(np.array([[1, 1, np.nan, 1024, 1]]), names, 10)
+    with pytest.raises(NotFiniteError, match="d_loss, d_grad_norm not finite at step 12"):
+        check_finite(np.array([[1, 1], [np.nan, np.nan]]), names[:2], 10)
+
+
+def test_collapse_counts_once_it_has_lasted():
+    watch = CollapseWatch(1000)
+    assert [watch.judged(k, 1.0) for k in (0, 500, 900)] == [""] * 3
+    assert watch.judged(1000, 1.0) == "the discriminator is right on every image, since 0 kimg"
+    assert not watch.judged(1500, 1.0)  # said once
+    assert not watch.judged(2000, 0.9)
+    assert not watch.judged(2500, 1.0)
+    assert watch.judged(3500, 1.0)
+    assert not watch.drawn(0, 0.05)
+    assert watch.drawn(1200, 0.05) == "the samples are all alike, since 0 kimg"
+    assert not CollapseWatch(0).drawn(10**9, 0.0)
+
+
+def test_a_collapsed_run_warns_and_ends_where_asked(tiny, run, tmp_path):
+    given = dict(recipe="dcgan", g_lr=0.0, collapse_kimg=0.02, sample_every=steps(1))
+    # A generator that does not learn draws near gray for ever.
+    config = tiny(**given, length=steps(8), log_every_steps=1)
+    output = run(config)
+    assert "WARNING: This looks like collapse: the samples are all alike, since 0 kimg" in output
+    lines = records(config.run_dir)
+    assert lines[-1]["step"] == 8
+    assert lines[-1]["collapse"] == 1.0
+    assert lines[-1]["sample_diversity"] < 0.1
+    assert "collapse" not in lines[0]
+    ends = config.replace(run_dir=str(tmp_path / "ends"), length=steps(800), stop_on_collapse=True)
+    with pytest.raises(DivergedError, match=r"Collapsed by step \d+: the samples are all alike"):
+        run(ends)
+    assert found(RunDir(Path(ends.run_dir)).checkpoints)
+
+
+def test_data_that_changed_are_named_and_accepted_when_asked(tiny, run, tmp_path):
+    path = tmp_path / "set.npz"
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+    config = tiny(recipe="mlp", dataset=str(path), length=steps(2))
+    np.savez(path, x=images[:28])
+    run(config)
+    np.savez(path, x=images)
+    with pytest.raises(
+        CheckpointError,
+        match=r"it has 30 images \(.* and had 28 \(.* Go on with --accept_changed_data",
+    ):
+        run(config.replace(length=steps(4)))
+    output = run(config.replace(length=steps(4)), accept_changed_data=True)
+    assert f"WARNING: --dataset={path} is not what the run" in output
+    assert "Resuming from" in run(config.replace(length=steps(5)))
+    np.savez(path, x=images.repeat(2, 1).repeat(2, 2))
+    larger = config.replace(length=steps(6))
+    with pytest.raises(CheckpointError, match="shape or classes differ"):
+        run(larger, accept_changed_data=True)
+
+
+STUCK = """
+import sys, time
+from trainer.machine import signals
+signals.GRACE_SECS = float(sys.argv[1])
+stop = signals.StopRequest()
+stop.answer()
+import tensorflow as tf
+
+@tf.function
+def spin():  # a device call that does not end
+    k = tf.constant(0, tf.int64)
+    while k < 10**15:
+        k += 1
+    return k
+
+print("spinning", flush=True)
+spin()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_device_call_that_does_not_end_is_ended(tmp_path, number, times):
+    grace = 1 if times == 1 else 60
+    script = tmp_path / "stuck.py"  # a file: TensorFlow reads the source
+    script.write_text(STUCK)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(grace)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.readline()
+    time.sleep(1)
+    began = time.monotonic()
+    for _ in range(times):
+        process.send_signal(number)
+        time.sleep(0.2)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == ExitCode.STOPPED
+    assert time.monotonic() - began < 20
+    assert ("no answer for 1 s. The same command goes on" in errors) == (times == 1)
+
+
+def test_an_end_that_cannot_be_saved_is_no_success(tiny, run, monkeypatch):
+    real = Checkpoints.save
+
+    def save(self, step):
+        if step:
+            raise OSError(28, "No space left on device")
+        real(self, step)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    config = tiny(recipe="mlp", length=steps(2))
+    with pytest.raises(StorageError, match=r"end .* not be saved\. .* goes on from step 0"):
+        run(config)
+    assert not RunDir(Path(config.run_dir)).generator.exists()
+    monkeypatch.undo()
+    assert "Resuming from" in run(config)
+    assert found(RunDir(Path(config.run_dir)).checkpoints)[0].name == "ckpt-2"
+
+
+def test_fresh_waits_for_the_lock_and_keeps_the_old_run(tiny, run, tmp_path):
+    config = tiny(recipe="mlp", length=steps(1))
+    run(config)
+    with pytest.raises(CheckpointError):
+        run(config.replace(g_lr=1e-3))
+    with pytest.raises(UsageError, match="cannot be shared"):
+        run(config.replace(batch_size=9, devices="cpu:2"), fresh=True)
+    assert (tmp_path / "run" / "config.json").exists()  # a wrong command sets nothing aside
+    run(config.replace(g_lr=1e-3), fresh=True)
+    assert (tmp_path / "run.old-1" / "config.json").exists()

@@ -1,0 +1,266 @@
+"""The training tricks: what each setting changes, alone and together."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.helpers.runs import TINY, trajectory, weights
+from trainer import models, recipes
+from trainer.config import Config
+from trainer.config.settings import Duration
+from trainer.data import sources
+from trainer.data.images import ImageShape
+from trainer.errors import UsageError
+from trainer.machine import replicas
+from trainer.models import kernels, layers, norms
+from trainer.randomness import Draws
+from trainer.training import objective, optimizers, state, step
+from trainer.training.objective import OBJECTIVES
+
+BASE = dict(recipe="cgan", d_norm="none", d_update="separate")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        dict(loss="minimax"),
+        dict(loss="wasserstein", d_clip=0.01),
+        dict(gradient_penalty=10.0),
+        dict(smooth_real=0.1),
+        dict(smooth_fake=0.1),
+        dict(flip_labels=0.3),
+        dict(d_input_noise=0.5),
+        dict(d_layer_noise=0.5),
+        dict(d_norm="layer"),
+        dict(d_norm="instance"),
+        dict(d_weights="weight"),
+        dict(g_norm="none", g_weights="spectral"),
+        dict(d_activation="elu"),
+        dict(d_slope=0.4),
+        dict(latent_distribution="truncated_normal"),
+        dict(initializer="he"),
+        dict(optimizer="sgd"),
+    ],
+    ids=str,
+)
+def test_each_setting_changes_the_run_and_trains(tiny, plain, setting):
+    metrics, variables = trajectory(tiny(**{**BASE, **setting}), 2)
+    assert np.isfinite(metrics).all()
+    assert np.isfinite(weights(variables.generator)).all()
+    assert np.abs(metrics - plain).max() > 1e-6
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    given = {**TINY, "run_dir": str(tmp_path_factory.mktemp("plain"))}
+    return trajectory(recipes.resolve({**given, **BASE}), 2)[0]
+
+
+def test_smoothed_labels_are_cross_entropy_with_the_target():
+    logits = tf.constant([-1.0, 0.3, 2.0])
+    mixed = objective.towards(
+        0.9, OBJECTIVES["nonsaturating"].d_real, OBJECTIVES["nonsaturating"].d_fake
+    )
+    expected = tf.nn.sigmoid_cross_entropy_with_logits(labels=tf.fill([3], 0.9), logits=logits)
+    np.testing.assert_allclose(mixed(logits), expected, rtol=1e-6)
+
+
+def test_gradient_penalty_is_zero_at_length_one():
+    unit = tf.one_hot([0, 3], 12) * [[1.0], [3.0]]
+    penalty = objective.gradient_penalty(tf.reshape(unit, [2, 2, 2, 3]))
+    np.testing.assert_allclose(penalty, [0.0, 4.0], atol=1e-5)
+
+
+def test_the_penalty_pulls_the_gradient_to_length_one(tiny):
+    """A strong penalty moves the length of D's gradient towards 1."""
+    lengths = {}
+    for weight in (0.0, 100.0):
+        config = tiny(recipe="mlp-small", d_update="separate", gradient_penalty=weight, d_lr=1e-2)
+        variables = trajectory(config, 40)[1]
+        images = tf.constant(sources.load(config).images[:8] / 127.5 - 1.0, tf.float32)
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            verdict = tf.reduce_sum(variables.discriminator(images))
+        gradient = tape.gradient(verdict, images)
+        lengths[weight] = float(tf.reduce_mean(tf.sqrt(tf.reduce_sum(gradient**2, [1, 2, 3]))))
+    assert abs(lengths[100.0] - 1.0) < abs(lengths[0.0] - 1.0)
+    assert lengths[100.0] == pytest.approx(1.0, abs=0.5)
+
+
+def test_clipping_bounds_the_weights_of_d_alone(tiny):
+    variables = trajectory(tiny(recipe="mlp-small", loss="wasserstein", d_clip=0.01), 2)[1]
+    assert np.abs(weights(variables.discriminator)).max() <= 0.01
+    assert np.abs(weights(variables.generator)).max() > 0.01
+
+
+def test_noise_decays_over_images(tiny):
+    """Decayed to nothing after the first batch, noise changes that one alone."""
+    given = dict(recipe="mlp-small", d_lr=0.0, g_lr=0.0)
+    none = trajectory(tiny(**given), 3)[0]
+    for noise in (dict(d_input_noise=0.5), dict(d_layer_noise=0.5)):
+        falling = trajectory(tiny(**given, **noise, noise_decay_kimg=0.008), 3)[0]
+        staying = trajectory(tiny(**given, **noise), 3)[0]
+        assert np.abs(falling[0] - none[0]).max() > 1e-4
+        np.testing.assert_allclose(falling[1:], none[1:], rtol=1e-5, atol=1e-6)
+        assert np.abs(staying[1:] - none[1:]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", 1.0), ("linear", 0.1 + 0.9 * 0.75), ("cosine", 0.1 + 0.9 * 0.8535534)],
+)
+def test_schedules_at_a_quarter(schedule, expected):
+    config = recipes.resolve(dict(g_lr=2.0, g_lr_schedule=schedule, lr_decay_kimg=4.0, lr_end=0.1))
+    rate = optimizers.scheduled(config, "g", tf.Variable(1000, dtype=tf.int64))
+    assert float(rate()) == pytest.approx(2.0 * expected)
+    beyond = optimizers.scheduled(config, "g", tf.Variable(9000, dtype=tf.int64))
+    assert float(beyond()) == pytest.approx(2.0 if schedule == "constant" else 0.2)
+
+
+def test_weight_norm_separates_length_from_direction():
+    layer = kernels.NormalizedConv2DTranspose(3, 3, norm="weight", strides=2)
+    images = tf.random.stateless_normal([1, 4, 4, 2], [0, 0])
+    before = layer(images)
+    assert before.shape == (1, 8, 8, 3)
+    np.testing.assert_allclose(layer.normalized_kernel(), layer.kernel, rtol=1e-5, atol=1e-6)
+    layer.kernel.assign(5.0 * layer.kernel)
+    np.testing.assert_allclose(layer(images), before, rtol=1e-4, atol=1e-5)
+
+
+def test_instance_norm_is_of_single_images():
+    config = recipes.resolve({})
+    inputs = tf.keras.Input([4, 4, 2])
+    model = tf.keras.Model(inputs, norms.norm(inputs, config, "instance"))
+    out = model(3.0 + 2.0 * tf.random.stateless_normal([5, 4, 4, 2], [0, 0])).numpy()
+    np.testing.assert_allclose(out.mean((1, 2)), 0.0, atol=1e-5)
+    np.testing.assert_allclose(out.std((1, 2)), 1.0, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(recipe="cgan", gradient_penalty=10.0), "which --d_norm=batch mixes"),
+        (dict(recipe="mlp-small", gradient_penalty=10.0), "needs reals and fakes in one update"),
+        (dict(g_lr_schedule="cosine"), "--g_lr_schedule=cosine needs --lr_decay_kimg"),
+        (dict(d_lr_schedule="inverse_time"), "needs --d_lr_decay_per_kimg"),
+        (dict(flip_labels=0.6), "--flip_labels=0.6 is too large"),
+    ],
+)
+def test_settings_that_make_no_sense_together(given, message):
+    with pytest.raises(UsageError, match=message):
+        recipes.resolve(given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        dict(recipe="dcgan-kstep", conditional=True),
+        dict(recipe="dcgan", g_norm="layer", g_conditioning="concat"),  # spectral norm, EMA
+        dict(recipe="mlp", g_norm="none"),  # simultaneous
+        dict(recipe="mlp-small", g_norm="none"),  # sequential
+    ],
+    ids=str,
+)
+def test_accumulation_is_one_large_batch(tiny, given):
+    whole, first = trajectory(tiny(**given))
+    parts, second = trajectory(tiny(**given, batch_per_replica=2))
+    np.testing.assert_allclose(parts, whole, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(weights(second.generator), weights(first.generator), atol=2e-3)
+
+
+def test_accumulation_is_said_at_start(tiny, run):
+    output = run(tiny(recipe="mlp", batch_per_replica=2, length=Duration(1, "steps")))
+    assert "Accumulating 4 micro-batches of 2 images a device: batch norm" in output
+
+
+def test_micro_batches_must_divide_the_share(tiny):
+    with pytest.raises(UsageError, match="--batch_per_replica=3 does not divide"):
+        replicas.check_batch(tiny(batch_per_replica=3), 1)
+
+
+def test_float16_trains_and_shows_its_scales(tiny):
+    metrics, variables = trajectory(tiny(recipe="dcgan", precision="float16", devices="cpu:2"))
+    assert np.isfinite(metrics).all()
+    np.testing.assert_array_equal(metrics[:, 7:], 2.0**15)
+    full, _ = trajectory(tiny(recipe="dcgan", devices="cpu:2"))
+    np.testing.assert_allclose(metrics[:, :2], full[:, :2], rtol=0.05, atol=0.02)
+    assert {"d_loss_scale", "g_loss_scale"} <= set(variables.trackables())
+
+
+def test_the_log_and_the_record_show_the_scales(tiny, run):
+    config = tiny(precision="float16", length=Duration(2, "steps"), log_every_secs=0.0)
+    output = run(config)
+    assert "scales D 32768 G 32768" in output
+    line = json.loads((Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["d_loss_scale"] == 2.0**15
+
+
+def test_too_little_memory_names_the_flag(tiny, run, monkeypatch):
+    def out_of_memory(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    monkeypatch.setattr(step.Step, "__call__", out_of_memory)
+    with pytest.raises(UsageError, match="too small for 8 images at once: lower --batch_per_rep"):
+        run(tiny(length=Duration(2, "steps")))
+
+
+def overflow(config: Config, bad_replica: int | None):
+    """One update of D by gradients of ones, or with an infinity on one replica."""
+    devices = replicas.start(config)
+    with devices.scope():
+        variables = state.create(config, ImageShape(28, 1, 10), devices.precision)
+    before = weights(variables.discriminator)
+
+    def update():
+        index = replicas.replica_index()
+        bad = tf.equal(index, -1 if bad_replica is None else bad_replica)
+        value = tf.where(bad, np.inf, 1.0)
+        variables.d.apply([tf.fill(w.shape, value) for w in variables.d.weights])
+        return tf.zeros([])
+
+    tf.function(lambda: devices.run(update))()
+    copies = [
+        np.concatenate([w.values[k].numpy().ravel() for w in variables.d.weights])
+        for k in range(devices.num_replicas)
+    ]
+    return before, copies, variables.d
+
+
+def test_an_overflow_on_one_replica_is_skipped_by_all(tiny):
+    config = tiny(recipe="mlp-small", precision="float16", devices="cpu:2")
+    before, copies, updater = overflow(config, bad_replica=1)
+    for copy in copies:
+        np.testing.assert_array_equal(copy, before)
+    assert [float(v.numpy()) for v in updater.scale.value.values] == [2.0**14] * 2
+    assert int(updater.optimizer.iterations.numpy()) == 0
+    before, copies, updater = overflow(config, bad_replica=None)
+    np.testing.assert_array_equal(copies[0], copies[1])
+    assert np.abs(copies[0] - before).min() > 0
+    assert float(updater.scale.value.numpy()) == 2.0**15
+    assert int(updater.optimizer.iterations.numpy()) == 1
+
+
+def test_the_scale_grows_after_enough_finite_updates():
+    from trainer.training.updates import GROWTH_STEPS, LossScale
+
+    scale = LossScale.create()
+    scale.finite_steps.assign(GROWTH_STEPS - 1)
+    scale.after(tf.constant(True))
+    assert (scale.value.numpy(), scale.finite_steps.numpy()) == (2.0**16, 0)
+    scale.after(tf.constant(False))
+    assert (scale.value.numpy(), scale.finite_steps.numpy()) == (2.0**15, 0)
+
+
+def test_parts_of_draws_are_rows_of_the_whole():
+    whole = Draws(seed=1, step=2, batch_size=8, first_row=4, rows=4)
+    np.testing.assert_array_equal(whole.part(2, 2).normal("x", (3,)), whole.normal("x", (3,))[2:])
+
+
+def test_layer_noise_is_on_all_but_the_first_layer():
+    config = recipes.resolve(dict(recipe="dcgan-studiogan", d_layer_noise=0.1))
+    _, discriminator = models.build(config, ImageShape(32, 3, 10))
+    noisy = [layer for layer in discriminator.layers if isinstance(layer, layers.GaussianNoise)]
+    assert len(noisy) == 6  # seven convolutions

@@ -1,0 +1,235 @@
+"""The step: what each recipe's updates do, and that replicas do not change it.
+
+A process can have one strategy of several replicas only (their collective operations
+share their numbers), so here it is cpu:2; four replicas are in end_to_end/test_run.py.
+"""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.helpers.runs import STEPS, trajectory, weights
+from trainer import randomness, recipes
+from trainer.config.settings import Duration
+from trainer.data import sources
+from trainer.machine import replicas
+from trainer.randomness import Draws
+from trainer.training import state, step
+from trainer.training.objective import OBJECTIVES
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_replicas_do_not_change_the_losses(tiny, recipe):
+    one, first = trajectory(tiny(recipe=recipe))
+    two, second = trajectory(tiny(recipe=recipe, devices="cpu:2"))
+    assert one.shape == (STEPS, len(step.metric_names("float32")))
+    assert np.isfinite(one).all()
+    np.testing.assert_allclose(two[:, :5], one[:, :5], rtol=2e-3, atol=2e-3)
+    # Norms of gradients feel the rounding of Adam's first steps more than losses do.
+    np.testing.assert_allclose(two[:, 5:], one[:, 5:], rtol=5e-2)
+    np.testing.assert_allclose(weights(second.generator), weights(first.generator), atol=2e-3)
+    assert int(first.images.numpy()) == STEPS * 8
+
+
+def test_another_seed_gives_another_run(tiny):
+    one, _ = trajectory(tiny())
+    other, _ = trajectory(tiny(seed=1))
+    assert np.abs(one - other).max() > 1e-3
+
+
+@pytest.mark.parametrize("recipe", ["dcgan", "mlp"])
+def test_bfloat16_trains_with_float32_weights(tiny, recipe):
+    metrics, variables = trajectory(tiny(recipe=recipe, precision="bfloat16", devices="cpu:2"))
+    assert np.isfinite(metrics).all()
+    assert variables.generator.compute_dtype == "bfloat16"
+    assert {v.dtype for v in variables.generator.trainable_variables} == {"float32"}
+    full, _ = trajectory(tiny(recipe=recipe, devices="cpu:2"))
+    np.testing.assert_allclose(metrics[0, :2], full[0, :2], rtol=0.05, atol=0.02)
+
+
+class Counting:
+    """Counts the calls of a network and its updates."""
+
+    def __init__(self, monkeypatch, network, updater):
+        self.calls, self.updates = [], 0
+        call, apply = network.call, type(updater).apply
+
+        def counted_call(inputs, *args, **kwargs):
+            images = inputs[0] if isinstance(inputs, (list, tuple)) else inputs
+            self.calls.append(images.shape[0])
+            return call(inputs, *args, **kwargs)
+
+        def counted_apply(gradients):
+            self.updates += 1
+            return apply(updater, gradients)
+
+        monkeypatch.setattr(network, "call", counted_call)
+        object.__setattr__(updater, "apply", counted_apply)  # it is frozen
+
+
+@pytest.mark.parametrize(
+    ("given", "d_calls", "d_updates", "g_calls"),
+    [
+        (dict(d_update="joint"), [16, 8], 1, [8, 8]),
+        (dict(d_update="separate"), [8, 8, 8], 1, [8, 8]),
+        (dict(d_update="sequential"), [8, 8, 8], 2, [8, 8]),
+        (dict(d_update="joint", d_steps=3), [16, 16, 16, 8], 3, [8] * 4),
+        (dict(d_update="joint", reuse_fakes=True), [16, 8], 1, [8]),
+        (dict(d_update="sequential", reuse_fakes=True, d_steps=2), [8] * 5, 4, [8, 8]),
+        (dict(d_update="joint", reuse_fakes=True, batch_per_replica=4), [8, 8, 4, 4], 1, [4] * 4),
+        (dict(d_update="separate", simultaneous=True), [8, 8], 1, [8]),
+        (dict(d_update="joint", simultaneous=True), [16], 1, [8]),
+    ],
+)
+def test_update_orders(tiny, monkeypatch, given, d_calls, d_updates, g_calls):
+    """Batches that D and G see in a step, and updates of D, by the order of updates."""
+    config = tiny(recipe="mlp-small", **given)
+    devices = replicas.start(config)
+    data = sources.load(config)
+    with devices.scope():
+        variables = state.create(config, data.shape, devices.precision)
+    d = Counting(monkeypatch, variables.discriminator, variables.d)
+    g = Counting(monkeypatch, variables.generator, variables.g)
+    replica_step = step.Step(config, variables, data.shape.classes, 1)
+    reals = tf.constant(data.images[: 8 * config.d_steps].reshape(-1, 8, 28, 28, 1))
+    labels = tf.zeros([config.d_steps, 8], tf.int32)
+    tf.function(replica_step)(reals, labels)
+    assert (d.calls, d.updates) == (d_calls, d_updates)
+    assert (g.calls, g.updates) == (g_calls, 1)
+
+
+def test_joint_and_separate_losses(tiny):
+    """D's first loss: the mean over a joint batch, the sum over two, the mean of two."""
+    first = {
+        way: trajectory(tiny(recipe="mlp-small", d_update=way), 1)[0][0, 0]
+        for way in ("joint", "separate")
+    }
+    assert first["separate"] == pytest.approx(2 * first["joint"], rel=1e-4)
+
+
+def test_each_d_step_draws_its_own_reals_unless_repeated(tiny):
+    assert step.real_batches_per_step(tiny(d_steps=3)) == 3
+    assert step.real_batches_per_step(tiny(d_steps=3, repeat_reals=True)) == 1
+
+
+def test_simultaneous_gradients_come_from_the_same_weights(tiny):
+    """After one step G is where a G step from the initial weights puts it."""
+    given = dict(recipe="mlp", optimizer="rmsprop", g_lr=1e-3)
+    both = trajectory(tiny(**given, d_lr=1.0), 1)[1]
+    alone = trajectory(tiny(**given, d_lr=0.0), 1)[1]
+    np.testing.assert_array_equal(weights(both.generator), weights(alone.generator))
+    for reused in (False, True):  # where G has its turn after D, by other fakes or the same
+        given.update(simultaneous=False, reuse_fakes=reused)
+        after = trajectory(tiny(**given, d_lr=1.0), 1)[1]
+        assert np.abs(weights(after.generator) - weights(alone.generator)).max() > 1e-4
+
+
+def test_rates_decay_by_images(tiny):
+    given = dict(recipe="mlp-small", d_update="joint", optimizer="adam", beta1=0.0, beta2=0.0)
+    variables = trajectory(
+        tiny(**given, g_lr=0.5, g_lr_schedule="inverse_time", g_lr_decay_per_kimg=125.0), 4
+    )[1]
+    # 24 images before the fourth step: 0.5 / (1 + 125 * 0.032) after it.
+    assert float(variables.g.optimizer.learning_rate) == pytest.approx(0.5 / 5.0)
+
+
+def test_fused_updates_are_keras_updates():
+    import keras
+
+    from trainer.training import optimizers
+
+    for config, theirs in (
+        (dict(optimizer="adam", beta1=0.5), keras.optimizers.Adam(1e-3, beta_1=0.5)),
+        (dict(optimizer="rmsprop", beta2=0.9), keras.optimizers.RMSprop(1e-3)),
+        (dict(optimizer="sgd", momentum=0.8), keras.optimizers.SGD(1e-3, momentum=0.8)),
+        (dict(optimizer="sgd", momentum=0.0), keras.optimizers.SGD(1e-3)),
+    ):
+        start = np.linspace(-1, 1, 7, dtype=np.float32)
+        mine = keras.Variable(start)
+        plain = keras.Variable(start)
+        ours = optimizers.make(recipes.resolve(config), lambda: tf.constant(1e-3))
+        ours.build([mine])
+        theirs.build([plain])
+        for k in range(5):
+            gradient = tf.constant(np.cos(start * (k + 1)))
+            ours.update_step(gradient, mine.value, ours.learning_rate)
+            ours.iterations.assign_add(1)
+            theirs.apply([gradient], [plain])
+        np.testing.assert_allclose(mine.numpy(), plain.numpy(), rtol=1e-5, atol=1e-7)
+
+
+def test_the_average_follows_by_half_life_in_images(tiny):
+    config = tiny(ema_half_life_kimg=0.008, g_lr=1e-2)  # one batch of 8
+    devices = replicas.start(config)
+    data = sources.load(config)
+    with devices.scope():
+        variables = state.create(config, data.shape, devices.precision)
+    before = [v.numpy() for v in variables.average.variables]
+    variables.images.assign(10**6)  # far beyond the ramp
+    for variable in variables.generator.variables:
+        variable.assign_add(tf.ones_like(variable))
+    tf.function(step.Step(config, variables, data.shape.classes, 1)._update_average)()
+    for old, new in zip(before, variables.average.variables, strict=True):
+        np.testing.assert_allclose(new.numpy(), old + 0.5, rtol=1e-5, atol=1e-6)
+
+
+def test_average_includes_the_statistics_of_batch_norm(tiny):
+    _, variables = trajectory(tiny())
+    moving = [v for v in variables.average.variables if "moving_mean" in v.path]
+    assert moving
+    assert all(np.abs(v.numpy()).max() > 0 for v in moving)
+
+
+def test_draws_are_functions_of_the_position():
+    whole = Draws(seed=3, step=7, batch_size=8)
+    half = Draws(seed=3, step=7, batch_size=8, first_row=4, rows=4)
+    np.testing.assert_array_equal(whole.normal("x", (5,))[4:], half.normal("x", (5,)))
+    both = whole.uniform("m", (3,), parts=2).numpy().reshape(2, 8, 3)
+    np.testing.assert_array_equal(half.uniform("m", (3,), parts=2), both[:, 4:].reshape(8, 3))
+    for other in (Draws(4, 7, 8), Draws(3, 8, 8), whole.within("g")):
+        assert np.abs(whole.normal("x", (5,)) - other.normal("x", (5,))).max() > 0.1
+    labels = Draws(0, 0, 10000).integers("labels", 10).numpy()
+    assert set(labels) == set(range(10))
+    assert np.bincount(labels).min() > 850
+
+
+def test_latents_are_of_the_distribution_set():
+    for name, low, high, std in (("uniform", -1, 1, 3**-0.5), ("normal", -9, 9, 1)):
+        config = recipes.resolve(dict(latent_distribution=name, latent_dim=50))
+        latents = randomness.latents(config, Draws(0, 0, 1000)).numpy()
+        assert latents.shape == (1000, 50)
+        assert low <= latents.min() < -0.9
+        assert 0.9 < latents.max() <= high
+        assert latents.std() == pytest.approx(std, rel=0.02)
+
+
+def test_losses_are_means_over_the_global_batch(tiny):
+    """The first D loss of an untouched D is the objective at its logits."""
+    config = tiny(recipe="mlp-small", d_update="joint", d_lr=0.0, g_lr=0.0)
+    metrics, variables = trajectory(config, 1)
+    draws = Draws(0, 0, 8).within("g")
+    fakes = variables.generator(randomness.latents(config, draws), training=True)
+    logits = variables.discriminator(fakes, training=True)
+    expected = tf.reduce_mean(OBJECTIVES["nonsaturating"].g_fake(logits))
+    assert metrics[0, 1] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_lengths_are_converted_once():
+    assert Duration(1, "epochs").steps(64, 1500) == 24
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"),
+    [
+        (dict(recipe="mlp"), 4),
+        (dict(recipe="dcgan"), 0),
+        (dict(recipe="dcgan", networks="mlp-small"), 4),
+        (dict(recipe="mlp", operation_threads=3), 3),
+    ],
+)
+def test_operations_of_fully_connected_networks_share_the_cores(tiny, monkeypatch, given, threads):
+    seen = []
+    monkeypatch.setattr(replicas.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", seen.append)
+    replicas.start(tiny(**given))
+    assert seen == [threads]

@@ -1,0 +1,125 @@
+"""--max_hours and --profile."""
+
+import contextlib
+import functools
+import io
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.runs import variables
+from trainer.config.compatibility import frozen_differences
+from trainer.config.settings import Duration
+from trainer.data import sources
+from trainer.errors import ExitCode, StoppedError
+from trainer.machine.signals import TimeLimit
+from trainer.reporting.console import Console
+from trainer.train import train
+from trainer.training import profiling
+
+
+def steps(count):
+    return Duration(count, "steps")
+
+
+def test_a_run_stops_when_its_hours_are_up_and_goes_on(tiny, run, tmp_path):
+    config = tiny(recipe="mlp", length=steps(12), max_hours=2.0)
+    times = itertools.count(step=2500.0)  # the limit is passed at the fourth look
+
+    def limited() -> None:
+        data, terminal = sources.load(config), Console(io.StringIO())
+        clock = functools.partial(next, times)
+        train(config, data, terminal=terminal, stop_requested=lambda: False, clock=clock)
+
+    with pytest.raises(StoppedError, match="Stopped by --max_hours=2 after 1 of 12 steps") as end:
+        limited()
+    assert end.value.exit_code == ExitCode.STOPPED == 42
+    assert (Path(config.run_dir) / "checkpoints" / "ckpt-1.index").exists()
+    run(config.replace(max_hours=0.0))  # may change; 0: no limit
+    whole = config.replace(run_dir=str(tmp_path / "whole"), max_hours=0.0)
+    run(whole)
+    expected, found = variables(whole.run_dir), variables(config.run_dir)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_the_limit_and_the_request():
+    now, requested = [100.0], [False]
+    limit = TimeLimit(0.5, lambda: requested[0], clock=lambda: now[0])
+    endless = TimeLimit(0.0, lambda: requested[0], clock=lambda: now[0])
+    now[0] += 1799
+    assert not limit()
+    now[0] += 1
+    assert limit()
+    assert limit.reason == "by --max_hours=0.5"
+    now[0] += 1e9
+    assert not endless()
+    requested[0] = True
+    assert endless()
+    assert endless.reason == "on request"
+
+
+def test_a_trace_is_written_and_named(tiny, run, tmp_path):
+    config = tiny(recipe="mlp", length=steps(14), log_every_steps=1, profile=3)
+    output = run(config)
+    folder = Path(config.run_dir) / "tensorboard"
+    assert f"Traced steps 11 to 13 of this process: tensorboard --logdir={folder}" in output
+    (trace,) = folder.glob("plugins/profile/*/*.xplane.pb")
+    assert trace.stat().st_size > 1000
+    plain = config.replace(profile=0, run_dir=str(tmp_path / "plain"))
+    assert not frozen_differences(config, plain)
+    assert "Traced" not in run(plain)
+    assert not list((tmp_path / "plain" / "tensorboard").glob("plugins"))
+    for name, value in variables(plain.run_dir).items():  # looking changes nothing
+        np.testing.assert_array_equal(variables(config.run_dir)[name], value, err_msg=name)
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What a traced loop does, in order: steps trained, trace begun and ended."""
+    done = []
+    profiler = profiling.tf.profiler.experimental
+    monkeypatch.setattr(profiler, "start", lambda folder: done.append("start"))
+    monkeypatch.setattr(profiler, "stop", lambda: done.append("stop"))
+    return done
+
+
+def counting(events):
+    def advance(count):
+        events.append(count)
+        return np.full((count, 2), len(events), np.float32)
+
+    return advance
+
+
+def test_calls_are_cut_at_the_edges_of_the_trace(events, tmp_path):
+    with profiling.traced(counting(events), tmp_path, 5) as advance:
+        shapes = [advance(count).shape for count in (0, 4, 30, 2)]
+    assert shapes == [(0, 2), (4, 2), (30, 2), (2, 2)]
+    assert events == [0, 4, 6, "start", 5, "stop", 19, 2]
+
+
+def test_a_trace_ends_with_the_run(events, tmp_path):
+    with profiling.traced(counting(events), tmp_path, 5) as advance:
+        advance(10)
+        advance(2)
+    assert events == [10, "start", 2, "stop"]
+    events.clear()
+    with (
+        contextlib.suppress(ZeroDivisionError),
+        profiling.traced(counting(events), tmp_path, 5) as advance,
+    ):
+        advance(12)
+        raise ZeroDivisionError
+    assert events == [10, "start", 2, "stop"]
+    events.clear()
+    with profiling.traced(counting(events), tmp_path, 5) as advance:
+        advance(10)
+    assert events == [10]
+
+
+def test_a_run_too_short_to_trace_says_so(tiny, run):
+    output = run(tiny(recipe="mlp", length=steps(2), profile=3))
+    assert "WARNING: --profile=3 traced nothing: this process trained 2 steps" in output

@@ -1,0 +1,117 @@
+"""A run as one frozen value: every setting with its default, range and meaning.
+
+The command line, `--help`, config.json and the check of a resumed run are all
+derived from the fields, which stand in model_settings.py and operation_settings.py:
+a new setting is one entry there and the line of code that uses it.
+"""
+
+import dataclasses
+import difflib
+import functools
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.config.compatibility import check_together
+from trainer.config.model_settings import Networks, Objective, Task
+from trainer.config.operation_settings import Operation
+from trainer.config.settings import Duration, check_value
+from trainer.errors import UsageError
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Operation, Objective, Networks, Task):
+    """All settings of a run.  Rates and schedules count images, not steps."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_value(field, getattr(self, field.name), value_types()[field.name])
+        check_together(self)
+
+    @property
+    def is_fully_connected(self) -> bool:
+        """Whether its networks are without convolutions."""
+        return self.networks in ("mlp", "mlp-small")
+
+    def to_json(self) -> str:
+        """The configuration as JSON text, `format_version` first."""
+        values = {"format_version": FORMAT_VERSION, **self.as_dict()}
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+    def shared_json(self) -> str:
+        """The settings that must be the same on all machines of a run, as JSON text."""
+        own = (
+            "data_dir", "run_dir", "tensorboard_dir", "model_dir", "scratch_dir", "devices",
+            "workers", "heartbeat", "metrics_port",
+        )  # fmt: skip
+        return json.dumps({k: v for k, v in self.as_dict().items() if k not in own})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings by name, durations as text."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: str(v) if isinstance(v, Duration) else v for k, v in values.items()}
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str) -> "Config":
+        """Reads what `to_json` wrote; settings it lacks take their defaults.
+
+        Raises:
+          UsageError: naming `source`, if it is no such text.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise UsageError(f"{source} is not JSON ({error}).") from None
+        if not isinstance(values, dict):
+            raise UsageError(f"{source} holds no configuration.")
+        version = values.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise UsageError(
+                f"{source} has format_version {version!r}; this version reads {FORMAT_VERSION}."
+            )
+        try:
+            return cls(**cls.parse_values(values))
+        except UsageError as error:
+            raise UsageError(f"{source}: {error}") from None
+
+    @classmethod
+    def parse_values(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Turns durations given as text into values.
+
+        Raises:
+          UsageError: for a name that is no setting, or a duration that is none.
+        """
+        kinds = value_types()
+        parsed = {}
+        for name, value in values.items():
+            if name not in kinds:
+                near = difflib.get_close_matches(name, kinds, n=1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise UsageError(f"{name!r} is not a setting.{hint}")
+            if Duration in kinds[name] and isinstance(value, str):
+                try:
+                    value = Duration.parse(value)
+                except ValueError as error:
+                    raise UsageError(f"{name}: {error}.") from None
+            parsed[name] = value
+        return parsed
+
+    def replace(self, **changes: Any) -> "Config":
+        """A copy with some settings changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@functools.cache
+def value_types() -> dict[str, tuple[type, ...]]:
+    """The types that each setting takes, by its name."""
+    hints = typing.get_type_hints(Config)
+    return {
+        f.name: typing.get_args(hints[f.name])
+        if isinstance(hints[f.name], types.UnionType)
+        else (hints[f.name],)
+        for f in dataclasses.fields(Config)
+    }

@@ -1,0 +1,1 @@
+"""Measuring how good a run's images are, during training and afterwards."""

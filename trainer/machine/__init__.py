@@ -1,0 +1,1 @@
+"""The machine: devices, replicas, workers, signals, memory; and what keeps TensorFlow from GPUs."""

@@ -1,0 +1,82 @@
+"""Which of this machine's devices a run uses, and the number format that suits them."""
+
+import logging
+import os
+import re
+from pathlib import Path
+
+import tensorflow as tf
+
+from trainer.errors import UsageError
+from trainer.machine import nvidia
+
+log = logging.getLogger(__name__)
+
+
+def choose(wanted: str) -> list[str]:
+    """Makes the devices that --devices asks for the only visible ones; returns their names.
+
+    Raises:
+      UsageError: if they are not there.
+    """
+    match = re.fullmatch(r"auto|cpu(?::([1-9]\d?))?|gpu(?::(\d+(?:,\d+)*))?", wanted)
+    if not match:
+        raise UsageError(
+            f"--devices={wanted!r} is not understood: auto, gpu, gpu:0,1, cpu or cpu:2."
+        )
+    if wanted.startswith("cpu"):
+        tf.config.set_visible_devices([], "GPU")
+        return _logical_cpus(int(match[1] or 1))
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        if wanted == "auto":
+            if reason := _unlisted():
+                log.warning("Training on the CPU. %s", reason)
+            return _logical_cpus(1)
+        raise UsageError(f"--devices={wanted}: TensorFlow lists no GPU here; use --devices=cpu.")
+    chosen = [int(k) for k in match[2].split(",")] if match[2] else list(range(len(gpus)))
+    if len(set(chosen)) < len(chosen) or max(chosen) >= len(gpus):
+        raise UsageError(
+            f"--devices={wanted}: name each GPU once; there are {len(gpus)}, from 0 "
+            f"to {len(gpus) - 1}."
+        )
+    visible = [gpus[k] for k in chosen]
+    tf.config.set_visible_devices(visible, "GPU")
+    for gpu in visible:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    return [f"GPU:{k}" for k in range(len(visible))]
+
+
+def _unlisted() -> str | None:
+    """Why TensorFlow lists no GPU where the machine has some; None if it has none."""
+    files = nvidia.device_files()
+    if not files:
+        return None
+    return nvidia.diagnose(
+        files,
+        listed=0,
+        missing=nvidia.missing_libraries(),
+        packages=Path(tf.__file__).parent.parent / "nvidia",
+        built_for_cuda=tf.test.is_built_with_cuda(),
+        environment=os.environ,
+    )
+
+
+def _logical_cpus(count: int) -> list[str]:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    if count > len(tf.config.get_logical_device_configuration(cpu) or [cpu]):
+        wanted = [tf.config.LogicalDeviceConfiguration()] * count
+        tf.config.set_logical_device_configuration(cpu, wanted)
+    return [f"CPU:{k}" for k in range(count)]
+
+
+def auto_precision() -> str:
+    """What --precision=auto means on the devices that this process sees."""
+    gpus = tf.config.get_visible_devices("GPU")
+    if not gpus:
+        return "float32"
+    details = map(tf.config.experimental.get_device_details, gpus)
+    capability = min(d.get("compute_capability", (0, 0)) for d in details)
+    if capability >= (8, 0):
+        return "bfloat16"
+    return "float16" if capability >= (7, 0) else "float32"

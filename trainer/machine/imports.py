@@ -1,0 +1,36 @@
+"""Importing TensorFlow without its start-up chatter."""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from trainer.machine import nvidia
+
+CHATTER = (b"I0000", b"WARNING: All log messages before absl", b"To enable the following")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps TensorFlow's chatter off standard error while it is imported.
+
+    TF_CPP_MIN_LOG_LEVEL does not reach what TensorFlow's C++ prints while it is loaded,
+    so the lines are caught and only those of warnings and errors passed on.
+    """
+    # Without an NVIDIA device it also reports, as an error, that there is none.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if nvidia.device_files() else "3")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            caught.seek(0)
+            for line in caught:
+                if not line.startswith(CHATTER):
+                    os.write(2, line)

@@ -1,0 +1,1 @@
+"""What a run reports: its record, TensorBoard, Prometheus, the console, its status."""

@@ -1,0 +1,75 @@
+"""What a run says of itself at its start and at its end."""
+
+import logging
+
+from trainer.config import Config
+from trainer.data.images import ImageSet
+from trainer.generation.sampler import frames
+from trainer.machine.replicas import Runtime
+from trainer.run_dir.directory import RunDir
+from trainer.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+def start(
+    config: Config, devices: Runtime, variables: TrainState, data: ImageSet, last_step: int
+) -> None:
+    """Says what is about to be trained, on what, and for how long."""
+    log.info(
+        "Recipe %s on %s: %s images %dx%dx%d, %d classes%s",
+        config.recipe,
+        config.dataset,
+        f"{len(data):,}",
+        data.shape.size,
+        data.shape.size,
+        data.shape.channels,
+        data.shape.classes,
+        ", conditional" if config.conditional else "",
+    )
+    log.info(
+        "Generator of %s weights, discriminator of %s",
+        f"{variables.generator.count_params():,}",
+        f"{variables.discriminator.count_params():,}",
+    )
+    kind = devices.devices[0].partition(":")[0]
+    log.info(
+        "Devices: %s (%s), %s%s",
+        ", ".join(devices.devices),
+        "no GPU in use" if kind == "CPU" else f"{len(devices.devices)} GPU in use",
+        devices.precision,
+        ", deterministic" if devices.deterministic else "",
+    )
+    share = config.batch_size // devices.num_replicas
+    if 0 < config.batch_per_replica < share:
+        log.info(
+            "Accumulating %d micro-batches of %d images a device: batch norm, where there is "
+            "one, sees those alone",
+            share // config.batch_per_replica,
+            config.batch_per_replica,
+        )
+    images = last_step * config.batch_size
+    log.info(
+        "Length: %s = %s steps of %d images = %.6g kimg = %.4g epochs",
+        config.length,
+        f"{last_step:,}",
+        config.batch_size,
+        images / 1000,
+        images / len(data),
+    )
+    log.info("Run directory: %s", config.run_dir)
+
+
+def end(run_dir: RunDir) -> None:
+    """Names what was written."""
+    paths = frames(run_dir.samples)
+    for what, path in (
+        ("Samples", paths[-1]),
+        (f"GIF of {len(paths)} grids", run_dir.gif),
+        ("Reals", run_dir.reals),
+        ("Generator", run_dir.generator),
+        ("Checkpoints", run_dir.checkpoints),
+        ("Metrics", run_dir.metrics),
+        ("TensorBoard", run_dir.tensorboard),
+    ):
+        log.info("%-16s%s", what, path)

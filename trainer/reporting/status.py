@@ -1,0 +1,171 @@
+"""Where a run is, from the files of its directory.  No TensorFlow."""
+
+import contextlib
+import dataclasses
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from trainer.config.operation_settings import BEST_METRICS
+from trainer.reporting.console import duration
+from trainer.run_dir.directory import RunDir
+from trainer.run_dir.lock import BEAT_SECS, WATCH_SECS
+
+MANIFEST = re.compile(r"ckpt-(\d+)\.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """Where a run is.
+
+    Attributes:
+      run_dir: its directory.
+      recipe, dataset: what it trains.
+      state: "running", "complete" or "stopped".
+      step, last_step: steps done, and to have done at the end.
+      kimg: thousand images seen.
+      images_per_sec: lately.
+      secs_left: at that pace; None where it is not running.
+      checkpoint_step: of the newest verified checkpoint; None for none.
+      checkpoint_age_secs: since it was saved.
+      starts: of the run, the first one included.
+      health: signs of trouble, none if it is well.
+      evaluation: what the newest found, by metric, with its kimg; empty without any.
+    """
+
+    run_dir: str
+    recipe: str
+    dataset: str
+    state: str
+    step: int
+    last_step: int
+    kimg: float
+    images_per_sec: float
+    secs_left: float | None
+    checkpoint_step: int | None
+    checkpoint_age_secs: float | None
+    starts: int
+    health: list[str]
+    evaluation: dict[str, float]
+
+    def to_json(self) -> str:
+        """One object on one line."""
+        return json.dumps(dataclasses.asdict(self))
+
+    def screen(self) -> str:
+        """The same for a person."""
+        left = f", {duration(self.secs_left)} left" if self.secs_left is not None else ""
+        saved = "none yet"
+        if self.checkpoint_step is not None and self.checkpoint_age_secs is not None:
+            saved = f"step {self.checkpoint_step}, {duration(self.checkpoint_age_secs)} ago"
+        rows = [
+            ("Run", f"{self.run_dir}: {self.recipe} on {self.dataset}"),
+            ("State", f"{self.state}{left}"),
+            ("Step", f"{self.step:,} of {self.last_step:,}, {self.kimg:,.6g} kimg"),
+            ("Rate", f"{self.images_per_sec:,.0f} images/s"),
+            ("Checkpoint", saved),
+            ("Starts", str(self.starts)),
+            ("Health", "; ".join(self.health) or "well"),
+        ]
+        if self.evaluation:
+            values = (f"{name} {value:.4g}" for name, value in self.evaluation.items())
+            rows.append(("Evaluation", ", ".join(values)))
+        return "\n".join(f"{name:12}{what}" for name, what in rows)
+
+
+def look(run_dir: RunDir, name: str, now: float | None = None) -> Status:
+    """Reads where a run is.
+
+    Args:
+      run_dir: its directory, or a copy.
+      name: what the user calls it.
+      now: seconds since 1970; None for the time it is.
+
+    Raises:
+      UsageError: if it is no run directory.
+    """
+    now = time.time() if now is None else now
+    config, data = run_dir.read_config(), run_dir.read_data()
+    last_step = config.length.steps(config.batch_size, data["images"])
+    line = _last_line(run_dir)
+    step = line.get("step", 0)
+    manifests = {
+        int(match[1]): path
+        for path in run_dir.checkpoints.glob("*.json")
+        if (match := MANIFEST.fullmatch(path.name))
+    }
+    newest = max(manifests, default=None)
+    saved = _age(manifests[newest], now) if newest is not None else None
+    drawn = _age(run_dir.generator, now)
+    beating = _age(run_dir.path / "lock.json", now)
+    state = "stopped"
+    if beating is not None and beating < BEAT_SECS + WATCH_SECS:
+        state = "running"
+    elif beating is None and saved is not None and drawn is not None and drawn <= saved:
+        state = "complete"
+    rate = line.get("images_per_sec", 0.0)
+    left = (last_step - step) * config.batch_size / rate if rate and state == "running" else None
+    return Status(
+        run_dir=name,
+        recipe=config.recipe,
+        dataset=config.dataset,
+        state=state,
+        step=step,
+        last_step=last_step,
+        kimg=line.get("kimg", 0.0),
+        images_per_sec=rate,
+        secs_left=left,
+        checkpoint_step=newest,
+        checkpoint_age_secs=saved,
+        starts=run_dir.read_starts()["starts"],
+        health=_health(line, beating),
+        evaluation=_evaluation(run_dir, line),
+    )
+
+
+def _health(line: dict[str, Any], beating: float | None) -> list[str]:
+    signs = []
+    if beating is not None and beating >= BEAT_SECS + WATCH_SECS:
+        signs.append(f"it ended without saying so, {duration(beating)} ago")
+    for name, what in (
+        ("failed_saves", "saves failed"),
+        ("failed_uploads", "uploads failed"),
+        ("rollbacks", "times back to a checkpoint"),
+    ):
+        if line.get(name):
+            signs.append(f"{line[name]} {what}")
+    if line.get("collapse"):
+        signs.append("it looks collapsed")
+    return signs
+
+
+def _last_line(run_dir: RunDir) -> dict[str, Any]:
+    """The newest whole line of metrics.jsonl; empty if there is none."""
+    try:
+        with open(run_dir.metrics, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 65536))
+            lines = [line for line in file.readlines() if line.endswith(b"\n")]
+        return dict(json.loads(lines[-1]))
+    except (OSError, ValueError, IndexError, TypeError):
+        return {}
+
+
+def _evaluation(run_dir: RunDir, line: dict[str, Any]) -> dict[str, float]:
+    """What the newest evaluation found: one of training's, or that of the evaluate command."""
+    found = {**line, "kimg": line.get("evaluated_kimg", -1.0)}
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # of another kind
+        later = json.loads(run_dir.evaluation.read_text(encoding="utf-8"))
+        if later["kimg"] >= found["kimg"]:
+            found = later
+    if found["kimg"] < 0:
+        return {}
+    return {name: found[name] for name in ("kimg", *BEST_METRICS) if name in found}
+
+
+def _age(path: Path, now: float) -> float | None:
+    try:
+        return max(0.0, now - path.stat().st_mtime)
+    except OSError:
+        return None

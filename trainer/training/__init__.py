@@ -1,0 +1,1 @@
+"""Training: objective, updates, the compiled steps, the host loop."""

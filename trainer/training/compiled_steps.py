@@ -1,0 +1,93 @@
+"""Many steps of training per call of the device."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.config import Config
+from trainer.errors import NotFiniteError, UsageError
+from trainer.machine.replicas import Runtime
+from trainer.training.divergence import check_finite
+from trainer.training.state import TrainState
+from trainer.training.step import Step, metric_names
+from trainer.training.utilisation import Meter, flops
+
+Advance = Callable[[int], np.ndarray]
+
+
+def make_advance(
+    config: Config,
+    runtime: Runtime,
+    state: TrainState,
+    classes: int,
+    batch: Callable[[tf.Tensor], Any],
+    meter: Meter | None = None,
+) -> Advance:
+    """Compiles the step.
+
+    Args:
+      config, runtime, state: the run's.
+      classes: classes of the data.
+      batch: takes the next real batches of the replicas; gets the step's number in its call.
+      meter: told what a step needs.
+
+    Returns:
+      A function of a number of steps that trains so many and returns their metrics,
+      [steps, M] float32.  It raises a NotFiniteError where these, or the networks after
+      the last step, hold a value that is not finite.
+    """
+    step = Step(config, state, classes, runtime.num_replicas)
+    names = metric_names(runtime.precision)
+    networks = state.networks()
+    meter = meter or Meter(runtime.devices, runtime.precision)
+
+    def one_more(k: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+        rows = rows.write(k, runtime.run(step, *batch(k)))
+        meter.flops = flops(tf.compat.v1.get_default_graph())
+        state.images.assign_add(config.batch_size)
+        return k + 1, rows
+
+    # AutoGraph would rewrite every function of the step, for longer than tracing them takes.
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int32)], autograph=False)
+    def advance(steps: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        rows = tf.TensorArray(tf.float32, size=steps, element_shape=[len(names)])
+        _, rows = tf.while_loop(lambda k, _: k < steps, one_more, (tf.constant(0), rows))
+        # A call is many steps: to read all weights once in it costs next to nothing.
+        return rows.stack(), [_is_finite(network.variables) for network in networks.values()]
+
+    def checked(steps: int) -> np.ndarray:
+        """The function that is returned."""
+        first_step = state.steps_done(config.batch_size)
+        at_once = config.batch_per_replica or config.batch_size // runtime.num_replicas
+        with runtime.peers_watched(), _memory_named(at_once):
+            rows, finite = advance(tf.constant(steps, tf.int32))
+        check_finite(rows.numpy(), names, first_step)
+        bad = [name for name, is_finite in zip(networks, finite, strict=True) if not is_finite]
+        if bad:
+            raise NotFiniteError(
+                f"Weights of {', '.join(bad)} not finite in steps {first_step + 1} to "
+                f"{first_step + steps}"
+            )
+        return rows.numpy()
+
+    return checked
+
+
+@contextlib.contextmanager
+def _memory_named(at_once: int) -> Iterator[None]:
+    """Turns a lack of memory for so many images at once into an error for the user."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise UsageError(
+            f"The device's memory is too small for {at_once} images at once: lower "
+            "--batch_per_replica (the result stays the same) or --batch_size."
+        ) from error
+
+
+def _is_finite(variables) -> tf.Tensor:
+    floats = [variable.value for variable in variables if variable.dtype.startswith("float")]
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in floats])

@@ -1,0 +1,112 @@
+"""All that changes while a run trains: networks, average, optimizers, images seen."""
+
+import dataclasses
+
+import keras
+import tensorflow as tf
+
+from trainer import models
+from trainer.config import Config
+from trainer.data.images import ImageShape
+from trainer.training import optimizers
+from trainer.training.updates import LossScale, Updater
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainState:
+    """The variables of a run.
+
+    Attributes:
+      g, d: the generator and the discriminator that train, with their optimizers.
+      average: the generator with averaged weights and batch-norm statistics, or None.
+      images: images seen, int64; a step adds the batch size.
+      rollbacks: how often the run went back to a checkpoint because it diverged, int64.
+    """
+
+    g: Updater
+    d: Updater
+    average: keras.Model | None
+    images: tf.Variable
+    rollbacks: tf.Variable
+
+    @property
+    def generator(self) -> keras.Model:
+        """The generator that trains."""
+        return self.g.network
+
+    @property
+    def discriminator(self) -> keras.Model:
+        """The discriminator."""
+        return self.d.network
+
+    @property
+    def drawing(self) -> keras.Model:
+        """The generator that samples are drawn from."""
+        return self.average or self.generator
+
+    def steps_done(self, batch_size: int) -> int:
+        """Steps trained, of so many images each."""
+        return int(self.images.numpy()) // batch_size
+
+    def networks(self) -> dict[str, keras.Model]:
+        """The networks by the names that checkpoints give them."""
+        named = dict(generator=self.generator, discriminator=self.discriminator)
+        return named if self.average is None else {**named, "average": self.average}
+
+    def variables(self) -> list[tf.Variable]:
+        """Every variable that a checkpoint holds."""
+        found = [v.value for network in self.networks().values() for v in network.variables]
+        for updater in (self.g, self.d):
+            found += [variable.value for variable in updater.optimizer.variables]
+            if updater.scale is not None:
+                found += [updater.scale.value, updater.scale.finite_steps]
+        return [*found, self.images, self.rollbacks]
+
+    def trackables(self) -> dict[str, object]:
+        """Everything that a checkpoint holds, by name."""
+        named: dict[str, object] = dict(
+            **self.networks(), images=self.images, rollbacks=self.rollbacks
+        )
+        for name, updater in (("g", self.g), ("d", self.d)):
+            named[f"{name}_optimizer"] = updater.optimizer
+            if updater.scale is not None:
+                named[f"{name}_loss_scale"] = updater.scale.value
+                named[f"{name}_finite_steps"] = updater.scale.finite_steps
+        return named
+
+
+def create(config: Config, shape: ImageShape, precision: str) -> TrainState:
+    """Makes the variables of a run; call it inside the runtime's scope.
+
+    Args:
+      config: the run.
+      shape: of its images.
+      precision: of the runtime; in float16 the losses are scaled.
+    """
+    generator, discriminator = models.build(config, shape)
+    images, rollbacks = _counter("images"), _counter("rollbacks")
+
+    def updater(network: keras.Model, name: str, clip: float) -> Updater:
+        optimizer = optimizers.make(config, optimizers.scheduled(config, name, images))
+        optimizer.build(network.trainable_variables)
+        scale = LossScale.create() if precision == "float16" else None
+        return Updater(network, optimizer, scale, clip)
+
+    g, d = updater(generator, "g", 0.0), updater(discriminator, "d", config.d_clip)
+    average = None
+    if config.ema_half_life_kimg:
+        average = keras.models.clone_model(generator)
+        average.trainable = False
+        copy_weights(generator, average)
+    return TrainState(g, d, average, images, rollbacks)
+
+
+def _counter(name: str) -> tf.Variable:
+    aggregation = tf.VariableAggregation.ONLY_FIRST_REPLICA
+    return tf.Variable(0, dtype=tf.int64, trainable=False, aggregation=aggregation, name=name)
+
+
+def copy_weights(source: keras.Model, target: keras.Model) -> None:
+    """Copies all variables of a network to another of the same form."""
+    for old, new in zip(source.variables, target.variables, strict=True):
+        new.assign(old)
