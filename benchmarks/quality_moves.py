@@ -14,8 +14,8 @@ from PIL import Image, ImageFilter
 from trainer import recipes
 from trainer.data import sources
 from trainer.evaluation import classifier, reference
-from trainer.metrics.features import extract, in_batches
-from trainer.metrics.measure import measure
+from trainer.evaluation.features import extract, in_batches
+from trainer.metrics import registry
 
 COLUMNS = (
     "fid", "kid", "inception_score", "precision", "recall", "density", "coverage",
@@ -72,7 +72,7 @@ def main():
     print(f"{'':26}" + "".join(f"{name[:11]:>12}" for name in COLUMNS))
     for name, images, labels in spoilt(test.images[chosen], test.labels[chosen], training, count):
         found = extract(network, in_batches(images))
-        values = measure(reals, found, labels, found.logits)
+        values = registry.measure(reals.compare(found, labels, found.logits))
         print(f"{name:26}" + "".join(f"{values[column]:12.4g}" for column in COLUMNS), flush=True)
 
 

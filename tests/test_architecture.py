@@ -13,107 +13,178 @@ PACKAGE = ROOT / "trainer"
 HEAVY = {"tensorflow", "keras"}
 
 
-def imports(path: Path) -> set[str]:
-    """The modules that a file imports at its top level."""
+def modules() -> dict[str, Path]:
+    """All modules of the package by name; a package's own name stands for its __init__."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path: Path, *, late: bool) -> set[str]:
+    """The modules that a file imports.
+
+    Args:
+      path: the file.
+      late: whether imports inside functions and of type checking count, too.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     names = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in ast.walk(tree) if late else tree.body:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in MODULES else node.module for name in full}
     return names
 
 
-def ours(path: str) -> set[str]:
-    return {name for name in imports(PACKAGE / path) if name.startswith("trainer.")}
+def loaded(name: str) -> set[str]:
+    """Everything that importing a module imports in turn, its parent packages included."""
+    found, new = set(), {name}
+    while new:
+        found |= new
+        parents = {n.rpartition(".")[0] for n in new if n in MODULES} & set(MODULES)
+        direct = {i for n in new if n in MODULES for i in imports(MODULES[n], late=False)}
+        new = (parents | direct) - found
+    return found
 
 
-def test_the_configuration_is_at_the_bottom():
-    for path in (PACKAGE / "config").glob("*.py"):
-        known = {name.split(".")[1] for name in ours(f"config/{path.name}")}
-        assert known <= {"config", "errors"}, path
-    assert not ours("errors.py")
+def package_of(name: str) -> str:
+    """The folder or top-level module that a module belongs to."""
+    return name.split(".")[1] if "." in name else name
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "config/run_config.py",
-        "commands/flags.py",
-        "errors.py",
-        "run_dir/directory.py",
-        "__main__.py",
-        "training/loop.py",
-        "reporting/console.py",
-        "machine/signals.py",
-        "machine/imports.py",
-        "machine/nvidia.py",
-        "metrics/distances.py",
-        "metrics/moments.py",
-        "metrics/neighbours.py",
-        "data/sources.py",
-        "data/images.py",
-        "data/formats.py",
-        "data/user_images.py",
-        "data/arrays.py",
-        "files/cache.py",
-        "data/file_stores.py",
-        "data/listing.py",
-        "machine/memory.py",
-        "data/decoding.py",
-        "storage/address.py",
-        "storage/bucket.py",
-        "storage/dataset_download.py",
-        "storage/lease.py",
-        "storage/location.py",
-    ],
-)
-def test_these_do_without_tensorflow(path):
-    assert not {name.split(".")[0] for name in imports(PACKAGE / path)} & HEAVY
+def packages() -> dict[str, set[str]]:
+    """Which packages each package imports from, in any way."""
+    edges: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        known = {package_of(other) for other in imports(path, late=True) if other in MODULES}
+        edges.setdefault(package_of(name), set()).update(known - {package_of(name)})
+    return edges
+
+
+def cycle(edges: dict[str, set[str]]) -> list[str]:
+    """A cycle of a graph, or nothing."""
+    done: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done:
+            return []
+        for other in sorted(edges.get(node, ())):
+            if found := visit(other, [*path, node]):
+                return found
+        done.add(node)
+        return []
+
+    for node in sorted(edges):
+        if found := visit(node, []):
+            return found
+    return []
+
+
+def test_modules_import_each_other_in_no_cycle():
+    edges = {
+        name: {other for other in imports(path, late=True) if other in MODULES} - {name}
+        for name, path in MODULES.items()
+    }
+    assert not cycle(edges)
+
+
+def test_packages_import_each_other_in_no_cycle():
+    assert not cycle(packages())
+
+
+def test_a_cycle_is_found():
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+    assert not cycle({"a": {"b", "c"}, "b": {"c"}})
+
+
+def test_the_top_level_is_read_in_one_glance():
+    folders = [path for path in PACKAGE.iterdir() if (path / "__init__.py").exists()]
+    assert len(folders) <= 14
+    assert len(list(PACKAGE.glob("*.py"))) <= 6
+
+
+# What a package may import of ours; those not named may import all below train.py.
+MAY_IMPORT = {
+    "errors": set(),
+    "config": {"errors"},
+    "files": {"errors"},
+    "metrics": set(),
+    "models": {"config", "errors", "machine", "randomness"},
+    "data": {"config", "errors", "files", "machine", "storage"},
+}
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_lower_packages_do_not_know_higher_ones(name):
+    assert packages()[name] <= MAY_IMPORT[name]
+
+
+def test_only_the_composition_root_is_above_training():
+    importers = {name for name, known in packages().items() if "training" in known}
+    assert importers == {"train"}
+    assert {name for name, known in packages().items() if "train" in known} == {"commands"}
+
+
+# What must answer without TensorFlow, in whole packages or single modules.
+LIGHT = [
+    *(
+        name
+        for name in MODULES
+        if package_of(name) in ("commands", "config", "storage", "files", "metrics", "errors")
+    ),
+    "trainer.__main__",
+    "trainer.reporting.status",
+    "trainer.reporting.console",
+    "trainer.reporting.heartbeat",
+    "trainer.run_dir.directory",
+    "trainer.run_dir.checkpoint_files",
+    "trainer.recipes",
+    "trainer.data.sources",
+    "trainer.training.loop",
+]
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_these_load_no_tensorflow(name):
+    assert not {other.split(".")[0] for other in loaded(name)} & HEAVY
 
 
 def test_the_library_of_buckets_is_imported_late():
-    for path in PACKAGE.rglob("*.py"):
-        assert not {name.split(".")[0] for name in imports(path)} & {"google", "google_crc32c"}
+    for path in MODULES.values():
+        heads = {name.split(".")[0] for name in imports(path, late=False)}
+        assert not heads & {"google", "google_crc32c"}, path
 
 
 def test_the_loop_knows_none_of_the_parts():
-    assert not ours("training/loop.py")
+    names = imports(MODULES["trainer.training.loop"], late=True)
+    assert not {name for name in names if name.startswith("trainer")}
 
 
-@pytest.mark.parametrize("folder", ["models", "data", "recipes"])
-def test_the_parts_do_not_know_the_step(folder):
-    for path in (PACKAGE / folder).glob("*.py"):
-        known = {name.split(".")[1] for name in ours(f"{folder}/{path.name}")}
-        assert known <= {
-            "config",
-            "errors",
-            "data",
-            "files",
-            "machine",
-            "models",
-            "recipes",
-            "randomness",
-            "storage",
-        }, path
-
-
-def test_the_metrics_do_not_know_the_run():
-    for path in (PACKAGE / "metrics").glob("*.py"):
-        known = {name.split(".")[1] for name in ours(f"metrics/{path.name}")}
-        assert known <= {"config", "data", "errors", "evaluation", "metrics"}, path
-
-
-def test_only_the_runtime_knows_the_strategy():
+def test_only_the_replicas_know_the_strategy():
     for path in PACKAGE.rglob("*.py"):
         if path.name != "replicas.py":
             assert "MirroredStrategy" not in path.read_text(encoding="utf-8"), path
 
 
+def test_tests_import_no_tests():
+    pattern = r"^\s*(from|import) (conftest|test_|tests\.(?!helpers))"
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not re.search(pattern, path.read_text(encoding="utf-8"), re.M), path
+
+
 def test_only_commands_parse_flags():
     allowed = {PACKAGE / "__main__.py", *(PACKAGE / "commands").glob("*.py")}
     for path in set(PACKAGE.rglob("*.py")) - allowed:
-        assert "trainer.commands.flags" not in imports(path), path
+        assert "trainer.commands.flags" not in imports(path, late=True), path
 
 
 def test_functions_fit_a_screen_and_files_have_one_subject():

@@ -100,3 +100,8 @@ def one_of(what: str, value: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(value.lower(), names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UsageError(f"{what}={value!r} is not known.{hint} Known: {', '.join(names)}.")
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's text, or the name of its type if it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

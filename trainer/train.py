@@ -22,16 +22,16 @@ from trainer.machine.cluster import Cluster
 from trainer.machine.replicas import Runtime
 from trainer.machine.signals import TimeLimit
 from trainer.models.plain import plain
-from trainer.reporting import announcements
 from trainer.reporting.console import Console
 from trainer.reporting.heartbeat import Heartbeat
 from trainer.reporting.prometheus import Telemetry
+from trainer.run_dir import provenance
 from trainer.run_dir.checkpoints import Checkpoints, load_networks
-from trainer.run_dir.directory import RunDir, provenance
+from trainer.run_dir.directory import RunDir
 from trainer.run_dir.saver import Saver
 from trainer.storage import output_copies
 from trainer.storage.location import NoUploads, Place, Uploads, reading
-from trainer.training import state
+from trainer.training import run_messages, state
 from trainer.training.run import Run
 from trainer.training.state import TrainState
 
@@ -83,8 +83,8 @@ def train(
     # Last, so that settings which cannot be leave nothing behind.
     with _directory(config, devices, place, fresh, secs_left) as (run_dir, check, uploads):
         versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
-        start = provenance(versions, devices.devices, devices.precision)
-        run_dir.claim(config, data, start, accept_changed_data=accept_changed_data)
+        start = provenance.collect(versions, devices.devices, devices.precision)
+        run_dir.claim(config, data.describe(), start, accept_changed_data=accept_changed_data)
         heartbeat = Heartbeat(Path(config.heartbeat) if config.heartbeat else None)
 
         def stop_now() -> bool:
@@ -102,7 +102,7 @@ def train(
         run.train(stop_now, lambda: stop.reason)
         if devices.is_chief:
             _finish(config, variables, run_dir)
-            announcements.end(run_dir)
+            run_messages.end(run_dir)
             run.quality.sum_up()
         devices.agree(0, False)  # nobody leaves before the chief has written all
 
@@ -129,19 +129,21 @@ def _taken_up(
     devices.take_from_chief(variables.variables())
     done = variables.steps_done(config.batch_size)
     last_step = config.length.steps(config.batch_size, len(data))
-    finished = bool(devices.agree(int(run_dir.is_finished(restored)), False)[0])
+    finished = bool(devices.agree(int(run_dir.is_complete(restored)), False)[0])
     if done >= last_step and finished:
         log.info("%s is complete: %d steps. A greater length goes on.", run_dir.path, done)
         return None
-    announcements.start(config, devices, variables, data, last_step)
-    quality = during_training.prepare(config, data, run_dir, variables, stop, devices)
+    run_messages.start(config, devices, variables, data, last_step)
+    quality = during_training.prepare(
+        config, data, run_dir, variables.drawing, variables.trackables(), stop, devices
+    )
     quality.begin(done)
     if devices.agree(int(quality.is_over and finished), False)[0]:
         log.info("%s is complete: it stopped gaining by step %d.", run_dir.path, done)
         return None
     labels = {"run": config.run_dir, "worker": str(devices.worker)}
     telemetry = Telemetry(config.metrics_port, labels)
-    telemetry.set("resumes", run_dir.note_start(done))
+    telemetry.set("resumes", run_dir.record_start(done))
     return Run(
         config=config,
         data=data,
@@ -180,7 +182,7 @@ def _directory(
     if fresh:
         run_dir.set_aside()
     with (
-        run_dir.held() as lock,
+        run_dir.locked() as lock,
         place.mirrored(fresh=fresh, secs_left=secs_left) as uploads,
         output_copies.followed(config.tensorboard_dir, "tensorboard_dir", secs_left) as events,
     ):
@@ -211,10 +213,10 @@ def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> P
 
 def _finish(config: Config, variables: TrainState, run_dir: RunDir) -> None:
     """Makes the GIF and saves the generator alone, also where a server looks for it."""
-    with run_dir.writing():
+    with run_dir.converted_write_errors():
         write_gif(run_dir.samples, run_dir.gif)
     if config.model_dir:
         deliver(run_dir, config)
     # Last: it is the sign that the run is complete.
-    with run_dir.writing(), replacing(run_dir.generator) as scratch:
+    with run_dir.converted_write_errors(), replacing(run_dir.generator) as scratch:
         plain(variables.drawing).save(scratch)

@@ -15,7 +15,7 @@ from trainer.commands import flags
 from trainer.config import Config, value_types
 from trainer.data.images import ImageSet
 from trainer.errors import CheckpointError, ExitCode, HelpRequested, TrainerError, UsageError
-from trainer.run_dir.directory import RunDir, describe
+from trainer.run_dir.directory import RunDir
 
 NAMES = [*value_types(), *flags.LENGTHS, "help", "fresh", "dry_run", "nonsense", "", "-"]
 WORDS = st.one_of(
@@ -81,7 +81,7 @@ def test_any_damage_to_a_run_directory(tmp_path, name, draws):
     run_dir = RunDir(tmp_path / "run")
     run_dir.path.mkdir(exist_ok=True)
     run_dir.config.write_text(config.to_json())
-    run_dir.data.write_text(json.dumps(describe(data)))
+    run_dir.dataset.write_text(data.describe().to_json())
     path = run_dir.path / name
     content = bytearray(path.read_bytes())
     for _ in range(draws.draw(st.integers(1, 3))):
@@ -90,7 +90,7 @@ def test_any_damage_to_a_run_directory(tmp_path, name, draws):
         content = content or bytearray(b"x")
     path.write_bytes(bytes(content))
     try:
-        run_dir.claim(config, data, {})
+        run_dir.claim(config, data.describe(), {})
     except CheckpointError as error:
         assert "\n" not in str(error)
 

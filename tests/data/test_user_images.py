@@ -18,7 +18,6 @@ from trainer.data import decoding, file_stores, sources, user_images
 from trainer.errors import DataError, ExitCode, StoppedError, UsageError
 from trainer.files import cache
 from trainer.machine import memory
-from trainer.run_dir.directory import describe
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -193,7 +192,7 @@ def test_pixels_stay_with_their_labels(place):
     data = load(place)
     assert (data.images[:, 0, 0, 0] == 40 * data.labels).all()
     assert np.bincount(data.labels).tolist() == [40, 1, 33]
-    assert describe(data)["class_names"] == ["a", "b", "c"]
+    assert data.describe().class_names == ("a", "b", "c")
 
 
 def test_loose_pictures_have_no_labels(place):

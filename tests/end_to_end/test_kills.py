@@ -15,7 +15,7 @@ import pytest
 from tests.helpers.runs import TINY_FLAGS, Process, assert_same_run, records, steps, variables
 from trainer import recipes
 from trainer.errors import ExitCode
-from trainer.run_dir.checkpoints import found
+from trainer.run_dir.checkpoint_files import list_checkpoints
 
 pytestmark = pytest.mark.faults
 
@@ -109,7 +109,7 @@ def test_sigterm_in_any_phase(tmp_path, undisturbed, phase):
             in process.output
         )
         assert f"The same command goes on from step {done}." in process.output
-        assert found(tmp_path / "run" / "checkpoints")[0].name == f"ckpt-{done}"
+        assert list_checkpoints(tmp_path / "run" / "checkpoints")[0].name == f"ckpt-{done}"
     again = Process(tmp_path, *arguments)
     assert again.end() == 0, again.output
     expected, got = variables(undisturbed), variables(tmp_path / "run")
@@ -143,7 +143,7 @@ def test_killed_again_and_again(tmp_path, kills):
         assert "Traceback" not in process.output, process.output
         done += 1
         folder = tmp_path / "run" / "checkpoints"
-        unfinished += sum(not p.with_suffix(".json").exists() for p in found(folder))
+        unfinished += sum(not p.with_suffix(".json").exists() for p in list_checkpoints(folder))
     assert process.end() == 0, process.output
     print(f"{done} kills, {unfinished} of them during a save")
     assert done > kills / 2
@@ -213,7 +213,7 @@ def test_a_full_disk_is_survived(tmp_path):
     lines = records(tmp_path / "run")
     assert sum(line["steps"] for line in lines) == lines[-1]["step"] == 3000
     assert lines[-1]["failed_saves"] >= 1
-    assert found(tmp_path / "run" / "checkpoints")[0].name == "ckpt-3000"
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[0].name == "ckpt-3000"
 
 
 def test_a_disk_that_stays_full_ends_the_run_and_nothing_is_lost(tmp_path):

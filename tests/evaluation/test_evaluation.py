@@ -17,11 +17,11 @@ from trainer.data import sources
 from trainer.data.images import ImageSet
 from trainer.errors import CheckpointError, DataError, ExitCode, StoppedError, UsageError
 from trainer.evaluation import classifier, during_training, evaluator, finished_run, reference
+from trainer.evaluation.features import extract, in_batches
 from trainer.generation import generate
-from trainer.metrics.features import extract, in_batches
-from trainer.metrics.measure import measure
+from trainer.metrics import registry
 from trainer.run_dir import best, selection
-from trainer.run_dir.checkpoints import found, step_of
+from trainer.run_dir.checkpoint_files import checkpoint_step, list_checkpoints
 from trainer.run_dir.directory import RunDir
 
 
@@ -74,7 +74,7 @@ def test_real_images_are_near_and_spoilt_ones_far(caplog):
 
     def measured_on(images, labels):
         found = extract(network, in_batches(images))
-        return measure(reals, found, labels, found.logits)
+        return registry.measure(reals.compare(found, labels, found.logits))
 
     draw = np.random.default_rng(0)
     labels = test.labels
@@ -185,7 +185,7 @@ def test_all_checkpoints_are_evaluated(short):
 
 
 def record(run_dir):
-    lines = best.read(RunDir(Path(run_dir)).evaluations)
+    lines = best.read(RunDir(Path(run_dir)).evaluation_log)
     return [{k: v for k, v in line.items() if k != "evaluate_secs"} for line in lines]
 
 
@@ -204,7 +204,7 @@ def test_evaluations_change_nothing_and_are_recorded(measured, run, tmp_path):
     without, with_them = variables(plain.run_dir), variables(config.run_dir)
     for name, value in without.items():
         np.testing.assert_array_equal(with_them[name], value, err_msg=name)
-    assert not RunDir(Path(plain.run_dir)).best.exists()
+    assert not RunDir(Path(plain.run_dir)).best_checkpoints.exists()
 
 
 def falling(monkeypatch, values):
@@ -223,7 +223,10 @@ def falling(monkeypatch, values):
 
 
 def kept(config):
-    return [step_of(path) for path in found(RunDir(Path(config.run_dir)).best)]
+    return [
+        checkpoint_step(path)
+        for path in list_checkpoints(RunDir(Path(config.run_dir)).best_checkpoints)
+    ]
 
 
 def test_the_best_checkpoint_is_kept_and_taken(measured, run, trainer, monkeypatch):
@@ -232,7 +235,9 @@ def test_the_best_checkpoint_is_kept_and_taken(measured, run, trainer, monkeypat
     output = run(config)
     assert "Best fid: 10 at 0.032 kimg" in output
     assert kept(config) == [4]
-    assert [step_of(path) for path in found(RunDir(Path(config.run_dir)).checkpoints)] == [10]
+    assert [
+        checkpoint_step(path) for path in list_checkpoints(RunDir(Path(config.run_dir)).checkpoints)
+    ] == [10]
     run_dir = RunDir(Path(config.run_dir))
 
     def drawn(which):
@@ -251,7 +256,7 @@ def test_the_best_checkpoint_is_kept_and_taken(measured, run, trainer, monkeypat
     assert "Taking the best checkpoint" in answer.stdout
     assert "--checkpoint=latest for the last" in answer.stdout
     # A damaged one is passed over for the latest, but not where it was asked for.
-    for path in run_dir.best.glob("*.data*"):
+    for path in run_dir.best_checkpoints.glob("*.data*"):
         path.write_bytes(b"")
     assert drawn("")[0] == "checkpoints/ckpt-10"
     with pytest.raises(CheckpointError):
@@ -366,7 +371,7 @@ class Saves:
 
 def test_after_a_rollback_the_same_step_is_saved_again(tmp_path):
     run_dir = RunDir(tmp_path)
-    saves = Saves(run_dir.best)
+    saves = Saves(run_dir.best_checkpoints)
 
     def from_step(done):
         return best.Best(run_dir, saves, "kid", {"num_samples": 5}, done=done)
@@ -382,7 +387,7 @@ def test_after_a_rollback_the_same_step_is_saved_again(tmp_path):
     assert again.best is None  # its checkpoint went when step 4 was better
     assert again.take_in(4, 0.4, {"kid": 0.5})
     assert saves.steps == [2, 4, 4]
-    assert [step_of(path) for path in found(run_dir.best)] == [4]
+    assert [checkpoint_step(path) for path in list_checkpoints(run_dir.best_checkpoints)] == [4]
     more = best.Best(run_dir, saves, "precision", {"num_samples": 5}, done=4)
     assert more.take_in(6, 0.6, {"precision": 0.2})
     assert more.take_in(8, 0.8, {"precision": 0.4})
@@ -393,7 +398,7 @@ def test_a_run_without_a_best_takes_the_latest(short):
     run_dir = RunDir(Path(short.run_dir))
     _, path = generate.load_drawing(run_dir, short)
     assert path.parent == run_dir.checkpoints
-    assert [step_of(p) for p in selection.all_of(run_dir)] == [0, 2]
+    assert [checkpoint_step(p) for p in selection.all_of(run_dir)] == [0, 2]
     with pytest.raises(CheckpointError, match="holds no checkpoint that loads"):
         list(finished_run.load_each(RunDir(run_dir.path / "samples"), "all", {}))
 

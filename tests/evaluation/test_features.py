@@ -13,8 +13,8 @@ from trainer.data import sources
 from trainer.data.images import ImageSet
 from trainer.errors import ExitCode, UsageError
 from trainer.evaluation import classifier, inception
+from trainer.evaluation.features import BATCH, extract, in_batches
 from trainer.files import array_cache
-from trainer.metrics.features import BATCH, extract, in_batches
 
 
 @pytest.fixture(autouse=True)

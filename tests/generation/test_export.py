@@ -170,7 +170,7 @@ def test_a_file_that_does_not_load_is_named(tiny, run, tmp_path, monkeypatch):
 def test_bad_input(tiny, run, tmp_path, trainer):
     for arguments, message in (
         (["export"], "--run_dir is missing"),
-        (["export", "--run_dir=nowhere"], "nowhere is not a run directory: no config.json."),
+        (["export", "--run_dir=nowhere"], "nowhere is not a run directory: it has no config.json."),
     ):
         answer = trainer(*arguments)
         assert (answer.returncode, answer.stderr.count("\n")) == (ExitCode.USAGE, 1)

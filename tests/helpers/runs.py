@@ -15,7 +15,7 @@ import tensorflow as tf
 from trainer.config.settings import Duration
 from trainer.data import pipeline, sources
 from trainer.machine import replicas
-from trainer.run_dir.checkpoints import found
+from trainer.run_dir.checkpoint_files import list_checkpoints
 from trainer.training import state, step
 from trainer.training.compiled_steps import make_advance
 
@@ -28,7 +28,7 @@ TINY_FLAGS = ["--g_width=0.05", "--d_width=0.05", "--batch_size=8", "--sample_gr
 
 def variables(run_dir: str | Path) -> dict:
     """All that the newest checkpoint of a run holds, by name, but the number of saves."""
-    reader = tf.train.load_checkpoint(str(found(Path(run_dir) / "checkpoints")[0]))
+    reader = tf.train.load_checkpoint(str(list_checkpoints(Path(run_dir) / "checkpoints")[0]))
     return {
         name: reader.get_tensor(name)
         for name in sorted(reader.get_variable_to_shape_map())

@@ -16,7 +16,7 @@ from tests.helpers.runs import records
 from trainer.errors import ExitCode, PeerError, UsageError
 from trainer.machine import cluster, replicas
 from trainer.machine.cluster import Cluster
-from trainer.run_dir import checkpoints
+from trainer.run_dir.checkpoint_files import list_checkpoints
 
 
 def tf_config(jobs, task, index):
@@ -271,7 +271,7 @@ def test_a_cable_that_is_cut_stops_both_and_nothing_is_lost(tmp_path):
     codes, outputs = on_two_machines(tmp_path, CUT, *arguments, "--steps=100000")
     assert codes == [ExitCode.STOPPED] * 2, outputs
     assert all("Stopped: another worker was lost" in output for output in outputs)
-    done = checkpoints.found(tmp_path / "run" / "checkpoints")[0].name.partition("-")[2]
+    done = list_checkpoints(tmp_path / "run" / "checkpoints")[0].name.partition("-")[2]
     codes, outputs = on_two_machines(tmp_path, "", *arguments, f"--steps={int(done) + 5}")
     assert codes == [0, 0], outputs
     assert f"Resuming from run/checkpoints/ckpt-{done}" in outputs[0]

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from trainer import models, recipes
-from trainer.data.images import ImageShape
+from trainer.config.dataset import ImageShape
 from trainer.errors import UsageError
 from trainer.models import convolutions, kernels, norms
 

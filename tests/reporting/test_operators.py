@@ -163,12 +163,12 @@ def _no_prometheus(name, *rest):
 
 def test_starts_that_come_no_further_end_at_last(tmp_path):
     run_dir = RunDir(tmp_path)
-    assert [run_dir.note_start(0) for _ in range(3)] == [0, 1, 2]
-    assert [run_dir.note_start(5) for _ in range(directory.MAX_STARTS)] == list(range(3, 23))
-    with pytest.raises(StorageError, match="20 starts in a row came no further than step 5"):
-        run_dir.note_start(5)
+    assert [run_dir.record_start(0) for _ in range(3)] == [0, 1, 2]
+    assert [run_dir.record_start(5) for _ in range(directory.MAX_STARTS)] == list(range(3, 23))
+    with pytest.raises(StorageError, match="20 consecutive starts made no progress beyond step 5"):
+        run_dir.record_start(5)
     Path(run_dir.starts).unlink()
-    assert run_dir.note_start(5) == 0
+    assert run_dir.record_start(5) == 0
 
 
 def test_vertex_says_where_the_run_goes(trainer):

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from trainer.errors import CheckpointError, StorageError
 from trainer.run_dir import checkpoints
-from trainer.run_dir.checkpoints import Checkpoints, found
+from trainer.run_dir.checkpoint_files import list_checkpoints
+from trainer.run_dir.checkpoints import Checkpoints
 from trainer.run_dir.saver import Saver
 
 
@@ -136,14 +137,14 @@ def test_old_ones_go_once_the_new_one_is_verified(folder, monkeypatch):
     monkeypatch.undo()
     assert (folder / "ckpt-3.json").exists()
     values.save(6)
-    assert [path.name for path in found(folder)] == [
+    assert [path.name for path in list_checkpoints(folder)] == [
         "ckpt-6",
         "ckpt-5",
         "ckpt-4",
         "ckpt-3",
     ]  # two verified
     values.save(7)
-    assert [path.name for path in found(folder)] == ["ckpt-7", "ckpt-6"]
+    assert [path.name for path in list_checkpoints(folder)] == ["ckpt-7", "ckpt-6"]
 
 
 def test_the_manifest_says_what_is_there(folder):
@@ -187,4 +188,4 @@ def test_failing_saves_are_counted_and_end_a_run_at_last(folder, caplog):
         raise OSError(28, "No space left on device")
 
     assert not Saver(values.checkpoints, max_failed=2, check=lambda: None).save(10, flush=full)
-    assert found(folder)[0].name == "ckpt-6"  # no checkpoint beyond the record
+    assert list_checkpoints(folder)[0].name == "ckpt-6"  # no checkpoint beyond the record

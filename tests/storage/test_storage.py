@@ -31,7 +31,12 @@ from trainer.errors import (
 )
 from trainer.evaluation import evaluator
 from trainer.files.atomic import write_text
-from trainer.run_dir import checkpoints
+from trainer.run_dir.checkpoint_files import (
+    checkpoint_step,
+    files_of,
+    list_checkpoints,
+    write_manifest,
+)
 from trainer.storage import bucket as bucket_module
 from trainer.storage import dataset_download, lease, location, mirror
 from trainer.storage.address import Address
@@ -278,8 +283,8 @@ class Job:
         """Holds the run; what it has been brought is in `resumed`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.place.mirrored(**given) as self.uploads:
-            found = checkpoints.found(self.folder / "checkpoints")
-            self.resumed = checkpoints.step_of(found[0]) if found else None
+            found = list_checkpoints(self.folder / "checkpoints")
+            self.resumed = checkpoint_step(found[0]) if found else None
             yield self
 
     def save(self, step, content=None, there=False):
@@ -293,9 +298,9 @@ class Job:
             content or CONTENT + bytes([step])
         )
         (folder / f"ckpt-{step}.index").write_bytes(bytes([step]))
-        checkpoints._write_manifest(folder / f"ckpt-{step}", step)
-        for old in checkpoints.found(folder)[self.keep :]:
-            for file in checkpoints._files(old):
+        write_manifest(folder / f"ckpt-{step}", step)
+        for old in list_checkpoints(folder)[self.keep :]:
+            for file in files_of(old):
                 file.unlink()
         self.uploads.saved()
         if there:
@@ -475,7 +480,7 @@ def test_the_scratch_of_another_run_is_set_aside(server, caplog):
         assert job.resumed is None
     assert "held another run than the bucket does: set aside as" in caplog.text
     aside = job.folder.with_name(f"{job.folder.name}.old-1")
-    assert checkpoints.found(aside / "checkpoints")[0].name == "ckpt-3"
+    assert list_checkpoints(aside / "checkpoints")[0].name == "ckpt-3"
     server.objects["bucket"] = old
     with job.working():
         assert job.resumed == 3
@@ -558,7 +563,7 @@ def test_the_best_follow_the_folder(server):
 def test_it_is_read_from_other_machines(server):
     job = Job().run(1, 2)
     folder = reading(RUN)
-    assert [path.name for path in checkpoints.found(folder / "checkpoints")] == ["ckpt-2"]
+    assert [path.name for path in list_checkpoints(folder / "checkpoints")] == ["ckpt-2"]
     assert (folder / "metrics.jsonl").exists()
     count = len(server.log)
     reading(RUN)
@@ -572,17 +577,17 @@ def test_it_is_read_from_other_machines(server):
     assert not (folder / "samples").exists()
     assert (folder / "checkpoints/ckpt-3.json").exists()
     assert not list(folder.glob("checkpoints/ckpt-3.data*"))
-    assert checkpoints.found(reading(RUN) / "checkpoints")[0].name == "ckpt-3"
+    assert list_checkpoints(reading(RUN) / "checkpoints")[0].name == "ckpt-3"
     assert list(folder.glob("checkpoints/ckpt-3.data*"))
     damage(server, 3, "other content")
-    assert checkpoints.found(reading(RUN) / "checkpoints")[0].name == "ckpt-2"
+    assert list_checkpoints(reading(RUN) / "checkpoints")[0].name == "ckpt-2"
     assert saved(server) == [1, 2, 3]  # a reader changes nothing
-    assert [p.name for p in checkpoints.found(reading(RUN, which="1") / "checkpoints")] == [
+    assert [p.name for p in list_checkpoints(reading(RUN, which="1") / "checkpoints")] == [
         "ckpt-2",
         "ckpt-1",
     ]
-    assert len(checkpoints.found(reading(RUN, which="all") / "checkpoints")) == 3
-    assert len(checkpoints.found(reading(RUN) / "checkpoints")) == 2
+    assert len(list_checkpoints(reading(RUN, which="all") / "checkpoints")) == 3
+    assert len(list_checkpoints(reading(RUN) / "checkpoints")) == 2
     server.objects["bucket"].clear()
     with pytest.raises(UsageError, match=r"^--run_dir=gs://bucket/runs/one is not a run directory"):
         reading(RUN)

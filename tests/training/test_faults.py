@@ -22,7 +22,8 @@ from trainer.errors import (
     UsageError,
 )
 from trainer.machine import replicas
-from trainer.run_dir.checkpoints import Checkpoints, found
+from trainer.run_dir.checkpoint_files import list_checkpoints
+from trainer.run_dir.checkpoints import Checkpoints
 from trainer.run_dir.directory import RunDir
 from trainer.training import run as run_module
 from trainer.training import state
@@ -83,7 +84,7 @@ def test_a_run_that_diverges_again_and_again_ends(tiny, run, poison):
     with pytest.raises(DivergedError, match=r"not finite at step 6, after 2 rollbacks") as error:
         run(config)
     assert error.value.exit_code == ExitCode.DIVERGED == 70
-    assert found(RunDir(Path(config.run_dir)).checkpoints)[0].name == "ckpt-4"
+    assert list_checkpoints(RunDir(Path(config.run_dir)).checkpoints)[0].name == "ckpt-4"
     assert [line["step"] for line in records(config.run_dir)][-1] <= 5
 
 
@@ -167,7 +168,7 @@ def test_a_collapsed_run_warns_and_ends_where_asked(tiny, run, tmp_path):
     ends = config.replace(run_dir=str(tmp_path / "ends"), length=steps(800), stop_on_collapse=True)
     with pytest.raises(DivergedError, match=r"Collapsed by step \d+: the samples are all alike"):
         run(ends)
-    assert found(RunDir(Path(ends.run_dir)).checkpoints)
+    assert list_checkpoints(RunDir(Path(ends.run_dir)).checkpoints)
 
 
 def test_data_that_changed_are_named_and_accepted_when_asked(tiny, run, tmp_path):
@@ -179,11 +180,11 @@ def test_data_that_changed_are_named_and_accepted_when_asked(tiny, run, tmp_path
     np.savez(path, x=images)
     with pytest.raises(
         CheckpointError,
-        match=r"it has 30 images \(.* and had 28 \(.* Go on with --accept_changed_data",
+        match=r"it has 30 images \(.* and had 28 \(.* Use --accept_changed_data",
     ):
         run(config.replace(length=steps(4)))
     output = run(config.replace(length=steps(4)), accept_changed_data=True)
-    assert f"WARNING: --dataset={path} is not what the run" in output
+    assert f"WARNING: --dataset={path} has changed since the run" in output
     assert "Resuming from" in run(config.replace(length=steps(5)))
     np.savez(path, x=images.repeat(2, 1).repeat(2, 2))
     larger = config.replace(length=steps(6))
@@ -248,7 +249,7 @@ def test_an_end_that_cannot_be_saved_is_no_success(tiny, run, monkeypatch):
     assert not RunDir(Path(config.run_dir)).generator.exists()
     monkeypatch.undo()
     assert "Resuming from" in run(config)
-    assert found(RunDir(Path(config.run_dir)).checkpoints)[0].name == "ckpt-2"
+    assert list_checkpoints(RunDir(Path(config.run_dir)).checkpoints)[0].name == "ckpt-2"
 
 
 def test_fresh_waits_for_the_lock_and_keeps_the_old_run(tiny, run, tmp_path):

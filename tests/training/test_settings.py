@@ -10,9 +10,9 @@ import tensorflow as tf
 from tests.helpers.runs import TINY, trajectory, weights
 from trainer import models, recipes
 from trainer.config import Config
+from trainer.config.dataset import ImageShape
 from trainer.config.settings import Duration
 from trainer.data import sources
-from trainer.data.images import ImageShape
 from trainer.errors import UsageError
 from trainer.machine import replicas
 from trainer.models import kernels, layers, norms

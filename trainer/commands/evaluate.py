@@ -77,4 +77,8 @@ def run(arguments: list[str], _: StopRequest) -> None:
         num_samples=count,
         seed=seed,
     )
-    publish(run_flags.given(values), run_dir.path, (run_dir.evaluation.name, run_dir.gallery.name))
+    publish(
+        run_flags.given(values),
+        run_dir.path,
+        (run_dir.evaluation.name, run_dir.evaluation_pictures.name),
+    )

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import os
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -12,7 +12,8 @@ from absl import flags
 from trainer import recipes
 from trainer.config import Config, value_types
 from trainer.config.settings import Duration
-from trainer.errors import HelpRequested, UsageError
+from trainer.errors import HelpRequested, UsageError, one_of
+from trainer.metrics.registry import METRICS
 
 LENGTHS = {
     "steps": "train for this many steps (a step: one generator update)",
@@ -24,6 +25,13 @@ VERTEX = {  # variables by which Vertex AI says where a job's results go, by the
     "run_dir": "AIP_CHECKPOINT_DIR",
     "tensorboard_dir": "AIP_TENSORBOARD_LOG_DIR",
     "model_dir": "AIP_MODEL_DIR",
+}
+
+
+# Settings whose values are entries of tables above the configuration.
+TABLES: Mapping[str, Collection[str]] = {
+    "recipe": recipes.RECIPES,
+    "best_metric": METRICS,
 }
 
 
@@ -135,8 +143,8 @@ def checkpoint_choice(values: Mapping[str, Any], more: str = "") -> str:
 def _explain(field: "dataclasses.Field[Any]") -> str:
     rules = field.metadata
     parts = [rules["help"]]
-    if rules["choices"]:
-        parts.append(f"one of {', '.join(rules['choices'])}")
+    if choices := rules["choices"] or TABLES.get(field.name):
+        parts.append(f"one of {', '.join(choices)}")
     if rules["low"] is not None and rules["high"] is not None:
         parts.append(f"{rules['low']:g} to {rules['high']:g}")
     if field.default not in ("", None):
@@ -162,6 +170,8 @@ def config_from_flags(
         value = values.get(flag)
         if value is not None:
             given[field.name] = Duration(value, "kimg") if flag != field.name else value
+        if value is not None and field.name in TABLES:
+            one_of(f"--{field.name}", value, TABLES[field.name])
     lengths = [unit for unit in LENGTHS if values[unit] is not None]
     if len(lengths) > 1:
         raise UsageError(

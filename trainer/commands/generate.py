@@ -62,7 +62,7 @@ def _classes(
                 "a class; train one with --conditional."
             )
         return None
-    _, names = run_dir.read_shape()
+    names = run_dir.read_dataset().class_names
     if wanted is None:
         return list(range(len(names)))
     return [_class_number(text.strip(), names) for text in wanted.split(",")]

@@ -1,15 +1,12 @@
 """Which settings make no sense together, and which may not change while a run goes on."""
 
 import dataclasses
-from typing import TYPE_CHECKING
 
+from trainer.config.all_settings import AllSettings
 from trainer.errors import UsageError
 
-if TYPE_CHECKING:
-    from trainer.config import Config
 
-
-def check_together(config: "Config") -> None:
+def check_together(config: AllSettings) -> None:
     """Raises a UsageError that names settings which make no sense together."""
     if config.simultaneous and (config.d_steps > 1 or config.d_update == "sequential"):
         raise UsageError(
@@ -34,7 +31,7 @@ def check_together(config: "Config") -> None:
             raise UsageError(f"--{name}_schedule=inverse_time needs --{name}_decay_per_kimg.")
 
 
-def frozen_differences(old: "Config", new: "Config") -> list[str]:
+def frozen_differences(old: AllSettings, new: AllSettings) -> list[str]:
     """Settings that differ and may not when a run goes on, as "name: old -> new"."""
     return [
         f"{f.name}: {getattr(old, f.name)} -> {getattr(new, f.name)}"

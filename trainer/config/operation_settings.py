@@ -5,10 +5,6 @@ import dataclasses
 from trainer.config.settings import Duration, setting
 
 FEATURES = ("auto", "classifier", "inception")
-BEST_METRICS = (
-    "fid", "kid", "inception_score", "precision", "recall", "density", "coverage",
-    "conditional_accuracy",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,9 +104,7 @@ class Operation:
         "auto", "features to go by (see evaluate)", choices=FEATURES, may_change=True
     )
     inception_path: str = setting("", "file of inception (see evaluate)", may_change=True)
-    best_metric: str = setting(
-        "fid", "the best checkpoint is that by", choices=BEST_METRICS, may_change=True
-    )
+    best_metric: str = setting("fid", "metric that selects the best checkpoint", may_change=True)
     stop_after_no_gain_kimg: float = setting(
         0.0, "end once no evaluation was better for so long; 0: never", low=0, may_change=True
     )

@@ -7,29 +7,24 @@ a new setting is one entry there and the line of code that uses it.
 
 import dataclasses
 import difflib
-import functools
 import json
-import types
-import typing
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.config.all_settings import AllSettings, value_types
 from trainer.config.compatibility import check_together
-from trainer.config.model_settings import Networks, Objective, Task
-from trainer.config.operation_settings import Operation
-from trainer.config.settings import Duration, check_value
+from trainer.config.settings import Duration
 from trainer.errors import UsageError
 
 FORMAT_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Operation, Objective, Networks, Task):
+class Config(AllSettings):
     """All settings of a run.  Rates and schedules count images, not steps."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            check_value(field, getattr(self, field.name), value_types()[field.name])
+        super().__post_init__()
         check_together(self)
 
     @property
@@ -103,15 +98,3 @@ class Config(Operation, Objective, Networks, Task):
     def replace(self, **changes: Any) -> "Config":
         """A copy with some settings changed."""
         return dataclasses.replace(self, **changes)
-
-
-@functools.cache
-def value_types() -> dict[str, tuple[type, ...]]:
-    """The types that each setting takes, by its name."""
-    hints = typing.get_type_hints(Config)
-    return {
-        f.name: typing.get_args(hints[f.name])
-        if isinstance(hints[f.name], types.UnionType)
-        else (hints[f.name],)
-        for f in dataclasses.fields(Config)
-    }

@@ -7,22 +7,8 @@ import hashlib
 import numpy as np
 from PIL import Image
 
+from trainer.config.dataset import DatasetDescription, ImageShape
 from trainer.errors import DataError
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageShape:
-    """What the networks need to know of the data.
-
-    Attributes:
-      size: height and width in pixels.
-      channels: 1 (gray) or 3 (colour).
-      classes: number of classes; 0 where there are no labels.
-    """
-
-    size: int
-    channels: int
-    classes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +35,17 @@ class ImageSet:
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.labels, np.int32).data)
         return digest.hexdigest()[:32]
+
+    def describe(self) -> DatasetDescription:
+        """Returns what a run directory records of the data set."""
+        return DatasetDescription(
+            images=len(self),
+            size=self.shape.size,
+            channels=self.shape.channels,
+            classes=self.shape.classes,
+            class_names=self.class_names,
+            fingerprint=self.fingerprint,
+        )
 
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:

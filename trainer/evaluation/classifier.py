@@ -15,11 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.config.dataset import ImageShape
 from trainer.data import sources
-from trainer.data.images import ImageSet, ImageShape
+from trainer.data.images import ImageSet
 from trainer.errors import DataError, UsageError
+from trainer.evaluation.features import FeatureNetwork, extract, in_batches
 from trainer.files import array_cache
-from trainer.metrics.features import FeatureNetwork, extract, in_batches
 
 log = logging.getLogger(__name__)
 

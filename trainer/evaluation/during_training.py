@@ -5,6 +5,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
+import keras
+
 from trainer.config import Config
 from trainer.data.images import ImageSet
 from trainer.errors import StoppedError, UsageError
@@ -16,7 +18,6 @@ from trainer.run_dir import best
 from trainer.run_dir.best import Best
 from trainer.run_dir.checkpoints import Checkpoints
 from trainer.run_dir.directory import RunDir
-from trainer.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class Quality:
             metric,
             line[metric],
             line["kimg"],
-            self.run_dir.best,
+            self.run_dir.best_checkpoints,
             last[metric],
             last["kimg"],
         )
@@ -146,7 +147,8 @@ def prepare(
     config: Config,
     data: ImageSet,
     run_dir: RunDir,
-    variables: TrainState,
+    generator: keras.Model,
+    checkpoint_items: Mapping[str, object],
     stop: Callable[[], bool],
     devices: Runtime,
 ) -> Quality:
@@ -174,8 +176,10 @@ def prepare(
         seed=config.seed,
         check=go_on,
     )
-    quality.sampler = Sampler(config, variables.drawing, devices)
-    quality.checkpoints = Checkpoints(run_dir.best, variables.trackables(), keep=KEEP, spare=0)
+    quality.sampler = Sampler(config, generator, devices)
+    quality.checkpoints = Checkpoints(
+        run_dir.best_checkpoints, checkpoint_items, keep=KEEP, spare=0
+    )
     return quality
 
 

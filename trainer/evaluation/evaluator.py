@@ -10,13 +10,14 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
-from trainer.data.images import ImageSet, ImageShape
+from trainer.config.dataset import ImageShape
+from trainer.data.images import ImageSet
 from trainer.errors import DataError, UsageError
 from trainer.evaluation import classifier, inception, reference
+from trainer.evaluation.features import FeatureNetwork, Features, extract_each
 from trainer.evaluation.reference import Reference
 from trainer.generation.sampler import Sampler
-from trainer.metrics.features import FeatureNetwork, Features, extract_each
-from trainer.metrics.measure import measure
+from trainer.metrics import registry
 from trainer.storage.address import is_bucket
 from trainer.storage.location import base
 
@@ -83,7 +84,7 @@ class Evaluator:
             networks.append(self.judge)
         found = extract_each(networks, batches, check)
         judged = None if self.judge is None else found[-1].logits
-        values = measure(self.reals, found[0], self.labels, judged, check)
+        values = registry.measure(self.reals.compare(found[0], self.labels, judged, check))
         return Findings(values, found[0], judged, time.monotonic() - started)
 
     def describe(self) -> dict[str, Any]:

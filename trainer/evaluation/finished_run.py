@@ -20,10 +20,11 @@ from trainer.generation import generate
 from trainer.generation.sampler import Sampler
 from trainer.machine import replicas
 from trainer.metrics import distances
-from trainer.metrics.measure import better
+from trainer.metrics.registry import METRICS
 from trainer.run_dir import selection
-from trainer.run_dir.checkpoints import load_networks_of, step_of
-from trainer.run_dir.directory import RunDir, describe
+from trainer.run_dir.checkpoint_files import checkpoint_step
+from trainer.run_dir.checkpoints import load_networks_of
+from trainer.run_dir.directory import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +75,9 @@ def evaluate(
     for path in load_each(run_dir, which, {name: generator}):
         found = ready.evaluate(sampler)
         records.append(record_of(path, config, data, ready, found, about))
-        log.info("Step %d: %s (%.1f s)", step_of(path), as_text(found.values), found.secs)
+        log.info("Step %d: %s (%.1f s)", checkpoint_step(path), as_text(found.values), found.secs)
     best = pick(records)
-    with run_dir.writing():
+    with run_dir.converted_write_errors():
         write(run_dir, records, best)
         if which != "all":
             gallery.draw(run_dir, config, data, generator, ready, found)
@@ -111,19 +112,18 @@ def check_data(run_dir: RunDir, data: ImageSet, config: Config) -> None:
     Raises:
       DataError: if its images have another form.
     """
-    shape, names = run_dir.read_shape()
-    if (data.shape, data.class_names) != (shape, names):
+    old, new = run_dir.read_dataset(), data.describe()
+    if not old.has_same_form(new):
         raise DataError(
             f"--dataset={config.dataset} is {data.shape}, and the run in {run_dir.path} draws "
-            f"{shape}: give the data it was trained on."
+            f"{old.shape}: give the data it was trained on."
         )
-    old = run_dir.read_fingerprint()
-    if config.split == run_dir.read_config().split and old != describe(data)["fingerprint"]:
+    if config.split == run_dir.read_config().split and old.fingerprint != new.fingerprint:
         log.warning(
             "--dataset=%s is not what the run began with (fingerprint %s, it had %s).",
             config.dataset,
-            data.fingerprint[:8],
-            old[:8],
+            new.fingerprint[:8],
+            old.fingerprint[:8],
         )
 
 
@@ -136,7 +136,7 @@ def record_of(
     about: Record,
 ) -> Record:
     """What evaluation.json holds of a checkpoint; no number stands without what made it."""
-    step = step_of(path)
+    step = checkpoint_step(path)
     record: Record = {
         **found.values,
         "checkpoint": str(path),
@@ -175,7 +175,7 @@ def pick(records: list[Record]) -> Record:
     """The record of the least FID."""
     best = records[0]
     for record in records[1:]:
-        if better("fid", record["fid"], best["fid"]):
+        if METRICS["fid"].is_better(record["fid"], best["fid"]):
             best = record
     return best
 

@@ -42,7 +42,7 @@ def draw(
       ready: how.
       found: what was found.
     """
-    folder = run_dir.gallery
+    folder = run_dir.evaluation_pictures
     folder.mkdir(exist_ok=True)
     sampler = Sampler(config, generator)
     sheets = {"nearest.png": nearest(sampler, data, ready, found)}

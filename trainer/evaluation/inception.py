@@ -16,7 +16,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from trainer.errors import UsageError
-from trainer.metrics.features import FeatureNetwork
+from trainer.evaluation.features import FeatureNetwork
 
 GRAPH = "classify_image_graph_def.pb"
 ARCHIVE = "inception-2015-12-05.tgz"

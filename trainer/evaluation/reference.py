@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 from trainer.data.images import ImageSet
+from trainer.evaluation.features import FeatureNetwork, Features, extract, in_batches
 from trainer.files import array_cache
-from trainer.metrics.features import FeatureNetwork, extract, in_batches
 from trainer.metrics.moments import Moments
+from trainer.metrics.registry import Comparison
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,24 @@ class Reference:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def compare(
+        self,
+        generated: Features,
+        labels: np.ndarray | None,
+        classifier_logits: np.ndarray | None,
+        interrupt: Callable[[], None] = lambda: None,
+    ) -> Comparison:
+        """Returns these reals beside generated images; arguments as of `Comparison`."""
+        return Comparison(
+            real_features=self.features,
+            real_moments=self.moments,
+            features=generated.features,
+            logits=generated.logits,
+            labels=labels,
+            classifier_logits=classifier_logits,
+            interrupt=interrupt,
+        )
 
 
 def load(

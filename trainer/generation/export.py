@@ -14,12 +14,11 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
-from trainer.errors import StorageError, TrainerError, UsageError
+from trainer.errors import StorageError, TrainerError, UsageError, first_line
 from trainer.generation import sampler
 from trainer.generation.generate import load_drawing
 from trainer.machine import replicas
 from trainer.models.plain import plain
-from trainer.run_dir import checkpoints
 from trainer.run_dir.directory import RunDir
 from trainer.storage import output_copies
 
@@ -50,7 +49,7 @@ def export(run_dir: RunDir, config: Config, out: Path, which: str = "") -> None:
     generator = plain(drawing)
     labels = None
     if config.conditional:
-        labels = np.arange(sampler.BATCH, dtype=np.int32) % run_dir.read_shape()[0].classes
+        labels = np.arange(sampler.BATCH, dtype=np.int32) % run_dir.read_dataset().classes
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as name:
@@ -60,7 +59,7 @@ def export(run_dir: RunDir, config: Config, out: Path, which: str = "") -> None:
             check(config, generator, labels, scratch)
             _put_in_place(scratch, out)
     except OSError as error:
-        reason = error.strerror or checkpoints.first_line(error)
+        reason = error.strerror or first_line(error)
         raise UsageError(f"--out={out} cannot be written ({reason}).") from None
     _report(config, generator, source, out)
 
@@ -106,7 +105,7 @@ def save_model(config: Config, generator: keras.Model, folder: Path) -> None:
     try:
         tf.saved_model.save(module, str(folder), signatures={SIGNATURE: module.serve})
     except tf.errors.OpError as error:  # TensorFlow's name for a full disk
-        raise OSError(checkpoints.first_line(error)) from None
+        raise OSError(first_line(error)) from None
 
 
 def check(config: Config, generator: keras.Model, labels: np.ndarray | None, folder: Path) -> None:
@@ -140,7 +139,7 @@ def check(config: Config, generator: keras.Model, labels: np.ndarray | None, fol
         try:
             drawn = draw_again(folder / name)
         except Exception as error:  # of any kind: readers of files raise what they like
-            reason = checkpoints.first_line(error)
+            reason = first_line(error)
             raise TrainerError(f"The exported {name} cannot be used again ({reason}).") from error
         _compare(name, drawn, wanted)
 

@@ -77,8 +77,7 @@ def build_drawing(run_dir: RunDir, config: Config) -> tuple[keras.Model, str]:
 
     It is the average where the run keeps one.
     """
-    shape, _ = run_dir.read_shape()
-    generator, _ = models.build(config, shape)
+    generator, _ = models.build(config, run_dir.read_dataset().shape)
     return generator, "average" if config.ema_half_life_kimg else "generator"
 
 

@@ -6,7 +6,7 @@ import keras
 
 from trainer import randomness
 from trainer.config import Config
-from trainer.data.images import ImageShape
+from trainer.config.dataset import ImageShape
 from trainer.errors import UsageError
 from trainer.models import norms
 

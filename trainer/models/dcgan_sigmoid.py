@@ -3,7 +3,7 @@
 import keras
 
 from trainer.config import Config
-from trainer.data.images import ImageShape
+from trainer.config.dataset import ImageShape
 from trainer.models import layers, scaled
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from trainer import randomness
 from trainer.config import Config
-from trainer.data.images import ImageShape
+from trainer.config.dataset import ImageShape
 from trainer.models import convolutions, kernels, norms
 from trainer.models.convolutions import register
 

@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trainer.config.operation_settings import BEST_METRICS
 from trainer.files.atomic import LineFile, free_name, write_text
+from trainer.metrics import registry
 from trainer.reporting import console
 from trainer.reporting.console import Console
 from trainer.reporting.tensorboard import EventWriter
 from trainer.run_dir.directory import RunDir
-from trainer.training.loop import Trained
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ SCALARS = (
     "images_per_sec", "utilisation", "data_wait", "d_loss", "g_loss", "d_acc", "d_real_acc",
     "d_fake_acc", "g_acc", "d_grad_norm", "g_grad_norm",
 )  # fmt: skip
-QUALITY = (*BEST_METRICS, "kid_std", "inception_score_std", "evaluated_kimg", "evaluate_secs")
+QUALITY = (*registry.column_names(), "evaluated_kimg", "evaluate_secs")
 # These go on when a run does.
 EXTRAS = ("collapse", "rollbacks", "failed_saves", "failed_uploads", *QUALITY)
 
@@ -59,7 +58,7 @@ class Recorder:
 
         Args:
           run_dir: where metrics.jsonl and TensorBoard's files are.
-          names: of the columns of `Trained.rows`.
+          names: of the columns of the metrics.
           steps: the steps that this process trains.
           batch_size: images per step.
           epoch_size: images in the data set.
@@ -94,12 +93,12 @@ class Recorder:
         self._last: dict[str, Any] = last
         self._shown = self._epoch_shown = clock()
 
-    def observe(self, trained: Trained) -> None:
+    def observe(self, rows: np.ndarray, secs: float) -> None:
         """Takes in a call, and writes the lines that are due."""
-        per_step = trained.secs / len(trained.rows)
+        per_step = secs / len(rows)
         wait_per_step = self._wait_of_step()
         self._pace = per_step if not self._pace else 0.8 * self._pace + 0.2 * per_step
-        for row in trained.rows:
+        for row in rows:
             self._rows.append(row)
             self._secs += per_step
             self._wait_secs += wait_per_step
@@ -110,7 +109,7 @@ class Recorder:
             if ends_epoch:
                 self._end_epoch()
         # Now, if by the end of the next call it would be too late.
-        if self._clock() - self._shown + trained.secs > self._every_secs:
+        if self._clock() - self._shown + secs > self._every_secs:
             self._show()
         self._draw_bar()
 

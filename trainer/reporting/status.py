@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainer.config.operation_settings import BEST_METRICS
+from trainer.metrics.registry import METRICS
 from trainer.reporting.console import duration
 from trainer.run_dir.directory import RunDir
 from trainer.run_dir.lock import BEAT_SECS, WATCH_SECS
@@ -87,8 +87,8 @@ def look(run_dir: RunDir, name: str, now: float | None = None) -> Status:
       UsageError: if it is no run directory.
     """
     now = time.time() if now is None else now
-    config, data = run_dir.read_config(), run_dir.read_data()
-    last_step = config.length.steps(config.batch_size, data["images"])
+    config, data = run_dir.read_config(), run_dir.read_dataset()
+    last_step = config.length.steps(config.batch_size, data.images)
     line = _last_line(run_dir)
     step = line.get("step", 0)
     manifests = {
@@ -161,7 +161,7 @@ def _evaluation(run_dir: RunDir, line: dict[str, Any]) -> dict[str, float]:
             found = later
     if found["kimg"] < 0:
         return {}
-    return {name: found[name] for name in ("kimg", *BEST_METRICS) if name in found}
+    return {name: found[name] for name in ("kimg", *METRICS) if name in found}
 
 
 def _age(path: Path, now: float) -> float | None:

@@ -11,10 +11,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import first_line
 from trainer.files.atomic import LineFile, write_text
-from trainer.metrics.measure import better
-from trainer.run_dir import checkpoints
-from trainer.run_dir.checkpoints import UNREADABLE, Checkpoints, first_line, found, step_of
+from trainer.metrics.registry import METRICS
+from trainer.run_dir.checkpoint_files import checkpoint_step, list_checkpoints, remove_checkpoint
+from trainer.run_dir.checkpoints import LOAD_ERRORS, Checkpoints
 from trainer.run_dir.directory import RunDir
 
 log = logging.getLogger(__name__)
@@ -71,25 +72,25 @@ class Best:
         line = {"step": step, "kimg": kimg, **values, "ruler": self._ruler}
         before = self.best
         try:
-            file = LineFile(self._run_dir.evaluations)
+            file = LineFile(self._run_dir.evaluation_log)
             try:
                 file.add(json.dumps(line))
                 file.flush()
             finally:
                 file.close()
         except OSError as error:
-            log.warning("%s cannot be written (%s).", self._run_dir.evaluations, error.strerror)
+            log.warning("%s cannot be written (%s).", self._run_dir.evaluation_log, error.strerror)
             return False
         self.lines.append(line)
         value = values.get(self._metric)
         is_best = value is not None and (
-            before is None or better(self._metric, value, before[self._metric])
+            before is None or METRICS[self._metric].is_better(value, before[self._metric])
         )
         try:
             if is_best:
                 self._checkpoints.save(step)
             self._prune()
-        except UNREADABLE as error:
+        except LOAD_ERRORS as error:
             log.warning("The best checkpoint cannot be kept (%s).", first_line(error))
             return False
         return is_best
@@ -99,37 +100,37 @@ class Best:
 
     def _best_up_to(self, step: int | None) -> Line | None:
         """The best line up to a step, of those whose checkpoint is at hand."""
-        kept = {step_of(path) for path in found(self._run_dir.best)}
+        kept = {checkpoint_step(path) for path in list_checkpoints(self._run_dir.best_checkpoints)}
         best: Line | None = None
         for line in self.lines:
             if (step is not None and line["step"] > step) or line["step"] not in kept:
                 continue
             value = line[self._metric] if self._compares(line) else None
             if value is not None and (
-                best is None or better(self._metric, value, best[self._metric])
+                best is None or METRICS[self._metric].is_better(value, best[self._metric])
             ):
                 best = line
         return best
 
     def _prune(self) -> None:
         """Removes what was never the best when a checkpoint that is kept was saved."""
-        points = [step_of(path) for path in found(self._run_dir.checkpoints)]
+        points = [checkpoint_step(path) for path in list_checkpoints(self._run_dir.checkpoints)]
         wanted = {line["step"] for at in [None, *points] if (line := self._best_up_to(at))}
-        for path in found(self._run_dir.best):
-            if step_of(path) not in wanted:
-                checkpoints.remove(path)
+        for path in list_checkpoints(self._run_dir.best_checkpoints):
+            if checkpoint_step(path) not in wanted:
+                remove_checkpoint(path)
 
 
 def forget(run_dir: RunDir, done: int) -> list[Line]:
     """Drops evaluations and best checkpoints beyond the steps done; returns the lines left."""
-    for path in found(run_dir.best):
-        if step_of(path) > done:
-            checkpoints.remove(path)
-    kept = read(run_dir.evaluations)
+    for path in list_checkpoints(run_dir.best_checkpoints):
+        if checkpoint_step(path) > done:
+            remove_checkpoint(path)
+    kept = read(run_dir.evaluation_log)
     lines = [line for line in kept if line["step"] <= done]
-    if run_dir.evaluations.exists():
-        with run_dir.writing():
-            write_text(run_dir.evaluations, "".join(json.dumps(line) + "\n" for line in lines))
+    if run_dir.evaluation_log.exists():
+        with run_dir.converted_write_errors():
+            write_text(run_dir.evaluation_log, "".join(json.dumps(line) + "\n" for line in lines))
     return lines
 
 

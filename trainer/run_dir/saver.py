@@ -4,8 +4,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.errors import StorageError
-from trainer.run_dir.checkpoints import UNREADABLE, Checkpoints, first_line
+from trainer.errors import StorageError, first_line
+from trainer.run_dir.checkpoints import LOAD_ERRORS, Checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Saver:
         try:
             flush()
             self._checkpoints.save(step)
-        except UNREADABLE as error:
+        except LOAD_ERRORS as error:
             self.failures += 1
             self._in_a_row += 1
             failure = f"The save at step {step} failed ({first_line(error)})"

@@ -8,7 +8,8 @@ import keras
 
 from trainer.errors import CheckpointError, UsageError
 from trainer.run_dir import best
-from trainer.run_dir.checkpoints import found, load_networks, load_networks_of, step_of
+from trainer.run_dir.checkpoint_files import checkpoint_step, list_checkpoints
+from trainer.run_dir.checkpoints import load_networks, load_networks_of
 from trainer.run_dir.directory import RunDir
 
 log = logging.getLogger(__name__)
@@ -31,14 +32,14 @@ def load(run_dir: RunDir, which: str, networks: Mapping[str, keras.Model]) -> Pa
     """
     if which.isdecimal():
         return _load_step(run_dir, int(which), networks)
-    if which == "best" and not found(run_dir.best):
+    if which == "best" and not list_checkpoints(run_dir.best_checkpoints):
         raise UsageError(
             f"--checkpoint=best: {run_dir.path} has none: train with --evaluate_every_kimg, or "
             "give --checkpoint=latest."
         )
-    if which != "latest" and found(run_dir.best):
+    if which != "latest" and list_checkpoints(run_dir.best_checkpoints):
         try:
-            path = load_networks(run_dir.best, networks)
+            path = load_networks(run_dir.best_checkpoints, networks)
         except CheckpointError:
             if which == "best":
                 raise
@@ -51,24 +52,24 @@ def load(run_dir: RunDir, which: str, networks: Mapping[str, keras.Model]) -> Pa
 
 def all_of(run_dir: RunDir) -> list[Path]:
     """All checkpoints of a run, one of each step, oldest first."""
-    paths = [*found(run_dir.best), *found(run_dir.checkpoints)]
-    by_step = {step_of(path): path for path in paths}
+    paths = [*list_checkpoints(run_dir.best_checkpoints), *list_checkpoints(run_dir.checkpoints)]
+    by_step = {checkpoint_step(path): path for path in paths}
     return [by_step[step] for step in sorted(by_step)]
 
 
 def _load_step(run_dir: RunDir, step: int, networks: Mapping[str, keras.Model]) -> Path:
     for path in all_of(run_dir):
-        if step_of(path) == step:
+        if checkpoint_step(path) == step:
             load_networks_of(path, networks)
             return path
-    steps = ", ".join(str(step_of(path)) for path in all_of(run_dir)) or "none"
+    steps = ", ".join(str(checkpoint_step(path)) for path in all_of(run_dir)) or "none"
     raise UsageError(f"--checkpoint={step}: {run_dir.path} has checkpoints of steps {steps}.")
 
 
 def _why(run_dir: RunDir, path: Path) -> str:
     """What made a checkpoint the best, to be read after its path."""
-    for line in best.read(run_dir.evaluations):
-        if line["step"] == step_of(path) and "fid" in line:
+    for line in best.read(run_dir.evaluation_log):
+        if line["step"] == checkpoint_step(path) and "fid" in line:
             found = f"at {line['kimg']:.6g} kimg, FID {line['fid']:.4g}"
             return f" ({found}; --checkpoint=latest for the last)"
     return " (--checkpoint=latest for the last)"

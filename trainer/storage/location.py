@@ -173,7 +173,7 @@ def reading(run_dir: str, *, flag: str = "run_dir", which: str | None = "") -> P
     except OSError as error:
         raise _of_the_disk(error, folder) from None
     if not (folder / "config.json").exists():
-        raise UsageError(f"--{flag}={run_dir} is not a run directory: no config.json.")
+        raise UsageError(f"--{flag}={run_dir} is not a run directory: it has no config.json.")
     return folder
 
 

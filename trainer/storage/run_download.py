@@ -12,9 +12,9 @@ import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, first_line
 from trainer.files.atomic import free_name
-from trainer.run_dir.checkpoints import UNREADABLE, first_line, verify
+from trainer.run_dir.checkpoint_files import verify_manifest
 from trainer.storage import lease, run_layout
 from trainer.storage.bucket import Bucket, ConflictError, DamagedError, Item, MissingError, crc32c
 from trainer.storage.run_layout import MAIN, RUN_ID, Saved
@@ -187,8 +187,8 @@ def _bring_checkpoint(bucket: Bucket, items: Mapping[str, Item], folder: Path, s
 def _fault(folder: Path, saved: Saved) -> str:
     """What is wrong with a checkpoint in a folder, or ""."""
     try:
-        verify(folder / saved.marker.removesuffix(".json"))
-    except UNREADABLE as error:
+        verify_manifest(folder / saved.marker.removesuffix(".json"))
+    except (OSError, ValueError) as error:
         return first_line(error)
     return ""
 

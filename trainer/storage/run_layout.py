@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
-from trainer.run_dir.checkpoints import FILE
+from trainer.run_dir.checkpoint_files import FILE_PATTERN
 from trainer.storage import lease
 
 RUN_ID = "run.json"  # a random name, the same in the bucket and in its copies
@@ -40,7 +40,7 @@ def is_ours(name: str) -> bool:
 def checkpoint_of(name: str) -> Saved | None:
     """The checkpoint that a file is of, if it is of one."""
     folder, _, last = name.rpartition("/")
-    match = FILE.fullmatch(last)
+    match = FILE_PATTERN.fullmatch(last)
     return Saved(folder, int(match[1])) if folder and match else None
 
 

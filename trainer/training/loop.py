@@ -33,33 +33,13 @@ class Periodic:
         return -(-periods * self.every_images // batch_size)
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """What one call of the device did.
-
-    Attributes:
-      first_step: steps done before it.
-      rows: the metrics of its steps, [steps, M] float32.
-      secs: how long it took.
-    """
-
-    first_step: int
-    rows: np.ndarray
-    secs: float
-
-    @property
-    def last_step(self) -> int:
-        """Steps done after it."""
-        return self.first_step + len(self.rows)
-
-
 def run(
     *,
     first_step: int,
     last_step: int,
     batch_size: int,
     advance: Callable[[int], np.ndarray],
-    observe: Callable[[Trained], None],
+    observe: Callable[[np.ndarray, float], None],
     periodic: Sequence[Periodic],
     stop_requested: Callable[[], bool],
     agree: Callable[[int, bool], tuple[int, bool]] = lambda count, stop: (count, stop),
@@ -73,7 +53,8 @@ def run(
       batch_size: images per step.
       advance: trains a number of steps and returns their metrics; called with 0 first,
         so that its compilation is not timed.
-      observe: told what each call did, before anything that is then due.
+      observe: called after each call with the metrics of its steps, [steps, M] float32, and
+        its duration in seconds, before any periodic action that is due.
       periodic: what to do at its time, in this order.
       stop_requested: asked before each call.
       agree: makes the number of steps of a call, and whether to stop, the same on all
@@ -96,7 +77,7 @@ def run(
         started = clock()
         rows = advance(size)
         secs = clock() - started
-        observe(Trained(step, rows, secs))
+        observe(rows, secs)
         step += size
         pace = size / max(secs, 1e-6)
         for task, when in zip(periodic, due, strict=True):

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from trainer import models
 from trainer.config import Config
-from trainer.data.images import ImageShape
+from trainer.config.dataset import ImageShape
 from trainer.training import optimizers
 from trainer.training.updates import LossScale, Updater
 
