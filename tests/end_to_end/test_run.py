@@ -200,7 +200,7 @@ def test_other_settings_or_data_are_refused(tiny, run):
     with pytest.raises(CheckpointError, match="has changed since the run"):
         run(config)
     path.write_text("{}")
-    with pytest.raises(CheckpointError, match=r"data\.json, which says .*: remove it"):
+    with pytest.raises(CheckpointError, match=r"data\.json, which describes .*Remove it"):
         run(config)
 
 
