@@ -71,7 +71,7 @@ def test_killed_and_wiped_again_and_again(emulator, tmp_path):
     last = Process(tmp_path, *arguments, run_dir=RUN)
     assert last.end() == 0, last.output
     assert resumed >= 1
-    assert f"All of the run is in {RUN}" in last.output
+    assert f"All files of the run are in {RUN}" in last.output
     whole = Process(tmp_path, *arguments, run_dir="whole")
     assert whole.end() == 0, whole.output
     assert_same_run(tmp_path / "whole", tmp_path / "s" / NAME)
@@ -93,7 +93,7 @@ def test_sigterm_and_on_another_machine(emulator, tmp_path):
     process.popen.send_signal(signal.SIGTERM)
     assert process.end() == ExitCode.STOPPED, process.output
     assert time.monotonic() - began < 15
-    assert f"All of the run is in {RUN}" in process.output
+    assert f"All files of the run are in {RUN}" in process.output
     done = records(tmp_path / "s" / NAME)[-1]["step"]
     shutil.rmtree(tmp_path / "s")
     again = Process(tmp_path, *arguments, run_dir=RUN)
@@ -147,7 +147,7 @@ def test_sigterm_while_the_bucket_fails(server, tmp_path, kind):
     process.popen.send_signal(signal.SIGTERM)
     assert process.end() == ExitCode.STOPPED, process.output
     assert time.monotonic() - began < 15
-    assert "runs/one is without the last checkpoints/ckpt-" in process.output
+    assert f"not uploaded to {RUN}: checkpoints/ckpt-" in process.output
     assert "Traceback" not in process.output
     if kind == "is gone":
         return
@@ -157,7 +157,7 @@ def test_sigterm_while_the_bucket_fails(server, tmp_path, kind):
     again.wait_for("images/s")
     again.popen.send_signal(signal.SIGTERM)
     assert again.end() == ExitCode.STOPPED
-    assert f"All of the run is in {RUN}" in again.output
+    assert f"All files of the run are in {RUN}" in again.output
 
 
 def test_two_jobs_in_a_bucket(server, tmp_path):

@@ -57,7 +57,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setattr(bucket_module, "FIRST_WAIT_SECS", 0.01)
     monkeypatch.setattr(bucket_module, "MAX_WAIT_SECS", 0.05)
     monkeypatch.setattr(bucket_module, "RETRY_SECS", 1.0)
-    monkeypatch.setattr(mirror, "AGAIN_SECS", 0.05)
+    monkeypatch.setattr(mirror, "FINAL_RETRY_SECS", 0.05)
     monkeypatch.setattr(lease, "BEAT_SECS", 0.2)
     monkeypatch.setattr(lease, "WATCH_SECS", 1.0)
     yield world
@@ -305,7 +305,7 @@ class Job:
         self.uploads.saved()
         if there:
             deadline = time.monotonic() + 10
-            while self.uploads._newest().marker not in self.uploads._sent:
+            while self.uploads._newest().marker not in self.uploads._uploaded:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             time.sleep(0.05)  # for what is removed then
@@ -373,7 +373,9 @@ def test_a_damaged_checkpoint_falls_back(server, caplog, kind):
     with job.working():
         assert job.resumed == 2
         if kind != "no marker":
-            assert "ckpt-3.json of gs://bucket/runs/one is passed over" in caplog.text
+            assert (
+                "Skipping checkpoint checkpoints/ckpt-3.json of gs://bucket/runs/one" in caplog.text
+            )
             assert server.names("runs/one/checkpoints/damaged/ckpt-3.1/")
         job.save(3, content=b"other", there=True)
     server.faults = []
@@ -389,7 +391,7 @@ def test_nothing_starts_over(server):
     for step in (1, 2):
         damage(server, step, "other content")
     for _ in range(2):
-        with pytest.raises(CheckpointError, match=r"None of the .* is whole .*--fresh") as error:
+        with pytest.raises(CheckpointError, match=r"None of the .* is intact .*--fresh") as error:
             job.run()
     assert error.value.exit_code == ExitCode.CHECKPOINT == 73
     server.objects["bucket"] = before
@@ -433,12 +435,12 @@ def test_what_did_not_get_there_is_made_up_for(server, caplog):
     job = Job(max_failed=100).run(1)
     server.faults = [Fault(503, "upload", "checkpoints|metrics")]
     stopped(job, 2, 3)
-    assert "runs/one is without the last checkpoints/ckpt-3, metrics.jsonl" in caplog.text
+    assert "not uploaded to gs://bucket/runs/one: checkpoints/ckpt-3, metrics.jsonl" in caplog.text
     assert saved(server) == [1]
     server.faults = []
     with job.working():
         assert job.resumed == 3
-        assert "holds the checkpoint of step 3, and gs://bucket/runs/one has step 1" in caplog.text
+        assert "holds the checkpoint of step 3, but gs://bucket/runs/one has step 1" in caplog.text
     assert saved(server) == [1, 3]
     with job.wipe().working():
         assert job.resumed == 3
@@ -455,7 +457,7 @@ def test_a_stop_waits_for_what_is_on_its_way(server):
 def test_a_stop_does_not_wait_for_a_bucket_that_hangs(server, caplog):
     server.faults = [Fault("slow", "upload", r"\.data", secs=30.0)]
     stopped(Job(), 1)
-    assert "is without the last checkpoints/ckpt-1" in caplog.text
+    assert "not uploaded to gs://bucket/runs/one: checkpoints/ckpt-1" in caplog.text
     assert saved(server) == []
 
 
@@ -478,7 +480,7 @@ def test_the_scratch_of_another_run_is_set_aside(server, caplog):
     server.objects["bucket"].clear()
     with job.working():
         assert job.resumed is None
-    assert "held another run than the bucket does: set aside as" in caplog.text
+    assert "held a different run than the bucket. Moved that run to" in caplog.text
     aside = job.folder.with_name(f"{job.folder.name}.old-1")
     assert list_checkpoints(aside / "checkpoints")[0].name == "ckpt-3"
     server.objects["bucket"] = old
@@ -507,7 +509,9 @@ def test_a_bucket_that_goes_on_failing_ends_the_run(server, kind, expected, monk
                 job.save(step)
                 time.sleep(0.2)
 
-    with pytest.raises(expected, match=r"^3 saves in a row have not reached gs://bucket/runs/one"):
+    with pytest.raises(
+        expected, match=r"^3 consecutive checkpoints could not be uploaded to gs://bucket/runs/one,"
+    ):
         save_on()
     assert job.uploads.failures == 3
 
@@ -524,7 +528,8 @@ def test_a_bad_moment_does_not_end_it(server, monkeypatch, caplog):
                 time.sleep(0.02)
             job.uploads.check()
         assert job.uploads.failures == 3
-    assert "Step 1 has not reached gs://bucket/runs/one: training goes on, 0 more" in caplog.text
+    assert "The checkpoint of step 1 could not be uploaded to gs://bucket/runs/one: " in caplog.text
+    assert "Training continues; the uploads of 0 more checkpoints may fail." in caplog.text
     assert saved(server) == [2, 4, 6]
 
 
@@ -538,7 +543,7 @@ def test_a_slow_bucket_is_no_failure(server):
             time.sleep(0.01)
     assert saved(server) == [39]
     assert job.uploads.failures == 0
-    assert not (job.folder / mirror.STAGE).exists()
+    assert not (job.folder / mirror.STAGING).exists()
 
 
 def test_the_best_follow_the_folder(server):
@@ -550,7 +555,7 @@ def test_the_best_follow_the_folder(server):
                 shutil.copy(path, job.folder / "best" / path.name.replace("-1.", f"-{step}."))
             if step == 9:
                 [path.unlink() for path in (job.folder / "best").glob("ckpt-5.*")]
-            job.uploads._later = 0.0
+            job.uploads._next_full_pass = 0.0
             job.save(step, there=True)
             time.sleep(0.3)
     assert [name.rpartition("/")[2] for name in server.names("runs/one/best/")] == [
@@ -592,7 +597,7 @@ def test_it_is_read_from_other_machines(server):
     with pytest.raises(UsageError, match=r"^--run_dir=gs://bucket/runs/one is not a run directory"):
         reading(RUN)
     assert not list(folder.glob("checkpoints/*"))
-    with pytest.raises(UsageError, match="give a folder in it"):
+    with pytest.raises(UsageError, match="names only a bucket"):
         reading("gs://bucket")
 
 
@@ -605,7 +610,7 @@ def test_a_real_run_goes_on_on_another_machine(server, tiny, run, tmp_path):
         return tiny(run_dir=where, length=steps, keep_checkpoints=2, log_every_secs=1e9)
 
     output = run(config(2))
-    assert "All of the run is in gs://bucket/runs/one" in output
+    assert "All files of the run are in gs://bucket/runs/one" in output
     names = {name.removeprefix("runs/one/") for name in server.names()}
     assert {
         "config.json", "data.json", "provenance.json", "metrics.jsonl", "run.json", "training.gif",
@@ -764,7 +769,7 @@ def test_who_may_only_read_a_run_keeps_what_was_found(server, caplog):
     server.faults = [Fault(403, "upload", times=99)]
     location.publish(RUN, folder, ["evaluation.json"])
     found = folder.with_name(folder.name + "-found")
-    assert f"It is only in {found}" in caplog.text
+    assert f"are kept in {found}" in caplog.text
     reading(RUN)  # makes the copy what the bucket holds
     assert (found / "evaluation.json").read_text() == "{}"
 

@@ -1,4 +1,4 @@
-"""Where a run is worked on: its run directory, or a scratch folder mirrored to its bucket."""
+"""The local folder of a run: its run directory, or a scratch folder mirrored to a bucket."""
 
 import contextlib
 import fcntl
@@ -22,46 +22,46 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 END_SECS = 600.0  # how long a complete run waits for its uploads
-FAILED_SECS = 30.0  # and one that ends with an error
-LEAVE_SECS = 5.0  # of the time after a signal: to give the run back and to end
+FAILED_SECS = 30.0  # how long a run that failed waits for its uploads
+LEAVE_SECS = 5.0  # time after a signal that is reserved for releasing the run and exiting
 
 
 class Uploads(Protocol):
-    """What training knows of a mirror."""
+    """The interface of a mirror that training uses."""
 
     failures: int
 
     def check(self) -> None:
-        """Raises a TrainerError where training must end."""
+        """Raises a TrainerError if training must stop."""
 
     def saved(self) -> None:
-        """Says that there is a new checkpoint."""
+        """Notifies the mirror of a new checkpoint."""
 
 
 class NoUploads:
-    """Of a run on a disk."""
+    """Stands in for a mirror when the run directory is on a disk."""
 
     failures = 0
 
     def check(self) -> None:
-        """Finds nothing wrong."""
+        """Does nothing."""
 
     def saved(self) -> None:
         """Does nothing."""
 
 
 class Place:
-    """Where a run is worked on.
+    """The place of a run: a folder on this machine, which may be mirrored to a bucket.
 
     Attributes:
-      folder: of its files on this machine.
+      folder: folder of the run's files on this machine.
     """
 
     def __init__(self, config: Config) -> None:
-        """Looks at --run_dir and --scratch_dir; touches nothing.
+        """Validates --run_dir and --scratch_dir; reads and writes no file.
 
         Raises:
-          UsageError: if they cannot be meant.
+          UsageError: if one of them is not valid.
         """
         self._keep, self._max_failed = config.keep_checkpoints, config.max_failed_saves
         self._address: Address | None = None
@@ -76,25 +76,26 @@ class Place:
     def mirrored(
         self, *, fresh: bool = False, secs_left: Callable[[], float] = lambda: math.inf
     ) -> Iterator[Uploads]:
-        """Brings the run here from its bucket, and what a block does with it there.
+        """Downloads the run from its bucket, and uploads the changes made inside the block.
 
-        Call it with the folder locked.
+        Does nothing for a run on a disk.  The caller must hold the lock of the folder.
 
         Args:
-          fresh: whether to set aside a run that is in the bucket.
-          secs_left: until this process is ended from outside.
+          fresh: whether to move an existing run in the bucket aside.
+          secs_left: returns the seconds until the process is killed.
+
+        Yields:
+          The mirror of the run.
 
         Raises:
           BusyError: if another job holds the run.
-          CheckpointError: if it has checkpoints and none is whole.
-          TrainerError: if the bucket does not do as it should.
+          CheckpointError: if the run has checkpoints but none is intact.
+          TrainerError: if the bucket cannot be used.
         """
         if self._address is None:
             yield NoUploads()
             return
-        from trainer.storage import (
-            run_download,  # late, as the library is: only where there is a bucket
-        )
+        from trainer.storage import run_download  # late: only runs in buckets need the library
         from trainer.storage.bucket import Bucket
         from trainer.storage.lease import Lease
         from trainer.storage.mirror import Mirror
@@ -104,26 +105,26 @@ class Place:
             try:
                 if fresh:
                     run_download.set_aside(bucket)
-                there = run_download.bring(bucket, self.folder)
+                objects = run_download.bring(bucket, self.folder)
             except OSError as error:
-                raise _of_the_disk(error, self.folder) from None
-            log.info("Working in %s, mirrored to %s", self.folder, self._address)
+                raise _disk_error(error, self.folder) from None
+            log.info("The run is stored in %s and mirrored to %s", self.folder, self._address)
             mirror = Mirror(
                 bucket,
                 self.folder,
-                there,
+                objects,
                 keep=self._keep,
                 max_failed=self._max_failed,
                 check=lease.check,
             )
             mirror.start()
-            yield from _until_there(mirror, secs_left, self._address)
+            yield from _yield_until_uploaded(mirror, secs_left, self._address)
 
 
-def _until_there(
+def _yield_until_uploaded(
     mirror: "Mirror", secs_left: Callable[[], float], address: Address
 ) -> Iterator[Uploads]:
-    """Yields a mirror and waits for it as long as the way that the block ends allows."""
+    """Yields a mirror, then waits for its uploads; how long depends on how the block ends."""
     try:
         yield mirror
     except BusyError:
@@ -137,23 +138,25 @@ def _until_there(
         raise
     if not mirror.finish(min(END_SECS, secs_left() - LEAVE_SECS)):
         raise StorageError(
-            f"The run is complete, and {address} lacks the end of it: start it again to bring that "
-            "there."
+            f"The run is complete, but not all of its files were uploaded to {address}. Run the "
+            "same command again to upload the rest."
         )
 
 
 def reading(run_dir: str, *, flag: str = "run_dir", which: str | None = "") -> Path:
-    """A run's folder on this machine, to read: of one in a bucket a copy as it is now.
+    """Returns a local folder from which a run can be read.
+
+    A run in a bucket is downloaded to a copy in the user's cache, or the copy is updated.
 
     Args:
-      run_dir: as the user gave it.
-      flag: whose value that is.
-      which: the checkpoint that is wanted, as of `resume.copy`.
+      run_dir: run directory as the user gave it.
+      flag: name of its flag, for messages.
+      which: the checkpoints to download, as in `run_download.copy`.
 
     Raises:
-      UsageError: if there is no such bucket, or no right to read it.
-      CheckpointError: if there are checkpoints and none is whole.
-      StorageError: if the bucket or the disk does not do as it should.
+      UsageError: if the bucket or the run does not exist, or may not be read.
+      CheckpointError: if the run has checkpoints but none is intact.
+      StorageError: if the bucket does not respond or the disk cannot be written.
     """
     if not is_bucket(run_dir):
         return Path(run_dir)
@@ -168,24 +171,25 @@ def reading(run_dir: str, *, flag: str = "run_dir", which: str | None = "") -> P
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / ".lock", "a", encoding="ascii") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # other readers change the same files
+            fcntl.flock(lock, fcntl.LOCK_EX)  # other commands update the same copy
             run_download.copy(Bucket(address), folder, which)
     except OSError as error:
-        raise _of_the_disk(error, folder) from None
+        raise _disk_error(error, folder) from None
     if not (folder / "config.json").exists():
         raise UsageError(f"--{flag}={run_dir} is not a run directory: it has no config.json.")
     return folder
 
 
 def publish(run_dir: str, folder: Path, names: Iterable[str]) -> None:
-    """Brings files of a copy that `reading` made back to its run, if that is in a bucket.
+    """Uploads files from a copy that `reading` made to the run, if that is in a bucket.
 
-    Who may read a run need not have the right to write there: then a warning says so.
+    A user may have the right to read a run but not to write it.  In that case the files are
+    kept in a folder beside the copy, and a warning names it.
 
     Args:
-      run_dir: as the user gave it.
-      folder: the copy.
-      names: of files and folders in it.
+      run_dir: run directory as the user gave it.
+      folder: folder of the copy.
+      names: names of files and folders in the copy.
     """
     if not is_bucket(run_dir):
         return
@@ -200,41 +204,42 @@ def publish(run_dir: str, folder: Path, names: Iterable[str]) -> None:
     ]
     try:
         for file in files:
-            named = str(file.relative_to(folder))
-            bucket.put(named, file)
-            log.info("Written to %s/%s", run_dir.rstrip("/"), named)
+            name = str(file.relative_to(folder))
+            bucket.put(name, file)
+            log.info("Uploaded to %s/%s", run_dir.rstrip("/"), name)
     except TrainerError as error:
-        # The next reader makes the copy what the bucket holds.
-        found = folder.with_name(f"{folder.name}-found")
+        # The next command that reads the run removes from the copy what the bucket does not hold.
+        kept = folder.with_name(f"{folder.name}-found")
         for file in files:
-            target = found / file.relative_to(folder)
+            target = kept / file.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-        log.warning("%s It is only in %s.", error, found)
+        log.warning("%s The files could not be uploaded and are kept in %s.", error, kept)
 
 
 def run_address(run_dir: str, flag: str = "run_dir") -> Address:
-    """The address of a run.
+    """Returns the address of a run in a bucket.
 
     Raises:
-      UsageError: if it is none, or a whole bucket.
+      UsageError: if `run_dir` is not a valid address or names no folder in the bucket.
     """
     address = Address.parse(run_dir, flag)
     if not address.path:
-        raise UsageError(f"--{flag}={run_dir} is a whole bucket: give a folder in it.")
+        raise UsageError(f"--{flag}={run_dir} names only a bucket. Add the path of a folder.")
     return address
 
 
 def base(name: str) -> Path:
-    """The folder below which things from buckets are kept, found again by the next job."""
+    """Returns a folder in the user's cache, or in /tmp, for files downloaded from buckets."""
     folder = cache.folder()
     if folder is None:
         folder = Path(tempfile.gettempdir()) / f"gan-trainer-{os.getuid()}"
     return folder / "buckets" / name
 
 
-def _of_the_disk(error: OSError, folder: Path) -> StorageError:
+def _disk_error(error: OSError, folder: Path) -> StorageError:
     return StorageError(
-        f"{folder}, where files of the bucket go, cannot be written ({error.strerror or error}): "
-        "free some disk, or name another place by XDG_CACHE_HOME."
+        f"{folder}, which holds files downloaded from the bucket, cannot be written "
+        f"({error.strerror or error}). Free some disk space, or set XDG_CACHE_HOME to another "
+        "folder."
     )

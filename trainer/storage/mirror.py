@@ -1,9 +1,9 @@
-"""Brings what a run writes into its bucket, in a thread beside training.
+"""Uploads the files of a run to its bucket in a background thread.
 
-A pass brings first the record and the samples, then the newest checkpoint, its manifest
-last, and then what may come later.  So whoever reads the bucket finds for each checkpoint
-that counts a record that covers it.  A pass that fails is made again; training hears of it
-when too many saves in a row have not got there.
+Each pass uploads the metrics and samples first, then the newest checkpoint with its manifest
+last, and from time to time the low-priority files.  A checkpoint in the bucket that has a
+manifest is therefore complete, and the metrics in the bucket cover its step.  A failed pass is
+repeated.  Training stops only after too many consecutive checkpoints could not be uploaded.
 """
 
 import contextlib
@@ -22,108 +22,110 @@ from trainer.storage.run_layout import MAIN, Saved
 
 log = logging.getLogger(__name__)
 
-PAUSE_SECS = 30.0  # between passes, when nothing was saved
-LATER_SECS = 120.0  # between times that what may come later is brought
-AGAIN_SECS = 1.0  # between passes that fail, at the end of a run
-STAGE = ".mirror"  # folder of what is being brought
-LATER = (run_layout.TENSORBOARD, "best", "training.gif", "generator.keras")
-Stamp = tuple[int, int, int]  # what changes with a file
+PAUSE_SECS = 30.0  # between passes while no checkpoint is saved
+LOW_PRIORITY_SECS = 120.0  # between uploads of the low-priority files
+FINAL_RETRY_SECS = 1.0  # between failed passes at the end of a run
+STAGING = ".mirror"  # folder of links to the checkpoint that is being uploaded
+LOW_PRIORITY = (run_layout.TENSORBOARD, "best", "training.gif", "generator.keras")
+Stamp = tuple[int, int, int]  # modification time, size and inode: they change with the content
 
 
 class Mirror:
-    """Mirrors a folder into a bucket.
+    """Mirrors a run's folder to a bucket.
 
     Attributes:
-      failures: saves that did not get into the bucket when they were tried.
+      failures: number of checkpoints whose upload failed.
     """
 
     def __init__(
         self,
         bucket: Bucket,
         folder: Path,
-        there: Mapping[str, Item],
+        objects: Mapping[str, Item],
         *,
         keep: int,
         max_failed: int,
         check: Callable[[], None],
     ) -> None:
-        """Takes a bucket as it is; `start` begins.
+        """Creates a mirror; `start` starts its thread.
 
         Args:
-          bucket: to write to.
-          folder: of the run.
-          there: what the bucket holds.
-          keep: checkpoints to keep there.
-          max_failed: saves that may fail in a row.
-          check: raises if the bucket's run is no longer ours.
+          bucket: the bucket to upload to.
+          folder: the folder of the run.
+          objects: the objects in the bucket, by name.
+          keep: number of checkpoints to keep in the bucket.
+          max_failed: number of consecutive checkpoints whose upload may fail.
+          check: raises an error if another job has taken over the run in the bucket.
         """
-        self._bucket, self._folder, self._there = bucket, folder, dict(there)
+        self._bucket, self._folder, self._objects = bucket, folder, dict(objects)
         self._keep, self._max_failed, self._check_lease = keep, max_failed, check
-        self._sent: dict[str, Stamp] = {}
-        self._later = 0.0
-        self.failures = self._in_a_row = 0
-        self._failed_step = -1  # a save counts once, however often it is tried
+        self._uploaded: dict[str, Stamp] = {}
+        self._next_full_pass = 0.0
+        self.failures = self._consecutive_failures = 0
+        self._failed_step = -1  # a checkpoint counts as one failure, however often it is tried
         self._error: TrainerError | None = None
-        self._wake, self._idle = threading.Event(), threading.Event()
+        self._wake, self._finished = threading.Event(), threading.Event()
         self._ending = self._stopped = False
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 
     def start(self) -> None:
-        """Begins with what an earlier job may have left."""
+        """Starts the thread, which first uploads what an earlier job may have left."""
         self._wake.set()
         self._thread.start()
 
     def saved(self) -> None:
-        """Says that there is a new checkpoint."""
+        """Notifies the thread of a new checkpoint."""
         self._wake.set()
 
     def check(self) -> None:
-        """Ends training where the bucket has failed too often, or is another job's by now.
+        """Raises an error if training must stop because of the bucket.
 
         Raises:
-          BusyError: if another job took it over.
-          TrainerError: of the bucket's last fault, if too many saves in a row failed.
+          BusyError: if another job has taken over the run.
+          TrainerError: if too many consecutive checkpoints could not be uploaded; its class is
+            that of the latest failure.
         """
         self._check_lease()
         error = self._error
-        if error is not None and self._in_a_row > self._max_failed:
+        if error is not None and self._consecutive_failures > self._max_failed:
             raise type(error)(
-                f"{self._in_a_row} saves in a row have not reached {self._bucket.address}, more "
-                f"than --max_failed_saves={self._max_failed}: {error} They are in {self._folder}."
+                f"{self._consecutive_failures} consecutive checkpoints could not be uploaded to "
+                f"{self._bucket.address}, more than --max_failed_saves={self._max_failed} allows: "
+                f"{error} The files are in {self._folder}."
             )
 
     def finish(self, limit_secs: float) -> bool:
-        """Brings what is left and ends.
+        """Uploads the remaining files and stops the thread.
 
         Args:
-          limit_secs: how long to wait.
+          limit_secs: seconds to wait for the uploads.
 
         Returns:
-          Whether all got there.
+          Whether all files of the run are in the bucket.
         """
         began = time.monotonic()
         self._ending = True
         self._wake.set()
-        if limit_secs > 5 and not self._idle.wait(2.0):
-            log.info("Waiting for what is on its way to %s", self._bucket.address)
+        if limit_secs > 5 and not self._finished.wait(2.0):
+            log.info("Waiting for the uploads to %s to finish", self._bucket.address)
         left = limit_secs - (time.monotonic() - began)
-        self._idle.wait(max(0.0, min(left, threading.TIMEOUT_MAX)))
+        self._finished.wait(max(0.0, min(left, threading.TIMEOUT_MAX)))
         self._stopped = True
         self._wake.set()
-        missing = self._missing()
+        missing = self._not_uploaded()
         if missing:
             rest = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             log.warning(
-                "%s is without the last %s%s%s. They are in %s.",
+                "Some files were not uploaded to %s: %s%s (%s). They are in %s.",
                 self._bucket.address, ", ".join(missing[:3]), rest,
-                f" ({self._error or 'the time was short'})", self._folder,
+                self._error or "there was not enough time", self._folder,
             )  # fmt: skip
         else:
-            log.info("All of the run is in %s", self._bucket.address)
+            log.info("All files of the run are in %s", self._bucket.address)
         return not missing
 
     def quit(self) -> None:
-        """Ends at once: the bucket's run is another job's."""
+        """Stops without further uploads, because another job has taken over the run."""
         self._stopped = True
         self._wake.set()
 
@@ -136,169 +138,174 @@ class Mirror:
                 ending = self._ending
             newest = self._newest()
             try:
-                whole = self._pass(newest, ending)
+                whole = self._run_pass(newest, ending)
                 self._error = None
-                self._in_a_row = 0
+                self._consecutive_failures = 0
                 if whole and ending:
                     break
             except TrainerError as error:
-                self._count(error, newest)
-            except Exception as error:  # never in silence, whatever it is
-                self._count(StorageError(f"{type(error).__name__}: {error}."), newest)
+                self._record_failure(error, newest)
+            except Exception as error:  # an unexpected error must not end the thread silently
+                self._record_failure(StorageError(f"{type(error).__name__}: {error}."), newest)
             if ending and self._error is not None:
                 if not isinstance(self._error, StorageError):
-                    break  # it will not pass
-                time.sleep(AGAIN_SECS)
-        self._idle.set()
+                    break  # not a transient error: repeating does not help
+                time.sleep(FINAL_RETRY_SECS)
+        self._finished.set()
 
-    def _count(self, error: TrainerError, newest: Saved | None) -> None:
-        """Shows a failure, and counts it where it kept a save from the bucket."""
-        again = str(error) == str(self._error)
+    def _record_failure(self, error: TrainerError, newest: Saved | None) -> None:
+        """Logs a failed pass, and counts it if the newest checkpoint was not uploaded."""
+        repeated = str(error) == str(self._error)
         self._error = error
         step = newest.step if newest else 0
-        if newest and self._has(newest.marker):
-            if not again:
-                log.warning("Not all of the run has reached %s: %s", self._bucket.address, error)
+        if newest and self._is_current(newest.marker):
+            if not repeated:
+                log.warning(
+                    "Some files could not be uploaded to %s: %s", self._bucket.address, error
+                )
             return
         if self._ending or step == self._failed_step:
-            return  # `finish` says how it ends; it is counted
+            return  # `finish` logs the result, or this checkpoint is counted already
         self._failed_step = step
         self.failures += 1
-        self._in_a_row += 1
+        self._consecutive_failures += 1
+        allowed = max(0, self._max_failed - self._consecutive_failures)
         log.warning(
-            "Step %d has not reached %s: training goes on, %d more saves may fail. %s",
-            step, self._bucket.address, max(0, self._max_failed - self._in_a_row), error,
+            "The checkpoint of step %d could not be uploaded to %s: %s Training continues; the "
+            "uploads of %d more checkpoints may fail.",
+            step, self._bucket.address, error, allowed,
         )  # fmt: skip
 
-    def _pass(self, newest: Saved | None, ending: bool) -> bool:
-        """Brings what has changed; returns whether all of it."""
-        with self._staged(newest) as stage:
+    def _run_pass(self, newest: Saved | None, ending: bool) -> bool:
+        """Uploads the changed files; returns whether the pass was complete."""
+        with self._staged_checkpoint(newest) as staging:
             for name in self._names():
-                if not name.startswith(LATER) and run_layout.checkpoint_of(name) is None:
-                    self._bring(name)
-            if newest and stage:
-                self._commit(newest, stage)
-                self._in_a_row, self._failed_step = 0, -1
+                if not name.startswith(LOW_PRIORITY) and run_layout.checkpoint_of(name) is None:
+                    self._upload_file(name)
+            if newest and staging:
+                self._upload_checkpoint(newest, staging)
+                self._consecutive_failures, self._failed_step = 0, -1
                 self._remove_old(newest)
-        if ending or time.monotonic() >= self._later:
-            self._later = time.monotonic() + LATER_SECS
-            return self._bring_the_rest(ending)
+        if ending or time.monotonic() >= self._next_full_pass:
+            self._next_full_pass = time.monotonic() + LOW_PRIORITY_SECS
+            return self._upload_low_priority(ending)
         return True
 
-    def _bring_the_rest(self, ending: bool) -> bool:
-        """Brings what may come later; returns whether all of it."""
+    def _upload_low_priority(self, ending: bool) -> bool:
+        """Uploads the low-priority files; returns whether the pass was complete."""
         for name in self._names():
             if self._ending and not ending:
-                return False  # first things first once more
-            if name.startswith(LATER) and run_layout.checkpoint_of(name) is None:
-                self._bring(name)
+                return False  # the final pass starts again with the important files
+            if name.startswith(LOW_PRIORITY) and run_layout.checkpoint_of(name) is None:
+                self._upload_file(name)
         others = [s for s in run_layout.checkpoints(self._names()) if s.folder != MAIN]
         for saved in others:
-            with self._staged(saved) as stage:
-                if stage:
-                    self._commit(saved, stage)
+            with self._staged_checkpoint(saved) as staging:
+                if staging:
+                    self._upload_checkpoint(saved, staging)
         folders = {saved.folder for saved in others}
-        for saved, files in run_layout.checkpoints(self._there).items():
+        for saved, files in run_layout.checkpoints(self._objects).items():
             if saved.folder in folders and saved not in others:
                 self._delete(files)
         return True
 
     @contextlib.contextmanager
-    def _staged(self, saved: Saved | None) -> Iterator[Path | None]:
-        """Links to the files of a checkpoint, which stay when it is removed meanwhile."""
+    def _staged_checkpoint(self, saved: Saved | None) -> Iterator[Path | None]:
+        """Yields a folder of links that survive the checkpoint's removal; None if it is gone."""
         files = run_layout.checkpoints(self._names()).get(saved, []) if saved else []
         if saved is None or saved.marker not in files:
             yield None
             return
-        stage = self._folder / STAGE
-        shutil.rmtree(stage, ignore_errors=True)
+        staging = self._folder / STAGING
+        shutil.rmtree(staging, ignore_errors=True)
         try:
-            yield stage if _link_all(self._folder, stage, files) else None
+            yield staging if _link_all(self._folder, staging, files) else None
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
 
-    def _commit(self, saved: Saved, stage: Path) -> None:
-        """Brings a checkpoint, its marker last."""
-        files = run_layout.checkpoints(_files(stage))[saved]
-        stamps = {name: _stamp(stage / name) for name in files}
-        if all(self._is_sent(name, stage / name, stamps[name]) for name in files):
+    def _upload_checkpoint(self, saved: Saved, staging: Path) -> None:
+        """Uploads a checkpoint, its manifest last."""
+        files = run_layout.checkpoints(_files(staging))[saved]
+        stamps = {name: _stamp(staging / name) for name in files}
+        if all(self._is_uploaded(name, staging / name, stamps[name]) for name in files):
             return
-        if marker := self._there.pop(saved.marker, None):
-            self._bucket.delete(marker)  # it is of other files
+        if manifest := self._objects.pop(saved.marker, None):
+            self._bucket.delete(manifest)  # this manifest describes other files
         for name in files:
-            if not self._is_sent(name, stage / name, stamps[name]):
-                self._upload(name, stage / name, stamps[name])
+            if not self._is_uploaded(name, staging / name, stamps[name]):
+                self._write_object(name, staging / name, stamps[name])
 
-    def _bring(self, name: str) -> None:
-        """Brings a file, unless it is there as it is here."""
+    def _upload_file(self, name: str) -> None:
+        """Uploads a file unless the bucket has the same content."""
         path = self._folder / name
-        with contextlib.suppress(FileNotFoundError):  # removed or replaced just now
+        with contextlib.suppress(FileNotFoundError):  # removed or replaced during the pass
             stamp = _stamp(path)
-            if self._sent.get(name) != stamp:
-                content = path.read_bytes()  # it may grow meanwhile
-                if not self._is_there(name, content):
-                    self._upload(name, content, stamp)
-                self._sent[name] = stamp
+            if self._uploaded.get(name) != stamp:
+                content = path.read_bytes()  # the file may grow during the upload
+                if not self._matches_object(name, content):
+                    self._write_object(name, content, stamp)
+                self._uploaded[name] = stamp
 
-    def _is_sent(self, name: str, path: Path, stamp: Stamp) -> bool:
-        if self._sent.get(name) != stamp and self._is_there(name, path):
-            self._sent[name] = stamp
-        return self._sent.get(name) == stamp
+    def _is_uploaded(self, name: str, path: Path, stamp: Stamp) -> bool:
+        if self._uploaded.get(name) != stamp and self._matches_object(name, path):
+            self._uploaded[name] = stamp
+        return self._uploaded.get(name) == stamp
 
-    def _is_there(self, name: str, source: Path | bytes) -> bool:
-        item = self._there.get(name)
+    def _matches_object(self, name: str, source: Path | bytes) -> bool:
+        item = self._objects.get(name)
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         return item is not None and item.size == size and item.crc32c == crc32c(source)
 
-    def _upload(self, name: str, source: Path | bytes, stamp: Stamp) -> None:
-        """Writes an object over the one that we know of."""
+    def _write_object(self, name: str, source: Path | bytes, stamp: Stamp) -> None:
+        """Writes an object, replacing the version that this job knows of."""
         self._check_lease()
         if self._stopped:
-            raise StorageError("The run ended meanwhile.")
-        known = self._there.get(name)
+            raise StorageError("The upload was cancelled because the run has ended.")
+        known = self._objects.get(name)
         try:
             item = self._bucket.upload(name, source, generation=known.generation if known else 0)
         except ConflictError:
-            # Of an earlier try or another job's last breath: the run is ours, or check raises.
+            # An earlier attempt of this job, or the previous holder, wrote the object.  Replacing
+            # it is safe while this job holds the lease, which the check ensures.
             self._check_lease()
             found = self._bucket.look(name)
             generation = found.generation if found else 0
             item = self._bucket.upload(name, source, generation=generation)
-        self._there[name], self._sent[name] = item, stamp
+        self._objects[name], self._uploaded[name] = item, stamp
 
     def _remove_old(self, newest: Saved) -> None:
-        """Removes checkpoints of the bucket that are neither here nor among those to keep."""
-        kept = set(run_layout.committed(self._there)[: self._keep])
-        here = set(run_layout.checkpoints(self._names()))
-        for saved, files in run_layout.checkpoints(self._there).items():
-            if saved.folder == MAIN and saved.step < newest.step and saved not in kept | here:
+        """Removes old checkpoints that are neither in the folder nor among those to keep."""
+        kept = set(run_layout.committed(self._objects)[: self._keep])
+        local = set(run_layout.checkpoints(self._names()))
+        for saved, files in run_layout.checkpoints(self._objects).items():
+            if saved.folder == MAIN and saved.step < newest.step and saved not in kept | local:
                 self._delete(files)
 
     def _delete(self, files: list[str]) -> None:
-        for name in reversed(files):  # the marker first
+        for name in reversed(files):  # the manifest first
             self._check_lease()
-            self._bucket.delete(self._there[name])
-            del self._there[name]
-            self._sent.pop(name, None)
+            self._bucket.delete(self._objects[name])
+            del self._objects[name]
+            self._uploaded.pop(name, None)
 
-    def _has(self, name: str) -> bool:
-        """Whether the bucket has a file as it is now; also where it was removed just now."""
+    def _is_current(self, name: str) -> bool:
+        """Returns whether the bucket has a file's current content; True if the file is gone."""
         with contextlib.suppress(FileNotFoundError):
-            return self._sent.get(name) == _stamp(self._folder / name)
+            return self._uploaded.get(name) == _stamp(self._folder / name)
         return True
 
     def _newest(self) -> Saved | None:
         return next(iter(run_layout.committed(self._names())), None)
 
-    def _missing(self) -> list[str]:
-        """What is here and not there, checkpoints by their names."""
+    def _not_uploaded(self) -> list[str]:
+        """Returns the files that are not in the bucket; a checkpoint counts as one name."""
         newest = self._newest()
         missing = []
         for name in self._names():
             saved = run_layout.checkpoint_of(name)
             if saved and (name != saved.marker or (saved.folder == MAIN and saved != newest)):
                 continue
-            if not self._has(name):
+            if not self._is_current(name):
                 missing.append(name.removesuffix(".json") if saved else name)
         return sorted(missing, key=lambda name: not name.startswith(f"{MAIN}/"))
 
@@ -307,10 +314,10 @@ class Mirror:
 
 
 def _files(folder: Path) -> list[str]:
-    """The files below a folder, by their names with slashes."""
+    """Returns the paths of the files below a folder, relative to it and sorted."""
     return sorted(
-        os.path.relpath(os.path.join(place, name), folder)
-        for place, _, names in os.walk(folder)
+        os.path.relpath(os.path.join(parent, name), folder)
+        for parent, _, names in os.walk(folder)
         for name in names
     )
 
@@ -320,17 +327,17 @@ def _stamp(path: Path) -> Stamp:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def _link_all(folder: Path, stage: Path, files: list[str]) -> bool:
-    """Gives files second names below `stage`; False where one was removed meanwhile."""
+def _link_all(folder: Path, staging: Path, files: list[str]) -> bool:
+    """Links files into `staging`; returns False if one of them was removed meanwhile."""
     for name in files:
-        (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
         try:
             try:
-                os.link(folder / name, stage / name)
+                os.link(folder / name, staging / name)
             except FileNotFoundError:
                 raise
-            except OSError:  # a file system without
-                shutil.copy2(folder / name, stage / name)
+            except OSError:  # the file system does not support hard links
+                shutil.copy2(folder / name, staging / name)
         except FileNotFoundError:
             return False
     return True

@@ -1,8 +1,8 @@
-"""Brings a run from its bucket to a folder on this machine.
+"""Downloads a run from its bucket to a folder on this machine.
 
-The newest checkpoint that is whole wins, whether it is in the bucket or still in the folder
-from an earlier job whose uploads had failed.  What the folder holds of another run is set
-aside.  Nothing starts over where the bucket has checkpoints.
+The newest intact checkpoint is used, whether it is in the bucket or still in the folder of an
+earlier job whose uploads had failed.  If the folder holds another run, that run is moved aside.
+A run that has checkpoints in the bucket never starts over silently.
 """
 
 import contextlib
@@ -22,44 +22,46 @@ from trainer.storage.run_layout import MAIN, RUN_ID, Saved
 log = logging.getLogger(__name__)
 
 PICTURES = ("samples/", "evaluation/", "training.gif")
-KEPT = (".lock", lease.NAME, lease.NOTE)  # in use while the folder is held
+KEPT = (".lock", lease.NAME, lease.NOTE)  # in use while this job holds the folder
 
 
 def bring(bucket: Bucket, folder: Path) -> dict[str, Item]:
-    """Makes a folder, which is held, ready to go on with the bucket's run.
+    """Prepares a folder, whose lock the caller holds, for resuming the run in a bucket.
 
     Returns:
-      What the bucket holds.
+      The objects in the bucket, by name.
 
     Raises:
-      CheckpointError: if it has checkpoints and none is whole, here or there.
-      TrainerError: if it does not do as it should; that is no fresh start.
+      CheckpointError: if the bucket has checkpoints but none is intact, in the bucket or in the
+        folder.
+      TrainerError: if the bucket cannot be used; the run does not start over in that case.
     """
     items = bucket.list()
     if not _is_same_run(bucket, items, folder):
-        _empty(folder)
-    known = _identify(bucket, items)
+        _move_aside(folder)
+    identity = _identify(bucket, items)
     chosen, damaged = _choose(bucket, items, folder)
     for bad in damaged:
         _set_damaged_aside(bucket, items, bad)
     if chosen is None or chosen.marker in items:
-        _bring_records(bucket, items, folder)
+        _download_records(bucket, items, folder)
     if not (folder / RUN_ID).exists():
-        (folder / RUN_ID).write_bytes(known)
+        (folder / RUN_ID).write_bytes(identity)
     return bucket.list()
 
 
 def copy(bucket: Bucket, folder: Path, which: str | None) -> None:
-    """Makes a folder a copy of the bucket's run that can be read.
+    """Updates a folder to a readable copy of the run in a bucket.
 
     Args:
-      bucket: of the run.
-      folder: to fill; what is there of other runs goes.
-      which: the step of a checkpoint that is wanted besides the newest that is whole, "all"
-        for all, or "" for none; None: of the newest one the marker alone, and no pictures.
+      bucket: the bucket of the run.
+      folder: the folder to update; files that the bucket does not hold are removed.
+      which: the step of a checkpoint to download besides the newest intact one, "all" for all
+        of them, or "" for only the newest; None downloads only the manifest of the newest one,
+        and no pictures.
 
     Raises:
-      CheckpointError: if there are checkpoints and none is whole.
+      CheckpointError: if the run has checkpoints but none is intact.
     """
     while True:
         items = bucket.list()
@@ -69,93 +71,95 @@ def copy(bucket: Bucket, folder: Path, which: str | None) -> None:
         except CheckpointError:
             if run_layout.committed(bucket.list()) == run_layout.committed(items):
                 raise
-            # A run that goes on has removed what was listed; it has newer ones.
+            # The run is being trained and has replaced the listed checkpoints by newer ones.
 
 
 def _copy(bucket: Bucket, items: Mapping[str, Item], folder: Path, which: str | None) -> None:
-    """Makes a folder a copy of what the bucket held when it was listed."""
+    """Updates a folder to a copy of the objects in a listing of the bucket."""
     for saved, files in run_layout.checkpoints(_names(folder)).items():
-        if saved.marker not in items or not all(_is_here(items, n, folder) for n in files):
+        if saved.marker not in items or not all(_is_local(items, n, folder) for n in files):
             _remove(folder, files)
-    asked = [s for s in run_layout.committed(items) if which in ("all", str(s.step))]
+    requested = [s for s in run_layout.committed(items) if which in ("all", str(s.step))]
     if which is None:
         newest = run_layout.committed(items)[:1]
         records = [
             n for n in items if not run_layout.checkpoint_of(n) and not n.startswith(PICTURES)
         ]
-        _bring(bucket, items, folder, [*records, *(saved.marker for saved in newest)])
+        _download_files(bucket, items, folder, [*records, *(saved.marker for saved in newest)])
     else:
         _choose(bucket, items, folder)
-        for saved in asked:
-            if _fault(folder, saved):
-                _bring_checkpoint(bucket, items, folder, saved)
+        for saved in requested:
+            if _damage(folder, saved):
+                _download_checkpoint(bucket, items, folder, saved)
     for name in _names(folder):
         if run_layout.checkpoint_of(name) is None and name not in items and name != ".lock":
-            (folder / name).unlink()  # the lock is this reader's own
+            (folder / name).unlink()  # .lock is held by this command
     if which is not None:
-        _bring_records(bucket, items, folder)
+        _download_records(bucket, items, folder)
     with contextlib.suppress(MissingError, ConflictError):
-        if beat := bucket.look(lease.NAME):  # by its age a reader sees whether the run lives
-            bucket.download(beat, folder / lease.NAME)
-    for saved in run_layout.committed(_names(folder))[2:]:  # another reader may be at the second
-        if saved not in asked:
+        if heartbeat := bucket.look(lease.NAME):  # its age shows whether the run is being trained
+            bucket.download(heartbeat, folder / lease.NAME)
+    for saved in run_layout.committed(_names(folder))[
+        2:
+    ]:  # another command may be reading the second
+        if saved not in requested:
             _remove(folder, run_layout.checkpoints(_names(folder))[saved])
 
 
 def _choose(
     bucket: Bucket, items: Mapping[str, Item], folder: Path
 ) -> tuple[Saved | None, list[Saved]]:
-    """Brings the newest checkpoint that is whole, unless it is here.
+    """Downloads the newest intact checkpoint, unless the folder has it.
 
     Returns:
-      That one, None if there is none at all, and those of the bucket that are not whole.
+      That checkpoint, or None if there are no checkpoints, and the damaged ones in the bucket.
 
     Raises:
-      CheckpointError: if the bucket has some and none is whole.
+      CheckpointError: if the bucket has checkpoints but none is intact.
     """
-    there, here = run_layout.committed(items), run_layout.committed(_names(folder))
+    remote, local = run_layout.committed(items), run_layout.committed(_names(folder))
     damaged: dict[Saved, str] = {}
-    for saved in sorted({*there, *here}, reverse=True):
-        reason = _fault(folder, saved) if saved in here else "not here"
-        if reason and saved in there:
-            reason = _bring_checkpoint(bucket, items, folder, saved)
+    for saved in sorted({*remote, *local}, reverse=True):
+        reason = _damage(folder, saved) if saved in local else "not in the folder"
+        if reason and saved in remote:
+            reason = _download_checkpoint(bucket, items, folder, saved)
         if not reason:
-            _settle(bucket, items, folder, saved, damaged)
-            return saved, [bad for bad in damaged if bad in there]
+            _log_choice(bucket, items, folder, saved, damaged)
+            return saved, [bad for bad in damaged if bad in remote]
         damaged[saved] = reason
-    if there:
+    if remote:
         reasons = "; ".join(f"{saved.marker}: {reason}" for saved, reason in damaged.items())
         raise CheckpointError(
-            f"None of the checkpoints in {bucket.address} is whole ({reasons}): use --fresh to set "
-            "the old run aside and start anew."
+            f"None of the checkpoints in {bucket.address} is intact ({reasons}). Use --fresh to "
+            "move the old run aside and start a new one."
         )
     return None, []
 
 
-def _settle(
+def _log_choice(
     bucket: Bucket,
     items: Mapping[str, Item],
     folder: Path,
     chosen: Saved,
     damaged: Mapping[Saved, str],
 ) -> None:
-    """Says which checkpoint was chosen, and removes newer ones here that are not whole."""
+    """Logs the choice of a checkpoint, and removes newer damaged ones from the folder."""
     for bad, reason in damaged.items():
-        log.warning("Checkpoint %s of %s is passed over (%s).", bad.marker, bucket.address, reason)
+        log.warning("Skipping checkpoint %s of %s (%s)", bad.marker, bucket.address, reason)
     for saved, files in run_layout.checkpoints(_names(folder)).items():
         if saved.folder == MAIN and saved.step > chosen.step and chosen.marker in items:
-            _remove(folder, files)  # the record that comes with the chosen one ends before
+            _remove(folder, files)  # the metrics in the bucket end before these
     if chosen.marker not in items:
-        there = run_layout.committed(items)
-        state = f"has step {there[0].step}" if there else "has none"
+        remote = run_layout.committed(items)
+        state = f"has step {remote[0].step}" if remote else "has none"
         log.warning(
-            "%s holds the checkpoint of step %d, and %s %s: going on from the former.",
-            folder, chosen.step, bucket.address, state,
+            "%s holds the checkpoint of step %d, but %s %s. Resuming from step %d.",
+            folder, chosen.step, bucket.address, state, chosen.step,
         )  # fmt: skip
 
 
 def _set_damaged_aside(bucket: Bucket, items: Mapping[str, Item], bad: Saved) -> None:
-    """Moves a checkpoint of the bucket to where it does not pass for the newest for ever."""
+    """Moves a damaged checkpoint of the bucket aside, so that it is not tried again."""
     number = 1
     while any(name.startswith(f"{(target := bad.aside(number))}/") for name in items):
         number += 1
@@ -167,11 +171,13 @@ def _set_damaged_aside(bucket: Bucket, items: Mapping[str, Item], bad: Saved) ->
             )
     for name in reversed(files):
         bucket.delete(items[name])
-    log.warning("%s of %s is set aside as %s.", bad.marker, bucket.address, target)
+    log.warning("Moved the damaged checkpoint %s of %s to %s", bad.marker, bucket.address, target)
 
 
-def _bring_checkpoint(bucket: Bucket, items: Mapping[str, Item], folder: Path, saved: Saved) -> str:
-    """Downloads a checkpoint; returns what is wrong with it, or ""."""
+def _download_checkpoint(
+    bucket: Bucket, items: Mapping[str, Item], folder: Path, saved: Saved
+) -> str:
+    """Downloads a checkpoint; returns why it is damaged, or "" if it is intact."""
     log.info("Downloading %s from %s", saved.marker.removesuffix(".json"), bucket.address)
     files = run_layout.checkpoints(items)[saved]
     try:
@@ -181,11 +187,11 @@ def _bring_checkpoint(bucket: Bucket, items: Mapping[str, Item], folder: Path, s
             bucket.download(items[name], folder / name)
     except (MissingError, ConflictError, DamagedError) as error:
         return first_line(error)
-    return _fault(folder, saved)
+    return _damage(folder, saved)
 
 
-def _fault(folder: Path, saved: Saved) -> str:
-    """What is wrong with a checkpoint in a folder, or ""."""
+def _damage(folder: Path, saved: Saved) -> str:
+    """Returns why a checkpoint in a folder is damaged, or "" if it is intact."""
     try:
         verify_manifest(folder / saved.marker.removesuffix(".json"))
     except (OSError, ValueError) as error:
@@ -193,35 +199,37 @@ def _fault(folder: Path, saved: Saved) -> str:
     return ""
 
 
-def _bring_records(bucket: Bucket, items: Mapping[str, Item], folder: Path) -> None:
-    """Downloads all but checkpoints to go on from."""
+def _download_records(bucket: Bucket, items: Mapping[str, Item], folder: Path) -> None:
+    """Downloads all files except the checkpoints to resume from."""
     saved = {name: run_layout.checkpoint_of(name) for name in items}
-    names = [name for name, of in saved.items() if of is None or of.folder != MAIN]
-    _bring(bucket, items, folder, names)
+    names = [name for name, item in saved.items() if item is None or item.folder != MAIN]
+    _download_files(bucket, items, folder, names)
 
 
-def _bring(bucket: Bucket, items: Mapping[str, Item], folder: Path, names: Iterable[str]) -> None:
-    """Downloads files, but for TensorBoard's, which only grow."""
-    for name in _markers_last(names):
+def _download_files(
+    bucket: Bucket, items: Mapping[str, Item], folder: Path, names: Iterable[str]
+) -> None:
+    """Downloads the named files that the folder does not have, except those of TensorBoard."""
+    for name in _manifests_last(names):
         wanted = run_layout.is_ours(name) and not name.startswith(f"{run_layout.TENSORBOARD}/")
-        if not wanted or _is_here(items, name, folder):
+        if not wanted or _is_local(items, name, folder):
             continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         try:
             bucket.download(items[name], folder / name)
-        except (MissingError, ConflictError):  # a reader's: it was replaced since it was listed
+        except (MissingError, ConflictError):  # replaced after the listing
             if fresh := bucket.look(name):
                 bucket.download(fresh, folder / name)
 
 
-def _markers_last(names: Iterable[str]) -> list[str]:
+def _manifests_last(names: Iterable[str]) -> list[str]:
     sets = run_layout.checkpoints(names)
     return [n for n in names if not run_layout.checkpoint_of(n)] + [
         n for s in sets.values() for n in s
     ]
 
 
-def _is_here(items: Mapping[str, Item], name: str, folder: Path) -> bool:
+def _is_local(items: Mapping[str, Item], name: str, folder: Path) -> bool:
     path, item = folder / name, items.get(name)
     if item is None or not path.is_file() or path.stat().st_size != item.size:
         return False
@@ -229,41 +237,41 @@ def _is_here(items: Mapping[str, Item], name: str, folder: Path) -> bool:
 
 
 def _is_same_run(bucket: Bucket, items: Mapping[str, Item], folder: Path) -> bool:
-    """Whether a folder holds what the bucket does, or nothing."""
+    """Returns whether a folder holds the run of the bucket, or none."""
     if not any(run_layout.is_ours(name) for name in _names(folder)):
         return True
     try:
-        here = json.loads((folder / RUN_ID).read_bytes())["id"]
+        local = json.loads((folder / RUN_ID).read_bytes())["id"]
         found = bucket.read(RUN_ID) if RUN_ID in items else None
-        there = json.loads(found[0])["id"] if found else None
+        remote = json.loads(found[0])["id"] if found else None
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return here == there
+    return local == remote
 
 
 def _identify(bucket: Bucket, items: Mapping[str, Item]) -> bytes:
-    """The run's random name in the bucket, which is given to it where it has none."""
+    """Returns the content of the run's identity file, which is created if missing."""
     if RUN_ID in items and (found := bucket.read(RUN_ID)):
         return found[0]
-    name = json.dumps({"id": secrets.token_hex(16)}).encode() + b"\n"
-    bucket.upload(RUN_ID, name, generation=0)
-    return name
+    identity = json.dumps({"id": secrets.token_hex(16)}).encode() + b"\n"
+    bucket.upload(RUN_ID, identity, generation=0)
+    return identity
 
 
-def _empty(folder: Path) -> None:
-    """Moves what a folder holds beside it; what is in use while it is held stays."""
+def _move_aside(folder: Path) -> None:
+    """Moves the files of another run out of a folder; the lock files stay."""
     target = free_name(folder, ".old-")
     target.mkdir()
     for path in folder.iterdir():
         if path.name not in KEPT:
             path.rename(target / path.name)
-    log.warning("%s held another run than the bucket does: set aside as %s.", folder, target)
+    log.warning("%s held a different run than the bucket. Moved that run to %s", folder, target)
 
 
 def set_aside(bucket: Bucket) -> None:
-    """Moves a run in a bucket beside its place, so that a fresh one can start there.
+    """Moves a run in a bucket to another path, so that a new run can start.
 
-    All is copied before the first object is removed, so that it can be done again.
+    All objects are copied before the first is deleted, so an interrupted move can be repeated.
     """
     items = {name: item for name, item in bucket.list().items() if name != lease.NAME}
     if not items:
@@ -271,15 +279,15 @@ def set_aside(bucket: Bucket) -> None:
     number = 1
     while any(bucket.beside(target := f"{bucket.address.path}.old-{number}").list()):
         number += 1
-    for name in _markers_last(items):
+    for name in _manifests_last(items):
         bucket.copy(items[name], f"{target}/{name}")
-    for name in reversed(_markers_last(items)):
+    for name in reversed(_manifests_last(items)):
         bucket.delete(items[name])
-    log.info("Set the old run aside as gs://%s/%s", bucket.address.bucket, target)
+    log.info("Moved the existing run to gs://%s/%s", bucket.address.bucket, target)
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:
-    """Removes files, markers first."""
+    """Removes files, manifests first."""
     for name in sorted(names, key=lambda name: not name.endswith(".json")):
         (folder / name).unlink(missing_ok=True)
 
