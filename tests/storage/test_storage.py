@@ -86,7 +86,7 @@ def test_what_is_written_is_read(server, tmp_path):
     there.delete(item)
     there.delete(item)
     assert server.names() == ["runs/one/big"]
-    with pytest.raises(MissingError, match=r"runs/one/a/b\.bin is not there"):
+    with pytest.raises(MissingError, match=r"runs/one/a/b\.bin does not exist"):
         there.download(item, tmp_path / "copy")
 
 
@@ -123,11 +123,11 @@ def test_a_fault_that_stays_is_one_line(server, tmp_path):
     item = there.upload("x", CONTENT, generation=0)
     server.faults = [Fault(503)]
     began = time.monotonic()
-    with pytest.raises(StorageError, match=r"--run_dir=gs://bucket/runs/one: bucket 'bucket' does"):
+    with pytest.raises(StorageError, match=r"--run_dir=gs://bucket/runs/one: requests to bucket"):
         there.list()
     assert time.monotonic() - began < 5
     server.faults = [Fault("corrupt", "download")]
-    with pytest.raises(DamagedError, match="gs://bucket/runs/one/x does not arrive"):
+    with pytest.raises(DamagedError, match="gs://bucket/runs/one/x arrives damaged"):
         there.download(item, tmp_path / "y")
     server.faults = [Fault("corrupt", "upload")]
     with pytest.raises(DamagedError):
@@ -138,7 +138,7 @@ def test_a_fault_that_stays_is_one_line(server, tmp_path):
 def test_a_server_that_does_not_answer(server, monkeypatch):
     server.faults = [Fault("slow", secs=3.0)]
     began = time.monotonic()
-    with pytest.raises(StorageError, match="does not answer as it should"):
+    with pytest.raises(StorageError, match="requests to bucket 'bucket' fail"):
         Bucket(Address("bucket", "x", "run_dir"), retry_secs=0.3).list()
     assert time.monotonic() - began < 2
     server.close()
@@ -159,8 +159,14 @@ def test_an_object_of_somebody_else_is_not_overwritten(server):
 @pytest.mark.parametrize(
     ("code", "text"),
     [
-        (403, r"the right storage.objects.list on bucket 'bucket' is missing \(403 .*objectViewer"),
-        (401, r"the right storage.objects.list on bucket 'bucket' needs credentials, and there "),
+        (
+            403,
+            r"the permission storage.objects.list on bucket 'bucket' is missing \(403 .*objectV",
+        ),
+        (
+            401,
+            r"the permission storage.objects.list on bucket 'bucket' needs credentials, and none",
+        ),
     ],
 )
 def test_missing_rights_are_named(server, code, text):
@@ -171,11 +177,13 @@ def test_missing_rights_are_named(server, code, text):
 
 def test_rights_to_write_and_a_missing_bucket_are_named(server):
     server.faults = [Fault(403, "upload")]
-    with pytest.raises(UsageError, match=r"right storage.objects.create .* roles/storage.objectUs"):
+    with pytest.raises(
+        UsageError, match=r"permission storage.objects.create .* roles/storage.objectUs"
+    ):
         bucket().upload("x", b"", generation=0)
     nowhere = Bucket(Address("nowhere", "x", "data_dir"))
     for call in (nowhere.list, lambda: nowhere.upload("x", b"", generation=0)):
-        with pytest.raises(UsageError, match="--data_dir=gs://nowhere/x: there is no bucket 'now"):
+        with pytest.raises(UsageError, match="--data_dir=gs://nowhere/x: bucket 'nowhere' does"):
             call()
 
 
@@ -195,8 +203,8 @@ def test_a_metadata_server_that_is_away_is_a_passing_fault(server):
     there = bucket()
     away = RefreshError("no token")
     away.__cause__ = TransportError("no metadata server")
-    assert isinstance(there._explained(away, "storage.objects.get", "x"), StorageError)
-    revoked = there._explained(RefreshError("revoked"), "storage.objects.get", "x")
+    assert isinstance(there._converted(away, "storage.objects.get", "x"), StorageError)
+    revoked = there._converted(RefreshError("revoked"), "storage.objects.get", "x")
     assert isinstance(revoked, UsageError)
 
 
@@ -224,11 +232,11 @@ def test_a_second_job_is_refused_and_a_dead_one_followed(server, tmp_path, caplo
     assert not server.names()
 
     dead = Lease(address, folders[0])
-    dead._take(time.sleep, time.monotonic)
+    dead._acquire(time.sleep, time.monotonic)
     began = time.monotonic()
     with Lease(address, folders[1]).held():  # on another machine: it is watched
         assert 0.9 < time.monotonic() - began < 4
-    dead._take(time.sleep, time.monotonic)
+    dead._acquire(time.sleep, time.monotonic)
     began = time.monotonic()
     with Lease(address, folders[0]).held():  # on the same one, where it is known to be dead
         assert time.monotonic() - began < 0.5
@@ -673,7 +681,10 @@ def test_logs_and_the_model_go_where_they_are_asked_for(server, tiny, run, tmp_p
 def test_logs_that_do_not_arrive_stop_nothing(server, tiny, run, caplog):
     server.faults = [Fault(403, "upload", name="^job/logs", times=99)]
     output = run(tiny(length=Duration(2, "steps"), **vertex("gs://bucket/job")))
-    assert "has reached gs://bucket/job/logs: --tensorboard_dir=gs://bucket/job/logs" in output
+    assert (
+        "could not be uploaded to gs://bucket/job/logs: --tensorboard_dir=gs://bucket/job/logs"
+        in output
+    )
     assert "storage.objects.create" in output
     assert server.names("job/model")
 
@@ -681,7 +692,7 @@ def test_logs_that_do_not_arrive_stop_nothing(server, tiny, run, caplog):
 def test_a_model_that_does_not_arrive_is_brought_by_the_next_start(server, tiny, run, tmp_path):
     config = tiny(length=Duration(2, "steps"), **{**vertex("gs://bucket/job"), "run_dir": RUN})
     server.faults = [Fault(403, "upload", name="saved_model.pb", times=1)]
-    with pytest.raises(UsageError, match="--model_dir=gs://bucket/job/model: the right"):
+    with pytest.raises(UsageError, match="--model_dir=gs://bucket/job/model: the permission"):
         run(config)
     assert "job/model/saved_model.pb" not in server.names()
     run(config)
@@ -689,7 +700,9 @@ def test_a_model_that_does_not_arrive_is_brought_by_the_next_start(server, tiny,
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"--model_dir=\S+file/x cannot be written"):
         run(config.replace(model_dir=str(tmp_path / "file" / "x")))
-    with pytest.raises(UsageError, match="--tensorboard_dir=gs://B: 'B' cannot be the name"):
+    with pytest.raises(
+        UsageError, match="--tensorboard_dir=gs://B: 'B' is not a valid bucket name"
+    ):
         run(config.replace(tensorboard_dir="gs://B"))
 
 
@@ -698,7 +711,7 @@ def test_it_is_drawn_from_on_a_disk(trainer):
     assert (done.returncode, done.stderr.count("\n")) == (64, 1)
     assert "--out is missing: --run_dir=gs://bucket/runs/one is in a bucket." in done.stderr
     done = trainer("export", f"--run_dir={RUN}", "--out=gs://bucket/x")
-    assert "--out=gs://bucket/x must be on a disk of this machine." in done.stderr
+    assert "--out=gs://bucket/x must be a path on a disk of this machine." in done.stderr
 
 
 # Data.

@@ -1,5 +1,5 @@
 """Buckets: run directories and data sets at gs://BUCKET/PATH.
 
-TensorFlow sees local files only.  google-cloud-storage is imported when there is an address
-of a bucket, not before.
+TensorFlow reads and writes local files only.  google-cloud-storage is imported only when an
+address is in a bucket.
 """

@@ -1,4 +1,4 @@
-"""gs://BUCKET/PATH as a user writes it.  No library of the bucket is imported for that."""
+"""Addresses of the form gs://BUCKET/PATH.  This module does not import the bucket's library."""
 
 import dataclasses
 import hashlib
@@ -12,18 +12,18 @@ BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
 
 def is_bucket(place: str) -> bool:
-    """Whether a place is in a bucket, and not on a disk."""
+    """Returns whether a place is in a bucket rather than on a disk."""
     return place.startswith(SCHEME)
 
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """A place in a bucket.
+    """The address of a folder or an object in a bucket.
 
     Attributes:
-      bucket: its name.
-      path: below it, without a slash at either end; "" for all of it.
-      flag: whose value it is, for messages.
+      bucket: name of the bucket.
+      path: path in the bucket, without a slash at either end; "" for the whole bucket.
+      flag: name of the flag that has this value, for messages.
     """
 
     bucket: str
@@ -32,19 +32,21 @@ class Address:
 
     @classmethod
     def parse(cls, text: str, flag: str) -> "Address":
-        """Reads gs://BUCKET/PATH.
+        """Parses gs://BUCKET/PATH.
 
         Raises:
-          UsageError: naming `flag`, if it is none.
+          UsageError: naming `flag`, if `text` is not a valid address.
         """
         bucket, _, path = text.removeprefix(SCHEME).partition("/")
         path = path.rstrip("/")
         if not BUCKET.fullmatch(bucket):
             raise UsageError(
-                f"--{flag}={text}: {bucket!r} cannot be the name of a bucket: give gs://BUCKET/PATH."
+                f"--{flag}={text}: {bucket!r} is not a valid bucket name. Use gs://BUCKET/PATH."
             )
         if path and not is_plain(path):
-            raise UsageError(f"--{flag}={text}: give a path without empty parts, '.' and '..'.")
+            raise UsageError(
+                f"--{flag}={text}: the path must not contain '.', '..' or empty parts."
+            )
         return cls(bucket, path, flag)
 
     def __str__(self) -> str:
@@ -52,35 +54,35 @@ class Address:
 
     @property
     def name(self) -> str:
-        """The last part."""
+        """Last part of the path, or the bucket's name if the path is empty."""
         return self.path.rpartition("/")[2] or self.bucket
 
     @property
     def parent(self) -> "Address":
-        """The place that this one is in."""
+        """Address of the folder that contains this one."""
         return dataclasses.replace(self, path=self.path.rpartition("/")[0])
 
     def object_name(self, name: str) -> str:
-        """What the bucket calls the object `name` below this place."""
+        """Returns the full name in the bucket of the object `name` below this address."""
         return f"{self.path}/{name}" if self.path else name
 
     def local_name(self) -> str:
-        """The name of a local folder for what is here: the same each time, and for nothing else."""
+        """Returns the name of a local folder for this address: stable, and unique to it."""
         digest = hashlib.sha256(f"{self.bucket}/{self.path}".encode()).hexdigest()[:12]
         return f"{re.sub(r'[^A-Za-z0-9._-]', '_', self.name)[:60]}-{digest}"
 
 
 def is_plain(path: str) -> bool:
-    """Whether a path of an object is one below a folder, too."""
+    """Returns whether the path of an object is also a valid relative path of a file."""
     return "\\" not in path and all(part not in ("", ".", "..") for part in path.split("/"))
 
 
 def local_path(text: str, flag: str) -> Path:
-    """A path on a disk.
+    """Returns a path on a disk.
 
     Raises:
-      UsageError: naming `flag`, if it is in a bucket.
+      UsageError: naming `flag`, if `text` is an address in a bucket.
     """
     if is_bucket(text):
-        raise UsageError(f"--{flag}={text} must be on a disk of this machine.")
+        raise UsageError(f"--{flag}={text} must be a path on a disk of this machine.")
     return Path(text)

@@ -1,8 +1,8 @@
-"""A place in a bucket through google-cloud-storage: every call has a time limit and retries.
+"""Access to a folder in a bucket through google-cloud-storage, with time limits and retries.
 
-The library repeats what fails for a moment (429, 5xx, broken connections); that stops after
-RETRY_SECS.  What arrives other than it was sent is recognised by its CRC32C and brought
-again.  All other faults become errors of one line that name the bucket and what to do.
+The library retries transient failures (429, 5xx, broken connections) for RETRY_SECS.  Damaged
+transfers are recognised by their CRC32C and repeated.  All other failures become errors of one
+line that name the bucket and the remedy.
 """
 
 import base64
@@ -18,38 +18,38 @@ from trainer.errors import StorageError, TrainerError, UsageError
 from trainer.files.atomic import replacing
 from trainer.storage.address import Address, is_plain
 
-RETRY_SECS = 60.0  # how long a call is repeated
+RETRY_SECS = 60.0  # how long a call is retried
 FIRST_WAIT_SECS, MAX_WAIT_SECS = 0.5, 5.0
-REQUEST_SECS = (10.0, 60.0)  # to connect; between two answers of the server
-TRIES = 3  # of what arrives damaged
+REQUEST_SECS = (10.0, 60.0)  # time limits for connecting, and between two responses
+TRIES = 3  # attempts at a transfer that arrives damaged
 READ_BYTES = 1 << 20
 LIST, GET, CREATE, DELETE = (
-    f"storage.objects.{what}" for what in ("list", "get", "create", "delete")
+    f"storage.objects.{action}" for action in ("list", "get", "create", "delete")
 )
 
 
 class ConflictError(StorageError):
-    """An object is not of the generation that was expected: somebody else wrote it."""
+    """An object does not have the expected generation, because another process wrote it."""
 
 
 class MissingError(StorageError):
-    """There is no such object."""
+    """An object does not exist."""
 
 
 class DamagedError(StorageError):
-    """What arrives is not what was sent, however often it is sent."""
+    """A transfer arrived damaged in each of TRIES attempts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """An object.
+    """The metadata of an object.
 
     Attributes:
-      name: below the place.
-      size: bytes.
-      crc32c: as the service writes it.
-      generation: changes with the content.
-      updated: seconds since 1970 by the server's clock.
+      name: name relative to the folder.
+      size: size in bytes.
+      crc32c: checksum, in the service's base64 notation.
+      generation: version number, which changes whenever the object is written.
+      updated: time of the last write in seconds since 1970, by the server's clock.
     """
 
     name: str
@@ -60,23 +60,23 @@ class Item:
 
 
 class Bucket:
-    """The objects below an address.  Of one thread only, as the library's connections are."""
+    """The objects below an address.  Not thread-safe, as the library's connections are not."""
 
     def __init__(self, address: Address, *, retry_secs: float | None = None) -> None:
-        """Connects when first asked for something.
+        """Creates a client; the first call connects.
 
         Args:
-          address: the place.
-          retry_secs: how long a call is repeated; None for RETRY_SECS.
+          address: address of the folder.
+          retry_secs: how long a call is retried; None for RETRY_SECS.
 
         Raises:
-          UsageError: if there are credentials that cannot be read.
+          UsageError: if google-cloud-storage cannot be imported or the credentials cannot be read.
         """
         self.address, self._anonymous = address, False
-        with self._asking(LIST, ""):
+        with self._converted_errors(LIST, ""):
             self._client, self._anonymous = _connect(address)
         self._bucket = self._client.bucket(address.bucket)
-        from google.cloud.storage.retry import DEFAULT_RETRY  # late: only where there is a bucket
+        from google.cloud.storage.retry import DEFAULT_RETRY  # late: only buckets need it
 
         retry = DEFAULT_RETRY.with_delay(initial=FIRST_WAIT_SECS, maximum=MAX_WAIT_SECS)
         self._options: dict[str, Any] = {
@@ -85,16 +85,16 @@ class Bucket:
         }
 
     def beside(self, path: str) -> "Bucket":
-        """Another place in the same bucket."""
+        """Returns another folder in the same bucket."""
         return Bucket(dataclasses.replace(self.address, path=path))
 
     def list(self) -> dict[str, Item]:
-        """All objects below the place, by name.
+        """Returns the objects below the folder, by name.
 
-        Those that could not be files below a folder are passed over.
+        Objects whose names are not valid relative paths of files are left out.
         """
         prefix = f"{self.address.path}/" if self.address.path else ""
-        with self._asking(LIST, ""):
+        with self._converted_errors(LIST, ""):
             blobs = self._client.list_blobs(
                 self._bucket,
                 prefix=prefix,
@@ -105,46 +105,53 @@ class Bucket:
         return {item.name: item for item in items if is_plain(item.name)}
 
     def look(self, name: str) -> Item | None:
-        """What is known of an object; None if there is none."""
-        with self._asking(GET, name):
+        """Returns the metadata of an object; None if it does not exist."""
+        with self._converted_errors(GET, name):
             blob = self._bucket.get_blob(self.address.object_name(name), **self._options)
         return blob and self._item(name, blob)
 
     def read(self, name: str) -> tuple[bytes, Item] | None:
-        """The content of a small object; None if there is none."""
+        """Returns the content and metadata of a small object; None if it does not exist.
+
+        Raises:
+          DamagedError: if no attempt returned the content that the checksum describes.
+        """
         for _ in range(TRIES):
             item = self.look(name)
             if item is None:
                 return None
-            with contextlib.suppress(MissingError, ConflictError):  # it changes just now
+            with contextlib.suppress(MissingError, ConflictError):  # changed since the look-up
                 stream = io.BytesIO()
-                self._fetch(item, stream)
+                self._receive(item, stream)
                 if crc32c(stream.getvalue()) == item.crc32c:
                     return stream.getvalue(), item
-        raise DamagedError(f"{self._named(name)} does not arrive as it is there.")
+        raise DamagedError(f"{self._named(name)} arrives damaged (wrong checksum). Try again.")
 
     def download(self, item: Item, target: Path) -> None:
-        """Brings an object to a file, which is there as a whole or not at all.
+        """Downloads an object to a file, which is written completely or not at all.
 
         Raises:
-          MissingError, ConflictError: if it is no longer there, or another one.
-          DamagedError: if it does not arrive as it is there.
-          OSError: if the disk does not take it.
+          MissingError: if the object no longer exists.
+          ConflictError: if the object has been replaced.
+          DamagedError: if it arrives damaged.
+          OSError: if the file cannot be written.
         """
         with replacing(target, durable=False) as scratch:
             for _ in range(TRIES):
                 with open(scratch, "wb") as stream:
-                    self._fetch(item, stream)
+                    self._receive(item, stream)
                 if crc32c(scratch) == item.crc32c:
                     os.utime(scratch, (item.updated, item.updated))
                     break
             else:
                 scratch.unlink()
-                raise DamagedError(f"{self._named(item.name)} does not arrive as it is there.")
+                raise DamagedError(
+                    f"{self._named(item.name)} arrives damaged (wrong checksum). Try again."
+                )
 
-    def _fetch(self, item: Item, stream: Any) -> None:
+    def _receive(self, item: Item, stream: Any) -> None:
         blob = self._bucket.blob(self.address.object_name(item.name))
-        with self._asking(GET, item.name), _unless_damaged():
+        with self._converted_errors(GET, item.name), _ignored_checksum_errors():
             blob.download_to_file(
                 stream,
                 raw_download=True,
@@ -157,45 +164,47 @@ class Bucket:
         """Writes an object.
 
         Args:
-          name: below the place.
-          source: a file that does not change, or the content.
-          generation: of the object that is replaced; 0: there must be none.
+          name: name relative to the folder.
+          source: path of a file that does not change during the call, or the content.
+          generation: generation of the object to replace; 0 if no object may exist.
 
         Returns:
-          What is there now.
+          The metadata of the object that was written.
 
         Raises:
-          ConflictError: if there is another object than expected.
-          DamagedError: if it does not arrive.
+          ConflictError: if the object in the bucket has another generation.
+          DamagedError: if the object arrives damaged.
         """
         wanted = crc32c(source)
         for _ in range(TRIES):
             blob = self._bucket.blob(self.address.object_name(name))
             try:
-                with self._asking(CREATE, name), _unless_damaged():
+                with self._converted_errors(CREATE, name), _ignored_checksum_errors():
                     self._send(blob, source, generation)
             except ConflictError:
-                # An answer may have been lost, of this try or an earlier one.
-                there = self.look(name)
-                if there is not None and there.crc32c == wanted:
-                    return there
+                # The response to this or an earlier attempt may have been lost.
+                stored = self.look(name)
+                if stored is not None and stored.crc32c == wanted:
+                    return stored
                 raise
-            there = self._item(name, blob) if blob.generation else self.look(name)
-            if there is not None and there.crc32c == wanted:
-                return there
-            generation = there.generation if there is not None else 0
-        raise DamagedError(f"{self._named(name)} does not arrive as it is here.")
+            stored = self._item(name, blob) if blob.generation else self.look(name)
+            if stored is not None and stored.crc32c == wanted:
+                return stored
+            generation = stored.generation if stored is not None else 0
+        raise DamagedError(
+            f"{self._named(name)} arrives damaged in the bucket (wrong checksum). Try again."
+        )
 
     def put(self, name: str, source: Path | bytes) -> None:
-        """Writes an object over whatever is there, unless it is there already.
+        """Writes an object, replacing any other content; equal content is not sent again.
 
         Raises:
-          ConflictError: if somebody else writes it at the same time.
-          DamagedError: if it does not arrive.
+          ConflictError: if another process writes the object at the same time.
+          DamagedError: if the object arrives damaged.
         """
-        there = self.look(name)
-        if there is None or there.crc32c != crc32c(source):
-            self.upload(name, source, generation=there.generation if there else 0)
+        stored = self.look(name)
+        if stored is None or stored.crc32c != crc32c(source):
+            self.upload(name, source, generation=stored.generation if stored else 0)
 
     def _send(self, blob: Any, source: Path | bytes, generation: int) -> None:
         options = {**self._options, "checksum": "crc32c", "if_generation_match": generation}
@@ -205,16 +214,19 @@ class Bucket:
             blob.upload_from_filename(str(source), "application/octet-stream", **options)
 
     def delete(self, item: Item) -> None:
-        """Removes an object; one that is gone already, or another by now, stays as it is."""
+        """Deletes an object, unless it has been deleted or replaced meanwhile."""
         blob = self._bucket.blob(self.address.object_name(item.name))
-        with contextlib.suppress(MissingError, ConflictError), self._asking(DELETE, item.name):
+        with (
+            contextlib.suppress(MissingError, ConflictError),
+            self._converted_errors(DELETE, item.name),
+        ):
             blob.delete(if_generation_match=item.generation, **self._options)
 
     def copy(self, item: Item, target: str) -> None:
-        """Copies an object within the bucket to another full name, without bringing it here."""
+        """Copies an object to another full name within the bucket, without downloading it."""
         source = self._bucket.blob(self.address.object_name(item.name))
         copy, token = self._bucket.blob(target), None
-        with self._asking(CREATE, target):
+        with self._converted_errors(CREATE, target):
             while True:
                 token, _, _ = copy.rewrite(source, token=token, **self._options)
                 if token is None:
@@ -228,12 +240,12 @@ class Bucket:
         return f"{self.address}/{name}".rstrip("/")
 
     @contextlib.contextmanager
-    def _asking(self, right: str, name: str) -> Iterator[None]:
-        """Turns what the library raises into errors of ours.
+    def _converted_errors(self, permission: str, name: str) -> Iterator[None]:
+        """Converts the library's exceptions inside the block into errors for the user.
 
         Args:
-          right: that the call needs.
-          name: of the object, or "" for the place.
+          permission: the IAM permission that the call needs.
+          name: name of the object, or "" for the folder.
         """
         from google.api_core import exceptions as api
         from google.auth import exceptions as auth
@@ -247,44 +259,46 @@ class Bucket:
             error: BaseException = fault
             while isinstance(error, api.RetryError) and error.cause is not None:
                 error = error.cause
-            raise self._explained(error, right, name) from None
+            raise self._converted(error, permission, name) from None
 
-    def _explained(self, error: BaseException, right: str, name: str) -> TrainerError:
-        """The error of one line for one of the library's."""
+    def _converted(self, error: BaseException, permission: str, name: str) -> TrainerError:
+        """Returns the error for the user, in one line, for an exception of the library."""
         where, flag = f"{self.address.bucket}", f"--{self.address.flag}={self.address}"
         code, reason = getattr(error, "code", None), _reason(error)
         if code == 412:
-            return ConflictError(f"{self._named(name)} was written by somebody else.")
+            return ConflictError(f"{self._named(name)} was written by another process.")
         if code == 404 and name and "bucket does not exist" not in reason.lower():
-            return MissingError(f"{self._named(name)} is not there (any more).")
+            return MissingError(f"{self._named(name)} does not exist.")
         if code == 404:
-            return UsageError(f"{flag}: there is no bucket {where!r}: create it or name another.")
-        # Without credentials the library answers 401 with an attempt to renew them.
+            return UsageError(
+                f"{flag}: bucket {where!r} does not exist. Create it or name another."
+            )
+        # Without credentials the library responds to a 401 by trying to refresh them, which fails.
         anonymous = self._anonymous or type(error).__name__ == "InvalidOperation"
         if anonymous and code in (401, 403, None) and not isinstance(error, OSError):
             return UsageError(
-                f"{flag}: the right {right} on bucket {where!r} needs credentials, and there are "
-                "none (GOOGLE_APPLICATION_CREDENTIALS, gcloud auth application-default login, or "
-                "Workload Identity)."
+                f"{flag}: the permission {permission} on bucket {where!r} needs credentials, and none "
+                "were found. Provide them with GOOGLE_APPLICATION_CREDENTIALS, gcloud auth "
+                "application-default login, or Workload Identity."
             )
         if code == 401:
-            return UsageError(f"{flag}: bucket {where!r} does not take the credentials ({reason}).")
+            return UsageError(f"{flag}: bucket {where!r} rejects the credentials ({reason}).")
         if code == 403:
             return UsageError(
-                f"{flag}: the right {right} on bucket {where!r} is missing ({reason}): grant "
-                f"{_role(right)} there."
+                f"{flag}: the permission {permission} on bucket {where!r} is missing ({reason}). Grant "
+                f"the role {_role(permission)} on the bucket."
             )
         from google.auth.exceptions import TransportError
 
-        passing = isinstance(error.__cause__, TransportError)  # the metadata server is away
-        if getattr(error, "retryable", True) is False and not passing:
+        transient = isinstance(error.__cause__, TransportError)  # metadata server is unreachable
+        if getattr(error, "retryable", True) is False and not transient:
             return UsageError(f"{flag}: the credentials cannot be used ({reason}).")
-        return StorageError(f"{flag}: bucket {where!r} does not answer as it should ({reason}).")
+        return StorageError(f"{flag}: requests to bucket {where!r} fail ({reason}).")
 
 
 def crc32c(source: Path | bytes) -> str:
-    """The checksum of a file or of bytes, as the service writes it."""
-    import google_crc32c  # late: only where there is a bucket
+    """Returns the CRC32C of a file or of bytes, in the service's base64 notation."""
+    import google_crc32c  # late: only buckets need it
 
     checksum = google_crc32c.Checksum()
     if isinstance(source, bytes):
@@ -297,8 +311,8 @@ def crc32c(source: Path | bytes) -> str:
 
 
 @contextlib.contextmanager
-def _unless_damaged() -> Iterator[None]:
-    """Passes over what the library or the service says of checksums: ours are compared next."""
+def _ignored_checksum_errors() -> Iterator[None]:
+    """Ignores checksum errors of the library and the service; the caller compares checksums."""
     from google.api_core.exceptions import BadRequest
     from google.cloud.storage.exceptions import DataCorruption
 
@@ -312,7 +326,7 @@ def _unless_damaged() -> Iterator[None]:
 
 
 def _connect(address: Address) -> tuple[Any, bool]:
-    """The library's client, and whether it is without credentials."""
+    """Returns the library's client, and whether it has no credentials."""
     try:
         import google.auth
         from google.auth.exceptions import DefaultCredentialsError
@@ -320,7 +334,7 @@ def _connect(address: Address) -> tuple[Any, bool]:
     except ImportError as error:
         raise UsageError(
             f"--{address.flag}={address} needs google-cloud-storage, which cannot be imported "
-            f"({error}): pip install google-cloud-storage."
+            f"({error}). Run pip install google-cloud-storage."
         ) from None
     if os.environ.get("STORAGE_EMULATOR_HOST"):
         return storage.Client(project=None), False
@@ -336,12 +350,12 @@ def _connect(address: Address) -> tuple[Any, bool]:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error; of the service's the message without the URL."""
+    """Returns the first line of an error; for an error of the service, without the URL."""
     errors = getattr(error, "errors", None)
     if errors and isinstance(errors[0], dict) and errors[0].get("message"):
         return f"{getattr(error, 'code', '')} {errors[0]['message']}".splitlines()[0].strip()
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _role(right: str) -> str:
-    return "roles/storage.objectViewer" if right in (LIST, GET) else "roles/storage.objectUser"
+def _role(permission: str) -> str:
+    return "roles/storage.objectViewer" if permission in (LIST, GET) else "roles/storage.objectUser"

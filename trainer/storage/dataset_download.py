@@ -1,4 +1,4 @@
-"""Data sets in a bucket, downloaded once into a folder of this machine."""
+"""Downloads data sets from a bucket to a folder on this machine, each file once."""
 
 import contextlib
 import fcntl
@@ -16,121 +16,126 @@ from trainer.files.atomic import write_text
 from trainer.storage.address import Address
 from trainer.storage.bucket import Bucket, Item
 
-THREADS = 8  # downloads at a time: pictures are small, so waiting is most of it
-ABOUT = ".about.json"  # what was downloaded, with which checksum
+THREADS = 8  # concurrent downloads: images are small, so latency dominates
+ABOUT = ".about.json"  # records the checksum, size and time of each downloaded file
 Report = Callable[[float, str], None]
 
 
 def fetch(
     text: str, flag: str, into: Path, report: Report, wanted: tuple[str, ...] = ("*",)
 ) -> Path:
-    """Brings a file or a folder from a bucket, unless it is here already.
+    """Downloads a file or a folder from a bucket, unless it is already on this machine.
 
-    What is here is known by size and time, and was compared with the checksum of the bucket
-    when it came; what the bucket has no more, or has anew, goes.
+    Local files are recognised by size and modification time; their checksums were verified when
+    they were downloaded.  Files that the bucket no longer holds are removed, and files that have
+    changed in the bucket are downloaded again.
 
     Args:
       text: gs://BUCKET/PATH.
-      flag: whose value that is.
-      into: the folder below which it goes.
-      report: called now and then with the share that is done and what is going on; what it
-        raises ends the download.
-      wanted: patterns of the names below a folder.
+      flag: name of the flag that has this value, for messages.
+      into: the folder to download to; the data get a folder of their own below it.
+      report: called repeatedly with the finished share, from 0 to 1, and a description; an
+        exception that it raises stops the download.
+      wanted: shell-style patterns of the names to download from a folder.
 
     Returns:
-      Where it is.
+      The path of the file or the folder on this machine.
 
     Raises:
-      DataError: if there is nothing.
-      UsageError: if there is no such bucket, or no right to read it.
-      StorageError: if the bucket or the disk does not do as it should.
+      DataError: if the file or folder does not exist or is empty.
+      UsageError: if the bucket does not exist or may not be read.
+      StorageError: if the bucket does not respond or the disk cannot be written.
     """
     address = Address.parse(text, flag)
     folder = into / address.local_name()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder, report):
+        with _locked(folder, report):
             bucket, items = _find(address, wanted)
             _Download(bucket, folder, address.name, items).run(report, address)
     except OSError as error:
         raise StorageError(
-            f"--{flag}={text} cannot be downloaded to {folder} ({error.strerror or error}): free "
-            "some disk, or name another place by XDG_CACHE_HOME."
+            f"--{flag}={text} cannot be downloaded to {folder} ({error.strerror or error}). Free "
+            "some disk space, or set XDG_CACHE_HOME to another folder."
         ) from None
     return folder / address.name
 
 
 def _find(address: Address, wanted: tuple[str, ...]) -> tuple[Bucket, dict[str, Item]]:
-    """The place and what is wanted there: an object of that name, or those below it."""
+    """Returns a bucket and the wanted objects: the one at the address, or those below it."""
     bucket = Bucket(address)
     items = bucket.list()
-    found = {n: i for n, i in items.items() if any(fnmatch.fnmatchcase(n, w) for w in wanted)}
+    found = {
+        name: item
+        for name, item in items.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
+    }
     if found or items or not address.path:
         if not items:
-            raise DataError(f"--{address.flag}={address} is empty.")
+            raise DataError(f"--{address.flag}={address} is empty: it contains no objects.")
         return bucket, found
     bucket = Bucket(address.parent)
     item = bucket.look(address.name)
     if item is None:
-        raise DataError(
-            f"--{address.flag}={address} does not exist: there is nothing of that name."
-        )
+        raise DataError(f"--{address.flag}={address} does not exist. Check the path in the bucket.")
     return bucket, {address.name: item}
 
 
 class _Download:
-    """Of several objects, each once."""
+    """A download of several objects, each once."""
 
     def __init__(self, bucket: Bucket, folder: Path, name: str, items: Mapping[str, Item]) -> None:
-        # Beside a folder of data, not in it: our own notes.
+        # The record lies beside the folder of data, which may have a file of the same name.
         self._folder = folder / name if set(items) != {name} else folder
-        self._items, self._notes = items, folder / ABOUT
-        self._buckets = threading.local()
-        self._place = bucket.address
-        self._about = _read(self._notes)
+        self._items, self._record_path = items, folder / ABOUT
+        self._per_thread = threading.local()
+        self._address = bucket.address
+        self._record = _read_record(self._record_path)
 
     def run(self, report: Report, address: Address) -> None:
-        """Brings what lacks and removes what is left over."""
-        for name in set(self._about) - set(self._items):
+        """Downloads new and changed objects and removes files that are not in the bucket."""
+        for name in set(self._record) - set(self._items):
             (self._folder / name).unlink(missing_ok=True)
-            del self._about[name]
-        lacking = [item for item in self._items.values() if not self._is_here(item)]
-        if not lacking:
-            write_text(self._notes, json.dumps(self._about))
+            del self._record[name]
+        missing = [item for item in self._items.values() if not self._is_local(item)]
+        if not missing:
+            write_text(self._record_path, json.dumps(self._record))
             return
-        total = sum(item.size for item in lacking)
-        what = f"Downloading {len(lacking):,} files ({total / 2**20:,.1f} MiB) from {address}"
-        report(0.0, what)
+        total = sum(item.size for item in missing)
+        description = (
+            f"Downloading {len(missing):,} files ({total / 2**20:,.1f} MiB) from {address}"
+        )
+        report(0.0, description)
         done = 0
         with ThreadPoolExecutor(THREADS) as pool:
             try:
-                for item in pool.map(self._bring, lacking):
+                for item in pool.map(self._download, missing):
                     done += item.size
-                    report(done / max(total, 1), what)
+                    report(done / max(total, 1), description)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
             finally:
-                write_text(self._notes, json.dumps(self._about))
+                write_text(self._record_path, json.dumps(self._record))
 
-    def _bring(self, item: Item) -> Item:
-        if not hasattr(self._buckets, "bucket"):
-            self._buckets.bucket = Bucket(self._place)
+    def _download(self, item: Item) -> Item:
+        if not hasattr(self._per_thread, "bucket"):
+            self._per_thread.bucket = Bucket(self._address)
         target = self._folder / item.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._buckets.bucket.download(item, target)
-        self._about[item.name] = [item.crc32c, item.size, target.stat().st_mtime_ns]
+        self._per_thread.bucket.download(item, target)
+        self._record[item.name] = [item.crc32c, item.size, target.stat().st_mtime_ns]
         return item
 
-    def _is_here(self, item: Item) -> bool:
+    def _is_local(self, item: Item) -> bool:
         with contextlib.suppress(OSError):
             status = (self._folder / item.name).stat()
-            return self._about.get(item.name) == [item.crc32c, status.st_size, status.st_mtime_ns]
+            return self._record.get(item.name) == [item.crc32c, status.st_size, status.st_mtime_ns]
         return False
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """What was downloaded earlier; nothing where that cannot be told."""
+def _read_record(path: Path) -> dict[str, Any]:
+    """Returns the record of earlier downloads; empty if it is missing or damaged."""
     try:
         about = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -139,14 +144,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, report: Report) -> Iterator[None]:
-    """Waits until no other process downloads into a folder, then keeps others out."""
+def _locked(folder: Path, report: Report) -> Iterator[None]:
+    """Locks a folder for the block, waiting while another process downloads into it."""
     with open(folder / ".lock", "a", encoding="ascii") as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                report(0.0, "Waiting for another job that downloads the same data")
+                report(0.0, "Waiting for another job that is downloading the same data")
                 time.sleep(0.5)
         yield

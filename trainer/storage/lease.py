@@ -1,8 +1,10 @@
-"""One job at a time in a bucket: an object that its holder rewrites as long as it lives.
+"""A lease on a run in a bucket, which ensures that only one job trains the run.
 
-Each write names the generation that it replaces, so of two jobs one alone succeeds.  A
-holder is dead if its mark does not change for WATCH_SECS; or at once if its token is noted
-in our scratch folder, whose lock on this machine we hold: then that process has ended.
+The lease is an object that its holder rewrites every BEAT_SECS as a heartbeat.  Each write names
+the generation that it replaces, so only one of two concurrent writes succeeds.  A holder counts
+as dead if its heartbeat does not change for WATCH_SECS.  It counts as dead at once if its token
+is recorded in the scratch folder of this job: this job holds the lock of that folder, so the
+process that recorded the token has ended.
 """
 
 import contextlib
@@ -27,17 +29,17 @@ from trainer.storage.bucket import Bucket, ConflictError, Item
 log = logging.getLogger(__name__)
 
 NAME = "lock.json"
-NOTE = ".bucket-lock"  # in the scratch folder: the token that was last used from it
-BEAT_SECS = 5.0
-WATCH_SECS = 20.0
-RELEASE_SECS = 1.0
+NOTE = ".bucket-lock"  # file in the scratch folder with the token of its latest job
+BEAT_SECS = 5.0  # between heartbeats
+WATCH_SECS = 20.0  # without a heartbeat, after which a holder counts as dead
+RELEASE_SECS = 1.0  # time limit for deleting the lease
 
 
 class Lease:
-    """Holds a run directory in a bucket."""
+    """A lease on a run directory in a bucket."""
 
     def __init__(self, address: Address, scratch: Path) -> None:
-        self._bucket, self._note = Bucket(address, retry_secs=2 * BEAT_SECS), scratch / NOTE
+        self._bucket, self._token_file = Bucket(address, retry_secs=2 * BEAT_SECS), scratch / NOTE
         self._token = secrets.token_hex(8)
         self._since = datetime.now().astimezone().isoformat(timespec="seconds")
         self._beats, self._generation = 0, 0
@@ -45,11 +47,11 @@ class Lease:
         self._lost: str | None = None
 
     def check(self) -> None:
-        """Raises a BusyError if another job took the run directory over meanwhile."""
+        """Raises a BusyError if another job has taken over the run directory."""
         if self._lost is not None:
             raise BusyError(
                 f"{self._bucket.address} was taken over by {self._lost} while this job did not "
-                "answer; this one ends."
+                "respond. This job stops."
             )
 
     @contextlib.contextmanager
@@ -58,14 +60,18 @@ class Lease:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> Iterator["Lease"]:
-        """Holds the run directory for a block.
+        """Holds the run directory inside the block.
+
+        Args:
+          sleep: waits for a number of seconds.
+          clock: returns the time in seconds.
 
         Raises:
-          BusyError: if another job holds it and goes on doing so.
-          TrainerError: if the bucket does not do as it should.
+          BusyError: if another job holds the run directory and is alive.
+          TrainerError: if the bucket cannot be used.
         """
-        self._take(sleep, clock)
-        thread = threading.Thread(target=self._beat_on, name="lease", daemon=True)
+        self._acquire(sleep, clock)
+        thread = threading.Thread(target=self._run_heartbeat, name="lease", daemon=True)
         thread.start()
         try:
             yield self
@@ -74,43 +80,43 @@ class Lease:
             thread.join(RELEASE_SECS)
             self._release()
 
-    def _take(self, sleep: Callable[[float], None], clock: Callable[[], float]) -> None:
-        """Waits until there is no other holder, or until that is seen to live."""
+    def _acquire(self, sleep: Callable[[float], None], clock: Callable[[], float]) -> None:
+        """Acquires the lease, or raises a BusyError once the holder is known to be alive."""
         began, first = clock(), None
         while True:
-            holder, item = self._holder()
+            holder, item = self._read_holder()
             waited = clock() - began
             if first is None:
                 first = holder
-            ours = holder.get("token") == self._noted()
-            if item is None or ours or (waited >= WATCH_SECS and holder == first):
-                if self._write(item.generation if item else 0):
+            ended = holder.get("token") == self._recorded_token()
+            if item is None or ended or (waited >= WATCH_SECS and holder == first):
+                if self._write_heartbeat(item.generation if item else 0):
                     break
             elif waited >= WATCH_SECS:
                 raise BusyError(
-                    f"{self._bucket.address} is held by {who(holder)}: wait for its end, stop it, "
-                    "or give another --run_dir."
+                    f"{self._bucket.address} is held by {who(holder)}. Wait until it ends, stop "
+                    "it, or choose another --run_dir."
                 )
             sleep(1.0)
         if holder:
             log.info("Taking over %s from %s, which has ended.", self._bucket.address, who(holder))
-        write_text(self._note, self._token)
+        write_text(self._token_file, self._token)
 
-    def _beat_on(self) -> None:
-        """Beats until the end; a bucket that fails is tried again, another holder is the end."""
+    def _run_heartbeat(self) -> None:
+        """Writes heartbeats until the block ends or another job has taken over the lease."""
         while not self._ended.wait(BEAT_SECS):
             with contextlib.suppress(TrainerError, OSError):
-                if self._write(self._generation):
+                if self._write_heartbeat(self._generation):
                     continue
-                holder, item = self._holder()
+                holder, item = self._read_holder()
                 if item is not None and holder.get("token") != self._token:
                     self._lost = who(holder)
                     return
                 self._generation = item.generation if item else 0
 
-    def _write(self, generation: int) -> bool:
-        """Writes our mark over that of a generation; False if there is another by now."""
-        note = {
+    def _write_heartbeat(self, generation: int) -> bool:
+        """Writes a heartbeat over `generation`; returns False if the object has another one."""
+        heartbeat = {
             "token": self._token,
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -118,14 +124,14 @@ class Lease:
             "beats": self._beats + 1,
         }
         try:
-            item = self._bucket.upload(NAME, json.dumps(note).encode(), generation=generation)
+            item = self._bucket.upload(NAME, json.dumps(heartbeat).encode(), generation=generation)
         except ConflictError:
             return False
         self._beats, self._generation = self._beats + 1, item.generation
         return True
 
-    def _holder(self) -> tuple[dict[str, Any], Item | None]:
-        """The mark that is there: its content, {} if it cannot be read, and the object."""
+    def _read_holder(self) -> tuple[dict[str, Any], Item | None]:
+        """Returns the content of the lease, or {} if unreadable, and its metadata, if it exists."""
         found = self._bucket.read(NAME)
         if found is None:
             return {}, None
@@ -136,14 +142,14 @@ class Lease:
             holder = {}
         return (holder if isinstance(holder, dict) else {}), item
 
-    def _noted(self) -> str:
-        """The token last used from this scratch folder."""
+    def _recorded_token(self) -> str:
+        """Returns the token of the latest job that used this scratch folder; "" if none."""
         with contextlib.suppress(OSError):
-            return self._note.read_text(encoding="ascii")
+            return self._token_file.read_text(encoding="ascii")
         return ""
 
     def _release(self) -> None:
-        """Removes our mark; where the bucket fails, the next job waits for WATCH_SECS."""
+        """Deletes the lease.  If that fails, the next job has to wait for WATCH_SECS."""
         if self._lost is not None:
             return
         with contextlib.suppress(TrainerError):

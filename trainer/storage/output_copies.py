@@ -1,4 +1,4 @@
-"""What a run brings to other places than its directory: folders on a disk or in a bucket."""
+"""Copies outputs of a run to --tensorboard_dir and --model_dir, on a disk or in a bucket."""
 
 import contextlib
 import logging
@@ -18,41 +18,41 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PAUSE_SECS = 30.0  # between looks at what has grown
+PAUSE_SECS = 30.0  # between scans for files that have grown
 
 
 def check(place: str, flag: str) -> None:
-    """Looks whether a place is there and, on a disk, can be written; "" is none.
+    """Checks that a place exists and, on a disk, can be written; "" means no place.
 
     Raises:
-      UsageError: naming `flag`, if not.
+      UsageError: naming `flag`, if the place cannot be used.
     """
     if is_bucket(place):
         has(place, flag, "any")
     elif place:
-        with _on_a_disk(place, flag):
+        with _converted_disk_errors(place, flag):
             Path(place).mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=place).close()
 
 
 def has(place: str, flag: str, name: str) -> bool:
-    """Whether there is a file of this name at a place."""
+    """Returns whether a place holds a file of this name."""
     if not is_bucket(place):
         return Path(place, name).exists()
     return _bucket(place, flag).look(name) is not None
 
 
 def bring(folder: Path, place: str, flag: str, *, last: str = "") -> None:
-    """Brings all files of a folder to a place, over those of the same names there.
+    """Copies all files of a folder to a place, replacing files of the same names.
 
     Args:
-      folder: the files.
+      folder: the folder to copy from.
       place: a folder, or gs://BUCKET/PATH.
-      flag: whose value that is, for messages.
-      last: the file to bring last, as a sign that the others are there.
+      flag: name of the flag that has this value, for messages.
+      last: name of the file to copy last, which marks the copy as complete.
 
     Raises:
-      UsageError, StorageError: if they cannot get there.
+      UsageError, StorageError: if the files cannot be copied.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     files.sort(key=lambda path: path.name == last)
@@ -62,7 +62,7 @@ def bring(folder: Path, place: str, flag: str, *, last: str = "") -> None:
         for name, path in zip(names, files, strict=True):
             bucket.put(name, path)
         return
-    with _on_a_disk(place, flag):
+    with _converted_disk_errors(place, flag):
         for name, path in zip(names, files, strict=True):
             target = Path(place, name)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,14 +71,14 @@ def bring(folder: Path, place: str, flag: str, *, last: str = "") -> None:
 
 @contextlib.contextmanager
 def followed(place: str, flag: str, secs_left: Callable[[], float]) -> Iterator[Path | None]:
-    """A folder whose files get to a place as they grow: that itself where it is on a disk.
+    """Yields a folder whose files are copied to a place as they grow.
 
-    What does not get there is logged, and keeps nothing from going on.
+    A place on a disk is yielded itself.  Failed uploads are logged and do not stop the run.
 
     Args:
       place: a folder, gs://BUCKET/PATH, or "".
-      flag: whose value that is, for messages.
-      secs_left: until this process is ended from outside.
+      flag: name of the flag that has this value, for messages.
+      secs_left: returns the seconds until the process is killed.
 
     Yields:
       The folder; None if `place` is "".
@@ -89,46 +89,50 @@ def followed(place: str, flag: str, secs_left: Callable[[], float]) -> Iterator[
     ended = threading.Event()
     with tempfile.TemporaryDirectory(prefix="gan-trainer-", ignore_cleanup_errors=True) as name:
         arguments = (Path(name), place, flag, ended)
-        follower = threading.Thread(target=_follow, args=arguments, daemon=True)
+        follower = threading.Thread(target=_upload_repeatedly, args=arguments, daemon=True)
         follower.start()
         try:
             yield Path(name)
         finally:
             ended.set()
-            # Half of the time: the run itself may wait for its bucket, too.
+            # Half of the time, because the run may also have to wait for its own uploads.
             follower.join(max(0.0, min(END_SECS, (secs_left() - LEAVE_SECS) / 2)))
             if follower.is_alive():
-                log.warning("%s is without the last of %s (the time was short).", place, name)
+                log.warning(
+                    "Some files were not uploaded to %s (there was not enough time).", place
+                )
 
 
-def _follow(folder: Path, place: str, flag: str, ended: threading.Event) -> None:
-    there: dict[Path, int] = {}  # sizes of what was brought: these files only grow
-    said, is_over = "", False
-    while not is_over:
-        is_over = ended.wait(PAUSE_SECS)
+def _upload_repeatedly(folder: Path, place: str, flag: str, ended: threading.Event) -> None:
+    uploaded: dict[Path, int] = {}  # size of each uploaded file: these files only grow
+    reported, is_last = "", False
+    while not is_last:
+        is_last = ended.wait(PAUSE_SECS)
         try:
             bucket = _bucket(place, flag)
             for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                content = path.read_bytes()  # it may grow meanwhile
-                if there.get(path) != len(content):
+                content = path.read_bytes()  # the file may grow during the upload
+                if uploaded.get(path) != len(content):
                     bucket.put(str(path.relative_to(folder)), content)
-                    there[path] = len(content)
+                    uploaded[path] = len(content)
         except (TrainerError, OSError) as error:
-            if str(error) != said:
-                log.warning("Not all has reached %s: %s", place, error)
-            said = str(error)
+            if str(error) != reported:
+                log.warning("Some files could not be uploaded to %s: %s", place, error)
+            reported = str(error)
 
 
 def _bucket(place: str, flag: str) -> "Bucket":
-    from trainer.storage.bucket import Bucket  # late, as its library is
+    from trainer.storage.bucket import Bucket  # late: only buckets need the library
 
     return Bucket(Address.parse(place, flag))
 
 
 @contextlib.contextmanager
-def _on_a_disk(place: str, flag: str) -> Iterator[None]:
-    """Turns what the disk says into an error that names the flag."""
+def _converted_disk_errors(place: str, flag: str) -> Iterator[None]:
+    """Converts file-system errors inside the block into an error that names the flag."""
     try:
         yield
     except OSError as error:
-        raise UsageError(f"--{flag}={place} cannot be written ({error.strerror}).") from None
+        raise UsageError(
+            f"--{flag}={place} cannot be written ({error.strerror}). Choose another folder."
+        ) from None

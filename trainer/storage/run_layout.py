@@ -1,4 +1,4 @@
-"""What the files of a run directory are to its copy in a bucket."""
+"""Classifies the files of a run directory for its copy in a bucket."""
 
 import dataclasses
 import re
@@ -7,30 +7,30 @@ from collections.abc import Iterable
 from trainer.run_dir.checkpoint_files import FILE_PATTERN
 from trainer.storage import lease
 
-RUN_ID = "run.json"  # a random name, the same in the bucket and in its copies
+RUN_ID = "run.json"  # file of a random identity that the bucket and its copies share
 MAIN = "checkpoints"
 TENSORBOARD = "tensorboard"
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Saved:
-    """A checkpoint by its folder and its step."""
+    """A checkpoint, identified by its folder and step; sorts by folder, then by step."""
 
     folder: str
     step: int
 
     @property
     def marker(self) -> str:
-        """The manifest, which comes last and says that the others are there."""
+        """Name of the manifest, which is written last and marks the checkpoint as complete."""
         return f"{self.folder}/ckpt-{self.step}.json"
 
     def aside(self, number: int) -> str:
-        """The folder for a damaged one of its name."""
+        """Returns the folder to which a damaged checkpoint is moved."""
         return f"{self.folder}/damaged/ckpt-{self.step}.{number}"
 
 
 def is_ours(name: str) -> bool:
-    """Whether a file belongs into the bucket: no lock, no scratch of a write, no sign of life."""
+    """Returns whether a file is mirrored: locks, temporary files and heartbeats are not."""
     parts = name.split("/")
     hidden = any(part.startswith(".") for part in parts)
     local = name in (lease.NAME, f"{MAIN}/checkpoint") or parts[0].startswith("heartbeat")
@@ -38,14 +38,14 @@ def is_ours(name: str) -> bool:
 
 
 def checkpoint_of(name: str) -> Saved | None:
-    """The checkpoint that a file is of, if it is of one."""
+    """Returns the checkpoint that a file belongs to, or None."""
     folder, _, last = name.rpartition("/")
     match = FILE_PATTERN.fullmatch(last)
     return Saved(folder, int(match[1])) if folder and match else None
 
 
 def checkpoints(names: Iterable[str]) -> dict[Saved, list[str]]:
-    """The files of each checkpoint, its marker last if it is there; the newest first."""
+    """Returns the files of each checkpoint, newest first; data first and the manifest last."""
     found: dict[Saved, list[str]] = {}
     for name in names:
         if is_ours(name) and (saved := checkpoint_of(name)):
@@ -60,9 +60,12 @@ def checkpoints(names: Iterable[str]) -> dict[Saved, list[str]]:
 
 
 def committed(names: Iterable[str], folder: str = MAIN) -> list[Saved]:
-    """The checkpoints of a folder that have their marker, newest first."""
-    every = checkpoints(names)
-    return [s for s, files in every.items() if s.folder == folder and s.marker in files]
+    """Returns the checkpoints of a folder that have a manifest, newest first."""
+    return [
+        saved
+        for saved, files in checkpoints(names).items()
+        if saved.folder == folder and saved.marker in files
+    ]
 
 
 def _is_data(name: str) -> bool:
