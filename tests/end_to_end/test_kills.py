@@ -209,7 +209,7 @@ def test_a_full_disk_is_survived(tmp_path):
     steps = f"{FILL}\n{UNTIL_SHOWN}\nrm disk/filler"
     code, log = on_a_small_disk(tmp_path, steps, *DISK_RUN, "--max_failed_saves=100")
     assert code == 0, log
-    assert "training goes on, 99 more may fail. The same command goes on from step " in log
+    assert "Training continues; 99 more saves may fail. The same command goes on from step " in log
     lines = records(tmp_path / "run")
     assert sum(line["steps"] for line in lines) == lines[-1]["step"] == 3000
     assert lines[-1]["failed_saves"] >= 1

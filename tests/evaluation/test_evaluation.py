@@ -253,8 +253,8 @@ def test_the_best_checkpoint_is_kept_and_taken(measured, run, trainer, monkeypat
         drawn("5")
     call = ["generate", f"--run_dir={config.run_dir}", "--devices=cpu", "--num=4"]
     answer = trainer(*call)
-    assert "Taking the best checkpoint" in answer.stdout
-    assert "--checkpoint=latest for the last" in answer.stdout
+    assert "Loaded the best checkpoint" in answer.stdout
+    assert "use --checkpoint=latest for the latest" in answer.stdout
     # A damaged one is passed over for the latest, but not where it was asked for.
     for path in run_dir.best_checkpoints.glob("*.data*"):
         path.write_bytes(b"")

@@ -108,11 +108,13 @@ def test_none_that_loads_is_no_fresh_start(folder):
     for step in (1, 2, 3):
         flip(data(folder, step))
     for _ in range(2):  # nor is it the second time
-        with pytest.raises(CheckpointError, match=r"None .* loads \(ckpt-3: .*; ckpt-1: .*--fresh"):
+        with pytest.raises(
+            CheckpointError, match=r"None .* loaded \(ckpt-3: .*; ckpt-1: .*--fresh"
+        ):
             Values(folder).restore()
     for path in folder.glob("ckpt-*"):
         path.unlink()
-    with pytest.raises(CheckpointError, match="none is left"):  # TensorFlow's note is there
+    with pytest.raises(CheckpointError, match="no files are left"):  # TensorFlow's note is there
         Values(folder).restore()
 
 
@@ -179,7 +181,7 @@ def test_failing_saves_are_counted_and_end_a_run_at_last(folder, caplog):
     fail()
     for step in (7, 8):
         assert not saver.save(step, flush=lambda: None)
-    with pytest.raises(StorageError, match=r"step 9 failed .* after 2 others .* from step 6"):
+    with pytest.raises(StorageError, match=r"step 9 failed .* after 2 other .* from step 6"):
         saver.save(9, flush=lambda: None)
     assert len(checks) == 6
     mend()

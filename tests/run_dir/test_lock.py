@@ -47,7 +47,7 @@ def test_a_second_job_waits_and_is_refused(tmp_path):
     world = World()
     with (
         World().held(tmp_path),
-        pytest.raises(BusyError, match=r"is held by process \d+ on .* since 20.*: wait") as error,
+        pytest.raises(BusyError, match=r"is held by process \d+ on .* since 20.*\. Wait") as error,
         world.held(tmp_path),
     ):
         pass

@@ -1,1 +1,1 @@
-"""A run's directory: its files, its lock, its checkpoints."""
+"""Run directories: their files, lock and checkpoints."""

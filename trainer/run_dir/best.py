@@ -1,9 +1,8 @@
-"""What evaluations during training found, and the checkpoint that was best.
+"""The results of evaluations during training, and the best checkpoints.
 
-evaluations.jsonl has a line for each evaluation, and `best/` the checkpoints that were the
-best when the newest checkpoint was saved, and when each of those that are kept to fall
-back on was.  So a run that goes on from any of them knows its best as if it had never
-stopped.
+evaluations.jsonl has one line per evaluation.  For each checkpoint that the run keeps, `best/`
+holds the checkpoint that was the best when it was saved.  A run that resumes from any of them
+therefore has the same best checkpoint as an uninterrupted run.
 """
 
 import json
@@ -24,50 +23,57 @@ Line = dict[str, Any]
 
 
 class Best:
-    """The evaluations of a run up to the steps that are done, and its best checkpoints."""
+    """The evaluations of a run up to the current step, and its best checkpoints."""
 
     def __init__(
         self, run_dir: RunDir, checkpoints: Checkpoints, metric: str, ruler: Line, *, done: int
     ) -> None:
-        """Forgets what was found beyond the steps that are done: they will be done again.
+        """Reads the evaluations, and removes those beyond step `done`, which will be repeated.
 
         Args:
-          run_dir: the run.
-          checkpoints: in its folder of best ones.
-          metric: by which one is best.
-          ruler: what numbers must have in common to compare.
-          done: steps done.
+          run_dir: the run directory.
+          checkpoints: the checkpoints in its folder of best checkpoints.
+          metric: name of the metric that selects the best checkpoint.
+          ruler: description of the evaluation; only results with equal descriptions compare.
+          done: number of finished steps.
         """
         self._run_dir, self._checkpoints = run_dir, checkpoints
         self._metric, self._ruler = metric, ruler
         self.lines = forget(run_dir, done)
-        checkpoints.newest = None  # it may be gone, and come again with other weights
+        checkpoints.newest = None  # the same step may be saved again with other weights
 
     @property
     def best(self) -> Line | None:
-        """The line of the best evaluation whose checkpoint is at hand."""
+        """The best evaluation whose checkpoint is kept; None if there is none."""
         return self._best_up_to(None)
 
     @property
     def last(self) -> Line | None:
-        """The line of the newest evaluation that compares with the next."""
+        """The newest evaluation that is comparable with those of this run, or None."""
         return next((line for line in reversed(self.lines) if self._compares(line)), None)
 
     def was_evaluated(self, step: int) -> bool:
-        """Whether there is a line of that step."""
+        """Returns whether there is a comparable evaluation of a step."""
         return any(line["step"] == step and self._compares(line) for line in self.lines)
 
     def without_gain(self) -> float:
-        """How many kimg before the newest evaluation the best one was."""
+        """Returns the kimg of training between the best evaluation and the newest."""
         if (best := self.best) is None or (last := self.last) is None:
             return 0.0
         return last["kimg"] - best["kimg"]
 
     def take_in(self, step: int, kimg: float, values: dict[str, float]) -> bool:
-        """Writes a line, and keeps the checkpoint of these weights if they are the best.
+        """Records an evaluation, and saves a checkpoint if it is the best.
+
+        A failed write is logged and does not stop the run.
+
+        Args:
+          step: number of finished steps.
+          kimg: thousand images trained on.
+          values: results of the evaluation by the names of the metrics.
 
         Returns:
-          Whether they are.
+          Whether it is the best and was saved.
         """
         line = {"step": step, "kimg": kimg, **values, "ruler": self._ruler}
         before = self.best
@@ -79,7 +85,7 @@ class Best:
             finally:
                 file.close()
         except OSError as error:
-            log.warning("%s cannot be written (%s).", self._run_dir.evaluation_log, error.strerror)
+            log.warning("%s cannot be written (%s)", self._run_dir.evaluation_log, error.strerror)
             return False
         self.lines.append(line)
         value = values.get(self._metric)
@@ -91,7 +97,7 @@ class Best:
                 self._checkpoints.save(step)
             self._prune()
         except LOAD_ERRORS as error:
-            log.warning("The best checkpoint cannot be kept (%s).", first_line(error))
+            log.warning("The best checkpoint cannot be saved (%s)", first_line(error))
             return False
         return is_best
 
@@ -99,7 +105,7 @@ class Best:
         return line["ruler"] == self._ruler and self._metric in line
 
     def _best_up_to(self, step: int | None) -> Line | None:
-        """The best line up to a step, of those whose checkpoint is at hand."""
+        """Returns the best evaluation up to a step, of those whose checkpoint is kept."""
         kept = {checkpoint_step(path) for path in list_checkpoints(self._run_dir.best_checkpoints)}
         best: Line | None = None
         for line in self.lines:
@@ -113,16 +119,16 @@ class Best:
         return best
 
     def _prune(self) -> None:
-        """Removes what was never the best when a checkpoint that is kept was saved."""
-        points = [checkpoint_step(path) for path in list_checkpoints(self._run_dir.checkpoints)]
-        wanted = {line["step"] for at in [None, *points] if (line := self._best_up_to(at))}
+        """Removes checkpoints that were not the best when any of the kept ones was saved."""
+        steps = [checkpoint_step(path) for path in list_checkpoints(self._run_dir.checkpoints)]
+        kept_steps = {line["step"] for step in [None, *steps] if (line := self._best_up_to(step))}
         for path in list_checkpoints(self._run_dir.best_checkpoints):
-            if checkpoint_step(path) not in wanted:
+            if checkpoint_step(path) not in kept_steps:
                 remove_checkpoint(path)
 
 
 def forget(run_dir: RunDir, done: int) -> list[Line]:
-    """Drops evaluations and best checkpoints beyond the steps done; returns the lines left."""
+    """Removes evaluations and best checkpoints beyond step `done`; returns the others."""
     for path in list_checkpoints(run_dir.best_checkpoints):
         if checkpoint_step(path) > done:
             remove_checkpoint(path)
@@ -135,7 +141,7 @@ def forget(run_dir: RunDir, done: int) -> list[Line]:
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a file of evaluations, without one that a kill has torn."""
+    """Returns the evaluations in a file, up to a line that is incomplete or damaged."""
     lines: list[Line] = []
     try:
         text = path.read_bytes()
@@ -144,11 +150,11 @@ def read(path: Path) -> list[Line]:
     for line in text.splitlines(keepends=True):
         try:
             record = json.loads(line)
-            whole = line.endswith(b"\n") and {"step", "kimg", "ruler"} <= set(record)
+            complete = line.endswith(b"\n") and {"step", "kimg", "ruler"} <= set(record)
         except (ValueError, TypeError):
-            whole = False
-        if not whole:
-            log.warning("%s is damaged after line %d.", path, len(lines))
+            complete = False
+        if not complete:
+            log.warning("%s is damaged after line %d", path, len(lines))
             break
         lines.append(record)
     return lines

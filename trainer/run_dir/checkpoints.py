@@ -1,4 +1,4 @@
-"""Saving, verifying and restoring checkpoints with TensorFlow's CheckpointManager."""
+"""Saves, verifies and restores checkpoints with TensorFlow's CheckpointManager."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -22,42 +22,47 @@ from trainer.run_dir.checkpoint_files import (
 
 log = logging.getLogger(__name__)
 
-DAMAGED = "damaged"  # folder of the checkpoints that do not load
-# Errors of TensorFlow and Python at a checkpoint that is damaged or cannot be read or written.
+DAMAGED = "damaged"  # folder of the checkpoints that cannot be loaded
+# Errors that TensorFlow and Python raise if a checkpoint is damaged or cannot be read or written.
 LOAD_ERRORS = (tf.errors.OpError, OSError, IndexError, ValueError, AssertionError)
 
 
 class Checkpoints:
-    """The checkpoints of one run directory, named by their step."""
+    """The checkpoints in one folder, named by their step.
+
+    Attributes:
+      folder: folder of the checkpoints.
+      newest: step of the checkpoint that was last saved or restored; None if there is none.
+    """
 
     def __init__(
         self, folder: Path, trackables: Mapping[str, object], *, keep: int, spare: int
     ) -> None:
-        """Looks at what is there; restores nothing yet.
+        """Opens a folder of checkpoints; restores nothing.
 
         Args:
-          folder: of the checkpoints.
-          trackables: what they hold, by name.
-          keep: how many verified ones to keep.
-          spare: how many saves may fail in a row without loss of a verified one.
+          folder: folder of the checkpoints.
+          trackables: the objects to save and restore, by name.
+          keep: number of verified checkpoints to keep.
+          spare: number of consecutive saves that may fail without loss of a verified checkpoint.
         """
         self.folder = folder
         self._keep = keep
         self._checkpoint = tf.train.Checkpoint(**trackables)
-        # What is removed is decided below, once the new one is verified.
+        # _remove_old removes checkpoints, once the new one is verified.
         self._manager = tf.train.CheckpointManager(
             self._checkpoint, str(folder), max_to_keep=keep + spare, checkpoint_name=PREFIX
         )
-        self.newest: int | None = None  # step of the one last saved or restored
+        self.newest: int | None = None
 
     def save(self, step: int) -> None:
-        """Saves under the number of `step`, verifies that, and removes old ones.
+        """Saves the checkpoint of `step`, verifies it, and removes old ones.
 
         Raises:
-          LOAD_ERRORS: if it cannot be written, or not be read again; the old ones stay.
+          LOAD_ERRORS: if the checkpoint cannot be written or read back; the old ones stay.
         """
         if step == self.newest:
-            return  # nothing has changed since
+            return  # saved or restored already
         path = Path(self._manager.save(checkpoint_number=step))
         _read_all(path)
         write_manifest(path, step)
@@ -65,27 +70,30 @@ class Checkpoints:
         self._remove_old()
 
     def restore_newest(self) -> Path | None:
-        """Restores the newest checkpoint that loads; None if there is none at all.
+        """Restores the newest checkpoint that can be loaded.
 
-        Newer ones that do not load are set aside in the folder "damaged".
+        Newer ones that cannot be loaded are moved to the folder "damaged".
+
+        Returns:
+          The path of the checkpoint; None if the run has none.
 
         Raises:
-          CheckpointError: if there are some and none loads.
+          CheckpointError: if there are checkpoints but none can be loaded.
         """
         path, failed = first_that_loads(self.folder, lambda path: restore(self._checkpoint, path))
         if path is None and _was_ever_saved(self.folder):
             raise CheckpointError(
-                f"None of the checkpoints in {self.folder} loads ({_listed(failed)}); "
-                "use --fresh to set the old run aside and start anew."
+                f"None of the checkpoints in {self.folder} can be loaded ({_reasons(failed)}). "
+                "Use --fresh to move the old run aside and start a new one."
             )
         for bad, reason in failed.items():
-            log.warning("Checkpoint %s does not load (%s): set aside.", bad, reason)
+            log.warning("Checkpoint %s cannot be loaded (%s). Moving it aside.", bad, reason)
             _set_aside(bad)
         self.newest = checkpoint_step(path) if path else None
         return path
 
     def _remove_old(self) -> None:
-        """Removes what is older than the verified ones to keep."""
+        """Removes checkpoints that are older than the verified ones to keep."""
         paths = list_checkpoints(self.folder)
         verified = [path for path in paths if manifest_path(path).exists()]
         if len(verified) >= self._keep:
@@ -96,14 +104,14 @@ class Checkpoints:
 def first_that_loads(
     folder: Path, load: Callable[[Path], None]
 ) -> tuple[Path | None, dict[Path, str]]:
-    """Loads the newest checkpoint that can be.
+    """Loads the newest checkpoint that can be loaded.
 
     Args:
-      folder: of the checkpoints.
-      load: reads one, or raises what is LOAD_ERRORS.
+      folder: folder of the checkpoints.
+      load: loads the checkpoint at a path, or raises one of LOAD_ERRORS.
 
     Returns:
-      The path of the one loaded, if any, and what is wrong with the newer ones.
+      The path of the loaded checkpoint, if any, and the reason for each that failed.
     """
     failed: dict[Path, str] = {}
     for path in list_checkpoints(folder):
@@ -117,45 +125,55 @@ def first_that_loads(
 
 
 def load_networks(folder: Path, networks: Mapping[str, keras.Model]) -> Path:
-    """Reads networks, by their names in checkpoints, from the newest that holds them.
+    """Loads networks from the newest checkpoint that holds them.
+
+    Args:
+      folder: folder of the checkpoints.
+      networks: networks to load, by their names in checkpoints.
 
     Returns:
-      The path of that checkpoint.
+      The path of the checkpoint.
 
     Raises:
-      CheckpointError: if there is none.
+      CheckpointError: if there is no such checkpoint.
     """
     target = tf.train.Checkpoint(**networks)
     path, failed = first_that_loads(folder, lambda path: restore(target, path, partial=True))
     for bad, reason in failed.items():
-        log.warning("Checkpoint %s does not load (%s).", bad, reason)
+        log.warning("Checkpoint %s cannot be loaded (%s)", bad, reason)
     if path:
         return path
     if not failed:
         raise CheckpointError(f"{folder} holds no checkpoint yet.")
     raise CheckpointError(
-        f"The checkpoints in {folder} do not fit the networks asked for, or are damaged."
+        f"The checkpoints in {folder} do not match the requested networks, or are damaged."
     )
 
 
 def load_networks_of(path: Path, networks: Mapping[str, keras.Model]) -> None:
-    """Reads networks, by their names in checkpoints, from the checkpoint at `path`.
+    """Loads networks from the checkpoint at `path`.
+
+    Args:
+      path: path that the files of the checkpoint share.
+      networks: networks to load, by their names in checkpoints.
 
     Raises:
-      CheckpointError: if it is damaged or does not hold them.
+      CheckpointError: if the checkpoint is damaged or does not hold the networks.
     """
     try:
         verify(path)
         restore(tf.train.Checkpoint(**networks), path, partial=True)
     except LOAD_ERRORS as error:
-        raise CheckpointError(f"Checkpoint {path} does not load ({first_line(error)}).") from None
+        raise CheckpointError(
+            f"Checkpoint {path} cannot be loaded ({first_line(error)})."
+        ) from None
 
 
 def verify(path: Path) -> None:
-    """Compares a checkpoint's files with its manifest, or reads them all if it has none.
+    """Compares a checkpoint's files with its manifest, or reads all tensors if it has none.
 
     Raises:
-      LOAD_ERRORS: if they are not what was saved.
+      LOAD_ERRORS: if the checkpoint is damaged.
     """
     if manifest_path(path).exists():
         verify_manifest(path)
@@ -164,44 +182,53 @@ def verify(path: Path) -> None:
 
 
 def restore(checkpoint: tf.train.Checkpoint, path: Path, partial: bool = False) -> None:
-    """Restores all that `checkpoint` holds; with `partial` the file may hold more.
+    """Restores all objects of `checkpoint`.
+
+    Args:
+      checkpoint: the objects to restore.
+      path: path that the files of the checkpoint share.
+      partial: whether the files may hold more than `checkpoint` does.
 
     Raises:
-      OpError, IndexError, ValueError, AssertionError: if it does not load or fit.
+      OpError, IndexError, ValueError, AssertionError: if the checkpoint is damaged or does not
+        match the objects.
     """
     status = checkpoint.restore(str(path))
     if partial:
-        status.expect_partial()  # first: else TensorFlow lists all that it did not need
+        status.expect_partial()  # first, or TensorFlow logs every value that was not restored
     status.assert_existing_objects_matched()
     if not partial:
         status.assert_consumed()
 
 
 def _read_all(path: Path) -> None:
-    """Reads every tensor of a checkpoint, which compares TensorFlow's own checksums."""
+    """Reads every tensor of a checkpoint, so that TensorFlow verifies its own checksums."""
     reader = tf.train.load_checkpoint(str(path))
     for name in reader.get_variable_to_shape_map():
         reader.get_tensor(name)
 
 
 def _was_ever_saved(folder: Path) -> bool:
-    """Whether a save was ever complete: TensorFlow writes its note, and we ours, after it."""
+    """Returns whether a save ever completed: the state file and manifests are written last."""
     return (folder / "checkpoint").exists() or any(
-        manifest_path(p).exists() for p in list_checkpoints(folder)
+        manifest_path(path).exists() for path in list_checkpoints(folder)
     )
 
 
-def _listed(failed: Mapping[Path, str]) -> str:
-    return "; ".join(f"{path.name}: {reason}" for path, reason in failed.items()) or "none is left"
+def _reasons(failed: Mapping[Path, str]) -> str:
+    return (
+        "; ".join(f"{path.name}: {reason}" for path, reason in failed.items())
+        or "no files are left"
+    )
 
 
 def _set_aside(path: Path) -> None:
-    """Moves a checkpoint's files where they are not looked for, beside earlier ones."""
+    """Moves a checkpoint's files to a new folder below "damaged"."""
     target = free_name(path.parent / DAMAGED / path.name, ".")
     try:
         target.mkdir(parents=True)
         for file in files_of(path):
             if file.exists():
                 file.rename(target / file.name)
-    except OSError as error:  # a full or a read-only disk: it stays, and is passed over again
-        log.warning("Checkpoint %s cannot be set aside (%s).", path, error.strerror)
+    except OSError as error:  # full or read-only disk: the next restore skips the files again
+        log.warning("Checkpoint %s cannot be moved aside (%s)", path, error.strerror)

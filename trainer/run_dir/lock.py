@@ -1,10 +1,10 @@
-"""One job at a time in a run directory.
+"""A lock on a run directory, which ensures that only one job trains the run.
 
-Two marks keep a second job out.  The kernel's lock on `.lock` ends with the process that
-holds it, so a killed run is taken over at once on the same machine.  It does not reach
-other machines on every file system, so the holder also beats in `lock.json`: whoever
-comes from elsewhere watches that for a while.  Neither process numbers nor host names are
-looked at: in containers they repeat.
+The lock has two parts.  The kernel's lock on `.lock` ends with the process that holds it, so a
+killed run is taken over at once on the same machine.  Not every file system extends that lock to
+other machines, so the holder also writes a heartbeat to `lock.json`, which a job on another
+machine watches for WATCH_SECS.  Process ids and host names do not identify a holder, because
+they repeat in containers.
 """
 
 import contextlib
@@ -26,29 +26,29 @@ from trainer.files.atomic import write_text
 
 log = logging.getLogger(__name__)
 
-BEAT_SECS = 3.0
-WATCH_SECS = 15.0  # how long a second job waits; a holder elsewhere must beat meanwhile
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # one per running kernel, pods share it
+BEAT_SECS = 3.0  # between heartbeats
+WATCH_SECS = 15.0  # how long a second job waits for a heartbeat before it takes over
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # one per running kernel; pods share it
 
 
 class Lock:
-    """Holds a run directory."""
+    """A lock on a run directory."""
 
     def __init__(self, folder: Path) -> None:
-        self._kernel = folder / ".lock"
-        self._note = folder / "lock.json"
+        self._kernel_file = folder / ".lock"
+        self._heartbeat_file = folder / "lock.json"
         self._token = secrets.token_hex(8)
         self._since = datetime.now().astimezone().isoformat(timespec="seconds")
         self._beats = 0
         self._ended = threading.Event()
 
     def check(self) -> None:
-        """Raises a BusyError if another job took the directory over meanwhile."""
-        holder = self._holder()
+        """Raises a BusyError if another job has taken over the directory."""
+        holder = self._read_holder()
         if holder and holder["token"] != self._token:
             raise BusyError(
-                f"{self._kernel.parent} was taken over by {who(holder)} while this job did "
-                "not answer; this one ends."
+                f"{self._kernel_file.parent} was taken over by {who(holder)} while this job did "
+                "not respond. This job stops."
             )
 
     @contextlib.contextmanager
@@ -57,59 +57,65 @@ class Lock:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> Iterator["Lock"]:
-        """Holds the directory for a block.
+        """Holds the directory inside the block.
+
+        Args:
+          sleep: waits for a number of seconds.
+          clock: returns the time in seconds.
 
         Raises:
-          BusyError: if another job holds it and goes on doing so for WATCH_SECS.
-          OSError: if it cannot be written.
+          BusyError: if another job holds the directory and is alive after WATCH_SECS.
+          OSError: if the directory cannot be written.
         """
-        with open(self._kernel, "a", encoding="ascii") as file:
-            self._take(file, sleep, clock)
-            threading.Thread(target=self._beat_on, name="lock", daemon=True).start()
+        with open(self._kernel_file, "a", encoding="ascii") as file:
+            self._acquire(file, sleep, clock)
+            threading.Thread(target=self._run_heartbeat, name="lock", daemon=True).start()
             try:
                 yield self
             finally:
                 self._ended.set()
-                holder = self._holder()
+                holder = self._read_holder()
                 if holder and holder["token"] == self._token:
-                    self._note.unlink(missing_ok=True)
+                    self._heartbeat_file.unlink(missing_ok=True)
 
-    def _take(
+    def _acquire(
         self, file: TextIO, sleep: Callable[[float], None], clock: Callable[[], float]
     ) -> None:
-        began, first, alive = clock(), self._holder(), False
+        """Acquires the lock, or raises a BusyError once the holder is known to be alive."""
+        began, first, alive = clock(), self._read_holder(), False
         while True:
-            locked, holder = _lock(file), self._holder()
+            locked, holder = _try_kernel_lock(file), self._read_holder()
             alive = alive or bool(holder and first and holder != first)
-            # Dead for certain: its kernel is ours, and that says that its lock is gone.
-            here = bool(holder and holder["boot"] == _boot_id() is not None)
-            if locked is not False and (holder is None or (locked and here)):
+            # A holder on this machine has ended if the kernel's lock could be acquired.
+            is_local = bool(holder and holder["boot"] == _boot_id() is not None)
+            if locked is not False and (holder is None or (locked and is_local)):
                 break
             if clock() - began >= WATCH_SECS:
-                if alive or holder is None or (here and locked is False):
+                if alive or holder is None or (is_local and locked is False):
                     raise BusyError(
-                        f"{self._kernel.parent} is held by {who(holder)}: wait for its end, "
-                        "stop it, or give another --run_dir."
+                        f"{self._kernel_file.parent} is held by {who(holder)}. Wait until it "
+                        "ends, stop it, or choose another --run_dir."
                     )
                 break
             sleep(0.5)
-        self._beat()
+        self._write_heartbeat()
         if holder:
             log.info("Taking over from %s, which has ended.", who(holder))
-            sleep(0 if locked and here else 1.0)  # others may have waited for the same
+            sleep(0 if locked and is_local else 1.0)  # other jobs may have waited, too
             self.check()
 
-    def _beat_on(self) -> None:
+    def _run_heartbeat(self) -> None:
+        """Writes heartbeats until the block ends or another job has taken over."""
         while not self._ended.wait(BEAT_SECS):
-            holder = self._holder()
+            holder = self._read_holder()
             if holder and holder["token"] != self._token:
                 return
-            with contextlib.suppress(OSError):  # a full disk passes
-                self._beat()
+            with contextlib.suppress(OSError):  # a full disk may be transient
+                self._write_heartbeat()
 
-    def _beat(self) -> None:
+    def _write_heartbeat(self) -> None:
         self._beats += 1
-        note = {
+        heartbeat = {
             "token": self._token,
             "host": socket.gethostname(),
             "boot": _boot_id(),
@@ -117,29 +123,31 @@ class Lock:
             "since": self._since,
             "beats": self._beats,
         }
-        write_text(self._note, json.dumps(note) + "\n", durable=False)
+        write_text(self._heartbeat_file, json.dumps(heartbeat) + "\n", durable=False)
 
-    def _holder(self) -> dict[str, Any] | None:
+    def _read_holder(self) -> dict[str, Any] | None:
+        """Returns the content of the heartbeat file; None if it is missing or damaged."""
         try:
-            holder = json.loads(self._note.read_text(encoding="utf-8"))
+            holder = json.loads(self._heartbeat_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        wanted = {"token", "host", "boot", "pid", "since", "beats"}
-        return holder if isinstance(holder, dict) and set(holder) == wanted else None
+        fields = {"token", "host", "boot", "pid", "since", "beats"}
+        return holder if isinstance(holder, dict) and set(holder) == fields else None
 
 
-def _lock(file: TextIO) -> bool | None:
-    """Takes the kernel's lock: True if taken, False if another has it, None if there is none."""
+def _try_kernel_lock(file: TextIO) -> bool | None:
+    """Returns True if the kernel's lock was acquired, False if it is held, None if unsupported."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without
+    except OSError:  # the file system does not support locks
         return None
     return True
 
 
 def _boot_id() -> str | None:
+    """Returns the identity of the running kernel; None if it cannot be read."""
     try:
         return BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
@@ -147,7 +155,7 @@ def _boot_id() -> str | None:
 
 
 def who(holder: dict[str, Any] | None) -> str:
-    """The holder that a mark names, for messages."""
+    """Returns a description of a holder for messages."""
     if not holder or not {"pid", "host", "since"} <= set(holder):
         return "another job"
     return f"process {holder['pid']} on {holder['host']} since {holder['since']}"

@@ -1,4 +1,4 @@
-"""Saving at its time, on disks that may be full for a while."""
+"""Saves a run, and tolerates a limited number of failed saves, such as on a full disk."""
 
 import logging
 from collections.abc import Callable
@@ -11,37 +11,37 @@ log = logging.getLogger(__name__)
 
 
 class Saver:
-    """Saves a run's record and checkpoints; a failure is shown and counted.
+    """Saves a run's metrics and checkpoints; failures are logged and counted.
 
     Attributes:
-      failures: saves of this process that failed.
+      failures: number of failed saves of this process.
     """
 
     def __init__(
         self, checkpoints: Checkpoints, *, max_failed: int, check: Callable[[], None]
     ) -> None:
-        """Saves into `checkpoints`.
+        """Creates a saver.
 
         Args:
-          checkpoints: of the run.
-          max_failed: saves that may fail in a row.
-          check: called before each save; raises if the run directory is no longer ours.
+          checkpoints: the checkpoints of the run.
+          max_failed: number of consecutive saves that may fail.
+          check: called before each save; raises an error if another job has taken over the run.
         """
         self._checkpoints, self._max_failed, self._check = checkpoints, max_failed, check
-        self.failures = self._in_a_row = 0
+        self.failures = self._consecutive_failures = 0
 
     def save(self, step: int, flush: Callable[[], None]) -> bool:
-        """Saves, the record first so that it covers what the checkpoint holds.
+        """Saves the metrics, then a checkpoint, so that the metrics cover the checkpoint's step.
 
         Args:
-          step: steps done.
-          flush: brings the record to the disk.
+          step: number of finished steps.
+          flush: writes the metrics to the disk.
 
         Returns:
-          Whether that went well.
+          Whether the save succeeded.
 
         Raises:
-          StorageError: if it did not, once too often.
+          StorageError: if more than `max_failed` consecutive saves failed.
         """
         self._check()
         try:
@@ -49,21 +49,22 @@ class Saver:
             self._checkpoints.save(step)
         except LOAD_ERRORS as error:
             self.failures += 1
-            self._in_a_row += 1
+            self._consecutive_failures += 1
             failure = f"The save at step {step} failed ({first_line(error)})"
-            if self._in_a_row > self._max_failed:
+            if self._consecutive_failures > self._max_failed:
                 raise StorageError(
-                    f"{failure}, after {self._in_a_row - 1} others in a row: free some disk for "
-                    f"{self._checkpoints.folder}. {self.last_good}"
+                    f"{failure}, after {self._consecutive_failures - 1} other consecutive "
+                    f"failures. Free some disk space for {self._checkpoints.folder}. "
+                    f"{self.last_good}"
                 ) from None
             log.warning(
-                "%s: training goes on, %d more may fail. %s",
+                "%s. Training continues; %d more saves may fail. %s",
                 failure,
-                self._max_failed - self._in_a_row,
+                self._max_failed - self._consecutive_failures,
                 self.last_good,
             )
             return False
-        self._in_a_row = 0
+        self._consecutive_failures = 0
         return True
 
     def restore_newest(self) -> Path | None:
@@ -72,12 +73,12 @@ class Saver:
 
     @property
     def last_step(self) -> int | None:
-        """The step of the checkpoint last saved or restored."""
+        """Step of the checkpoint that was last saved or restored; None if there is none."""
         return self._checkpoints.newest
 
     @property
     def last_good(self) -> str:
-        """Where the same command would go on."""
+        """Sentence for messages that names the step from which the run can be resumed."""
         step = self._checkpoints.newest
         place = "from the start" if step is None else f"from step {step}"
         return f"The same command goes on {place}."

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run to draw from: the best, the latest, or that of a step."""
+"""Selects the checkpoint of a run to load: the best, the latest, or that of a given step."""
 
 import logging
 from collections.abc import Mapping
@@ -16,26 +16,26 @@ log = logging.getLogger(__name__)
 
 
 def load(run_dir: RunDir, which: str, networks: Mapping[str, keras.Model]) -> Path:
-    """Reads networks from the checkpoint that is asked for, and says which that is.
+    """Loads networks from the selected checkpoint.
 
     Args:
-      run_dir: the run.
-      which: "best", "latest", a step, or "": the best where the run kept one.
-      networks: what to read, by their names in checkpoints.
+      run_dir: the run directory.
+      which: "best", "latest", a step, or "" for the best if the run has one, else the latest.
+      networks: networks to load, by their names in checkpoints.
 
     Returns:
       The path of the checkpoint.
 
     Raises:
       UsageError: if the run has no such checkpoint.
-      CheckpointError: if it does not load.
+      CheckpointError: if the checkpoint cannot be loaded.
     """
     if which.isdecimal():
         return _load_step(run_dir, int(which), networks)
     if which == "best" and not list_checkpoints(run_dir.best_checkpoints):
         raise UsageError(
-            f"--checkpoint=best: {run_dir.path} has none: train with --evaluate_every_kimg, or "
-            "give --checkpoint=latest."
+            f"--checkpoint=best: {run_dir.path} has no best checkpoint. Train with "
+            "--evaluate_every_kimg, or use --checkpoint=latest."
         )
     if which != "latest" and list_checkpoints(run_dir.best_checkpoints):
         try:
@@ -43,15 +43,15 @@ def load(run_dir: RunDir, which: str, networks: Mapping[str, keras.Model]) -> Pa
         except CheckpointError:
             if which == "best":
                 raise
-            log.warning("The best checkpoint does not load: taking the latest.")
+            log.warning("The best checkpoint cannot be loaded. Loading the latest instead.")
         else:
-            log.info("Taking the best checkpoint, %s%s", path, _why(run_dir, path))
+            log.info("Loaded the best checkpoint, %s%s", path, _result(run_dir, path))
             return path
     return load_networks(run_dir.checkpoints, networks)
 
 
 def all_of(run_dir: RunDir) -> list[Path]:
-    """All checkpoints of a run, one of each step, oldest first."""
+    """Returns all checkpoints of a run, one for each step, oldest first."""
     paths = [*list_checkpoints(run_dir.best_checkpoints), *list_checkpoints(run_dir.checkpoints)]
     by_step = {checkpoint_step(path): path for path in paths}
     return [by_step[step] for step in sorted(by_step)]
@@ -63,13 +63,15 @@ def _load_step(run_dir: RunDir, step: int, networks: Mapping[str, keras.Model]) 
             load_networks_of(path, networks)
             return path
     steps = ", ".join(str(checkpoint_step(path)) for path in all_of(run_dir)) or "none"
-    raise UsageError(f"--checkpoint={step}: {run_dir.path} has checkpoints of steps {steps}.")
+    raise UsageError(
+        f"--checkpoint={step} does not exist: {run_dir.path} has checkpoints of steps {steps}."
+    )
 
 
-def _why(run_dir: RunDir, path: Path) -> str:
-    """What made a checkpoint the best, to be read after its path."""
+def _result(run_dir: RunDir, path: Path) -> str:
+    """Returns the result of the best checkpoint, to follow its path in a message."""
     for line in best.read(run_dir.evaluation_log):
         if line["step"] == checkpoint_step(path) and "fid" in line:
-            found = f"at {line['kimg']:.6g} kimg, FID {line['fid']:.4g}"
-            return f" ({found}; --checkpoint=latest for the last)"
-    return " (--checkpoint=latest for the last)"
+            result = f"at {line['kimg']:.6g} kimg, FID {line['fid']:.4g}"
+            return f" ({result}; use --checkpoint=latest for the latest)"
+    return " (use --checkpoint=latest for the latest)"

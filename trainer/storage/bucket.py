@@ -277,16 +277,16 @@ class Bucket:
         anonymous = self._anonymous or type(error).__name__ == "InvalidOperation"
         if anonymous and code in (401, 403, None) and not isinstance(error, OSError):
             return UsageError(
-                f"{flag}: the permission {permission} on bucket {where!r} needs credentials, and none "
-                "were found. Provide them with GOOGLE_APPLICATION_CREDENTIALS, gcloud auth "
+                f"{flag}: the permission {permission} on bucket {where!r} needs credentials, and "
+                "none were found. Provide them with GOOGLE_APPLICATION_CREDENTIALS, gcloud auth "
                 "application-default login, or Workload Identity."
             )
         if code == 401:
             return UsageError(f"{flag}: bucket {where!r} rejects the credentials ({reason}).")
         if code == 403:
             return UsageError(
-                f"{flag}: the permission {permission} on bucket {where!r} is missing ({reason}). Grant "
-                f"the role {_role(permission)} on the bucket."
+                f"{flag}: the permission {permission} on bucket {where!r} is missing ({reason}). "
+                f"Grant the role {_role(permission)} on the bucket."
             )
         from google.auth.exceptions import TransportError
 
