@@ -477,7 +477,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(place, cache_home, caplo
     picture(place / "a.png")
     cache_home.parent.write_text("a file in the way")
     assert len(load(place)) == 1
-    assert "Pictures are not cached in" in caplog.text
+    assert "Images are not cached in" in caplog.text
     monkeypatch.setattr(cache, "folder", lambda: None)
     assert len(load(place)) == 1
     assert "no home folder" in caplog.text

@@ -1,1 +1,1 @@
-"""Files that are written whole or not at all, and the user's cache."""
+"""Atomically written files, and the user's cache."""

@@ -1,4 +1,4 @@
-"""Arrays in the user's cache, written whole or not at all; they may be deleted at any time."""
+"""Cache of arrays.  Entries are written atomically and may be deleted at any time."""
 
 import contextlib
 import hashlib
@@ -18,43 +18,45 @@ from trainer.files.cache import LEFTOVER_SECS, folder
 
 log = logging.getLogger(__name__)
 
-ABOUT = "about"  # the name among the arrays of what describes them, JSON as bytes
+ABOUT = "about"  # name of the array that holds the description, as bytes of JSON
 Entry = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
 def key(kind: str, parts: Iterable[object]) -> str:
-    """The name of an entry: its kind and a hash of all that decides what is in it."""
+    """Returns the name of a cache entry: its kind and a hash of `parts`, which define it."""
     text = "\0".join(str(part) for part in parts)
     return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
 
 def read(name: str) -> Entry | None:
-    """The arrays of an entry and what describes them; None if absent or damaged."""
+    """Returns the arrays of a cache entry and their description; None if absent or damaged."""
     base = folder()
     if base is None or not (base / name).is_file():
         return None
     try:
         with np.load(base / name, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}  # compares a CRC of each
+            arrays = {
+                key: file[key] for key in file.files
+            }  # reading verifies the CRC of each array
         about = json.loads(arrays.pop(ABOUT).tobytes())
         return arrays, dict(about)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        log.warning("%s is damaged (%s) and is made anew", base / name, error)
+        log.warning("Cache entry %s is damaged (%s) and will be created again", base / name, error)
         return None
 
 
 def write(name: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
-    """Adds an entry, or replaces it; where that fails, says so and goes on."""
+    """Adds or replaces a cache entry; logs a warning if it cannot be written."""
     base = folder()
     if base is None:
-        log.warning("%s is not cached: there is no home folder and no XDG_CACHE_HOME", name)
+        log.warning("%s is not cached: set XDG_CACHE_HOME, as there is no home folder", name)
         return
     described = np.frombuffer(json.dumps(about).encode(), np.uint8)
     scratch = ""
     try:
         base.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(base)
-        # A name of its own: other processes may be making the same entry.
+        # A unique name, because other processes may be creating the same entry.
         descriptor, scratch = tempfile.mkstemp(prefix=".part-", suffix=".npz", dir=base)
         with os.fdopen(descriptor, "wb") as file:
             np.savez(file, allow_pickle=False, **{**arrays, ABOUT: described})
@@ -68,7 +70,7 @@ def write(name: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any])
 
 
 def _remove_leftovers(base: Path) -> None:
-    """Removes what a process that was killed while it wrote has left."""
+    """Removes temporary files that killed processes left behind."""
     for path in base.glob(".part-*.npz"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > LEFTOVER_SECS:

@@ -1,4 +1,4 @@
-"""Files of a run directory that are written whole or not at all."""
+"""Writes files atomically: a reader sees the old content or the new content."""
 
 import contextlib
 import os
@@ -8,11 +8,14 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yields where to write what shall be at `path`, so that a reader sees old or new.
+    """Yields the path of a temporary file, which replaces `path` after the block.
 
     Args:
-      path: of the file.
-      durable: whether to wait until the disk has it.
+      path: path of the file to replace.
+      durable: whether to flush the file to the disk first.
+
+    Raises:
+      OSError: if the file cannot be written; `path` then keeps its old content.
     """
     scratch = path.with_name(f".part-{path.name}")
     try:
@@ -21,24 +24,27 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
             flush_to_disk(scratch)
         os.replace(scratch, path)
     except OSError:
-        scratch.unlink(missing_ok=True)  # a full disk has better uses
+        scratch.unlink(missing_ok=True)  # frees the space on a full disk
         raise
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Writes a text so that a reader sees the old file or the new one.
+    """Writes a text file atomically.
 
     Args:
-      path: of the file.
-      text: what it shall hold.
-      durable: whether to wait until the disk has it.
+      path: path of the file.
+      text: content of the file.
+      durable: whether to flush the file to the disk first.
+
+    Raises:
+      OSError: if the file cannot be written; `path` then keeps its old content.
     """
     with replacing(path, durable=durable) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
 def free_name(path: Path, ending: str) -> Path:
-    """The first of path + ending + "1", "2", ... that is not taken."""
+    """Returns the first path of `path` + `ending` + "1", "2", ... that does not exist."""
     number = 1
     while (target := path.with_name(f"{path.name}{ending}{number}")).exists():
         number += 1
@@ -46,7 +52,7 @@ def free_name(path: Path, ending: str) -> Path:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Waits until a file, or the names in a folder, would survive a loss of power."""
+    """Flushes a file, or the entries of a folder, so that they survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -55,32 +61,32 @@ def flush_to_disk(path: Path) -> None:
 
 
 class LineFile:
-    """A text file that grows by whole lines; those that a full disk refuses wait."""
+    """A text file that grows by complete lines, which stay buffered while the disk is full."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        self._waiting = b""
+        self._buffer = b""
 
     def add(self, line: str) -> None:
-        """Adds a line, which `flush` writes."""
-        self._waiting += line.encode() + b"\n"
+        """Buffers a line until the next `flush`."""
+        self._buffer += line.encode() + b"\n"
 
     def flush(self) -> None:
-        """Writes the lines that wait, all or none.
+        """Writes all buffered lines, or none.
 
         Raises:
-          OSError: if they cannot be written; they wait on.
+          OSError: if the lines cannot be written; they stay buffered.
         """
         size = os.fstat(self._file).st_size
         try:
-            rest = self._waiting
+            rest = self._buffer
             while rest:
                 rest = rest[os.write(self._file, rest) :]
         except OSError:
             os.ftruncate(self._file, size)
             raise
-        self._waiting = b""
+        self._buffer = b""
 
     def close(self) -> None:
-        """Closes the file; what waits is lost."""
+        """Closes the file; buffered lines are lost."""
         os.close(self._file)

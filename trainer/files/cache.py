@@ -1,7 +1,7 @@
-"""Decoded pictures on disk, so that the next run need not decode them again.
+"""Cache of decoded images, so that later runs need not decode them again.
 
-An entry is a folder with images.npy and about.json, written under another name and
-then renamed: it is there as a whole or not at all.  Entries may be deleted at any time.
+A cache entry is a folder with images.npy and about.json.  It is written under a temporary name
+and then renamed, so it is complete or absent.  Entries may be deleted at any time.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1  # raise it when the same files would be decoded to other pixels
-LEFTOVER_SECS = 24 * 3600.0
+FORMAT_VERSION = 1  # increase it when the same files would decode to other pixels
+LEFTOVER_SECS = 24 * 3600.0  # age at which a temporary file counts as left behind
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """The pictures of a set that could be read.
+    """The images of a data set that could be decoded.
 
     Attributes:
-      images: [N, H, W, C] uint8.
-      kept: [N] where each stands among all pictures of the set.
-      skipped: the others, as "name (reason)".
-      enlarged: how many were smaller than they are here.
+      images: uint8 array of shape [N, H, W, C].
+      kept: int64 array of shape [N]: the index of each image among all images of the data set.
+      skipped: the images that could not be decoded, each as "name (reason)".
+      enlarged: number of images that were enlarged.
     """
 
     images: np.ndarray
@@ -42,7 +42,7 @@ class Decoded:
 
 
 def folder() -> Path | None:
-    """Where entries are kept; None where the user has no home."""
+    """Returns the folder of the cache; None if the user has no home folder."""
     configured = os.environ.get("XDG_CACHE_HOME", "")
     try:
         base = Path(configured) if os.path.isabs(configured) else Path.home() / ".cache"
@@ -52,7 +52,7 @@ def folder() -> Path | None:
 
 
 def key(parts: Iterable[str]) -> str:
-    """The name of an entry: a hash of all that decides what is in it."""
+    """Returns the name of a cache entry: a hash of `parts`, which define its content."""
     digest = hashlib.sha256(f"format {FORMAT_VERSION}".encode())
     for part in parts:
         digest.update(b"\0" + os.fsencode(part))
@@ -60,7 +60,7 @@ def key(parts: Iterable[str]) -> str:
 
 
 def read(name: str) -> Decoded | None:
-    """The entry of that name, its images mapped from disk; None if absent or damaged."""
+    """Returns a cache entry with memory-mapped images; None if it is absent or damaged."""
     base = folder()
     if base is None or not (base / name).is_dir():
         return None
@@ -72,15 +72,15 @@ def read(name: str) -> Decoded | None:
         kept = np.array(about["kept"], np.int64)
         return Decoded(images, kept, tuple(about["skipped"]), about["enlarged"])
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        log.warning("%s is damaged (%s) and is made anew", base / name, error)
+        log.warning("Cache entry %s is damaged (%s) and will be created again", base / name, error)
         return None
 
 
 def write(name: str, decoded: Decoded) -> None:
-    """Adds an entry; where that fails, says so and goes on."""
+    """Adds a cache entry; logs a warning if it cannot be written."""
     base = folder()
     if base is None:
-        log.warning("Pictures are not cached: there is no home folder and no XDG_CACHE_HOME")
+        log.warning("Images are not cached: set XDG_CACHE_HOME, as there is no home folder")
         return
     about = {
         "crc32": zlib.crc32(np.ascontiguousarray(decoded.images).data),
@@ -95,17 +95,17 @@ def write(name: str, decoded: Decoded) -> None:
         scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=base))
         np.save(scratch / "images.npy", decoded.images, allow_pickle=False)
         (scratch / "about.json").write_text(json.dumps(about), encoding="utf-8")
-        shutil.rmtree(base / name, ignore_errors=True)  # it is damaged, or we would not be here
+        shutil.rmtree(base / name, ignore_errors=True)  # a damaged entry
         scratch.rename(base / name)
     except OSError as error:
-        log.warning("Pictures are not cached in %s (%s)", base, error.strerror or error)
+        log.warning("Images are not cached in %s (%s)", base, error.strerror or error)
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _remove_leftovers(base: Path) -> None:
-    """Removes what a run that was killed while it wrote has left."""
+    """Removes temporary folders that killed processes left behind."""
     for path in base.glob(".part-*"):
         try:
             old = time.time() - path.stat().st_mtime > LEFTOVER_SECS

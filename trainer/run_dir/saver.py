@@ -68,7 +68,7 @@ class Saver:
         return True
 
     def restore_newest(self) -> Path | None:
-        """Restores the newest checkpoint."""
+        """Restores the newest checkpoint and returns its path; see Checkpoints.restore_newest."""
         return self._checkpoints.restore_newest()
 
     @property
