@@ -1,6 +1,6 @@
-"""Whole runs in a bucket, over HTTP, that are killed and go on elsewhere: `make test-faults`.
+"""Tests of runs in a bucket that are killed and resumed elsewhere: `make test-faults`.
 
-gcp-storage-emulator knows no preconditions: those are tested in storage/test_storage.py.
+gcp-storage-emulator ignores preconditions, which storage/test_storage.py tests.
 """
 
 import random
@@ -51,7 +51,7 @@ def server(monkeypatch):
 
 
 def test_killed_and_wiped_again_and_again(emulator, tmp_path):
-    """SIGKILL at random moments; each job starts on a machine that knows nothing."""
+    """Kills jobs with SIGKILL at random times; each starts on a machine without local files."""
     arguments = [
         *TINY_FLAGS, "--steps=400", "--devices=cpu", "--checkpoint_every_kimg=0.08",
         "--scratch_dir=s",
@@ -170,7 +170,7 @@ def test_two_jobs_in_a_bucket(server, tmp_path):
     first.popen.kill()
     first.end()
     third = Process(tmp_path, *arguments, "--scratch_dir=a", run_dir=RUN)
-    third.wait_for("Taking over")  # at once, as it is the same machine
+    third.wait_for("Taking over")  # at once, because it is the same machine
     third.wait_for("images/s")
     fourth = Process(tmp_path, *arguments, "--scratch_dir=b", run_dir=RUN)
     third.popen.kill()
@@ -181,7 +181,7 @@ def test_two_jobs_in_a_bucket(server, tmp_path):
 
 
 def test_a_bucket_that_comes_and_goes(server, tmp_path):
-    """Nothing is lost, whatever the bucket does meanwhile; the bucket ends with all of it."""
+    """All files reach the bucket despite random failures, and nothing is lost."""
     arguments = [
         *TINY_FLAGS, "--steps=3000", "--devices=cpu", "--checkpoint_every_kimg=0.4",
         "--scratch_dir=s",
@@ -210,7 +210,7 @@ def test_a_bucket_that_comes_and_goes(server, tmp_path):
     ended.set()
     thread.join()
     server.faults = []
-    if code:  # the bucket was at its worst when it was read or at the end
+    if code:  # the failures hit the download or the final uploads
         again = Process(tmp_path, *arguments, run_dir=RUN)
         code = again.end()
     assert code == 0, again.output

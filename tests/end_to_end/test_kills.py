@@ -108,7 +108,7 @@ def test_sigterm_in_any_phase(tmp_path, undisturbed, phase):
             f"Stopped on request after {done} of 120 steps, which are saved in run."
             in process.output
         )
-        assert f"The same command goes on from step {done}." in process.output
+        assert f"Running the same command again resumes from step {done}." in process.output
         assert list_checkpoints(tmp_path / "run" / "checkpoints")[0].name == f"ckpt-{done}"
     again = Process(tmp_path, *arguments)
     assert again.end() == 0, again.output
@@ -209,7 +209,10 @@ def test_a_full_disk_is_survived(tmp_path):
     steps = f"{FILL}\n{UNTIL_SHOWN}\nrm disk/filler"
     code, log = on_a_small_disk(tmp_path, steps, *DISK_RUN, "--max_failed_saves=100")
     assert code == 0, log
-    assert "Training continues; 99 more saves may fail. The same command goes on from step " in log
+    assert (
+        "Training continues; 99 more saves may fail. Running the same command again resumes from "
+        in log
+    )
     lines = records(tmp_path / "run")
     assert sum(line["steps"] for line in lines) == lines[-1]["step"] == 3000
     assert lines[-1]["failed_saves"] >= 1

@@ -140,7 +140,7 @@ def test_a_complete_run_says_so(tiny, run):
 def test_a_requested_stop_saves(tiny, run):
     asked = iter([False, False, False, True, True])
     config = tiny(length=steps(100000))
-    with pytest.raises(StoppedError, match="The same command goes on"):
+    with pytest.raises(StoppedError, match="Running the same command again resumes from step"):
         run(config, stop_requested=lambda: next(asked))
     assert records(config.run_dir)[-1]["step"] > 0
     assert variables(config.run_dir)

@@ -1,4 +1,4 @@
-"""Checkpoints: verified, gone back over when damaged, never removed too early."""
+"""Tests of checkpoints: verification, fallback from damaged ones, and retention."""
 
 import json
 
@@ -14,7 +14,7 @@ from trainer.run_dir.saver import Saver
 
 
 class Values:
-    """A run of one variable, whose checkpoints say which step they are of."""
+    """A run of one variable, whose value is the step of its checkpoint."""
 
     def __init__(self, folder, keep=3, spare=2):
         self.value = tf.Variable(np.zeros(1000, np.float32))
@@ -25,7 +25,7 @@ class Values:
         self.checkpoints.save(step)
 
     def restore(self):
-        """The step that the restored values are of, or None."""
+        """Restores the newest checkpoint and returns its step, or None."""
         if self.checkpoints.restore_newest() is None:
             return None
         (value,) = set(self.value.numpy())
@@ -34,7 +34,7 @@ class Values:
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with checkpoints of steps 1, 2 and 3."""
+    """A folder with the checkpoints of steps 1, 2 and 3."""
     path = tmp_path / "checkpoints"
     values = Values(path)
     for step in (1, 2, 3):
@@ -90,7 +90,9 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(folder, damage, ca
     [
         lambda f: (f / "checkpoint").unlink(),
         lambda f: (f / "checkpoint").write_bytes(b"\x00torn"),
-        lambda f: (f / "ckpt-3.json").unlink(),  # killed before the manifest: it loads
+        lambda f: (
+            f / "ckpt-3.json"
+        ).unlink(),  # killed before the manifest was written; the data are intact
     ],
 )
 def test_what_does_no_harm(folder, harm):
@@ -107,14 +109,16 @@ def test_several_damaged_ones(folder):
 def test_none_that_loads_is_no_fresh_start(folder):
     for step in (1, 2, 3):
         flip(data(folder, step))
-    for _ in range(2):  # nor is it the second time
+    for _ in range(2):  # the second attempt fails, too
         with pytest.raises(
             CheckpointError, match=r"None .* loaded \(ckpt-3: .*; ckpt-1: .*--fresh"
         ):
             Values(folder).restore()
     for path in folder.glob("ckpt-*"):
         path.unlink()
-    with pytest.raises(CheckpointError, match="no files are left"):  # TensorFlow's note is there
+    with pytest.raises(
+        CheckpointError, match="no files are left"
+    ):  # TensorFlow's state file exists
         Values(folder).restore()
 
 
@@ -132,8 +136,8 @@ def test_a_first_save_that_was_cut_off_is_a_fresh_start(folder):
 def test_old_ones_go_once_the_new_one_is_verified(folder, monkeypatch):
     values = Values(folder, keep=2)
     values.restore()
-    monkeypatch.setattr(checkpoints, "_read_all", lambda path: [][0])  # written wrongly
-    for step in (4, 5):  # as many as may fail
+    monkeypatch.setattr(checkpoints, "_read_all", lambda path: [][0])  # as if the file were damaged
+    for step in (4, 5):  # the number of saves that may fail
         with pytest.raises(IndexError):
             values.save(step)
     monkeypatch.undo()
@@ -144,7 +148,7 @@ def test_old_ones_go_once_the_new_one_is_verified(folder, monkeypatch):
         "ckpt-5",
         "ckpt-4",
         "ckpt-3",
-    ]  # two verified
+    ]  # two of them are verified
     values.save(7)
     assert [path.name for path in list_checkpoints(folder)] == ["ckpt-7", "ckpt-6"]
 
@@ -165,7 +169,7 @@ def test_failing_saves_are_counted_and_end_a_run_at_last(folder, caplog):
 
     def fail():
         folder.rename(away)
-        folder.write_text("no folder any more")  # a disk that refuses, also for root
+        folder.write_text("no folder any more")  # makes writes fail, even for root
 
     def mend():
         folder.unlink()
@@ -177,7 +181,7 @@ def test_failing_saves_are_counted_and_end_a_run_at_last(folder, caplog):
     mend()
     assert saver.save(6, flush=lambda: None)
     assert saver.failures == 2
-    assert Values(folder).restore() == 3  # as the value was not changed
+    assert Values(folder).restore() == 3  # the variable still has the value of step 3
     fail()
     for step in (7, 8):
         assert not saver.save(step, flush=lambda: None)
@@ -190,4 +194,6 @@ def test_failing_saves_are_counted_and_end_a_run_at_last(folder, caplog):
         raise OSError(28, "No space left on device")
 
     assert not Saver(values.checkpoints, max_failed=2, check=lambda: None).save(10, flush=full)
-    assert list_checkpoints(folder)[0].name == "ckpt-6"  # no checkpoint beyond the record
+    assert (
+        list_checkpoints(folder)[0].name == "ckpt-6"
+    )  # no checkpoint is saved without its metrics

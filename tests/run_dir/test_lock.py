@@ -1,4 +1,4 @@
-"""One job at a time in a run directory."""
+"""Tests of the lock on a run directory."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from trainer.run_dir.lock import Lock
 
 
 class World:
-    """A clock that sleeping moves, and what else happens meanwhile."""
+    """A fake clock that sleeping advances; `event` is called at each sleep."""
 
     def __init__(self, event=lambda: None):
         self.now, self.event = 0.0, event
@@ -27,7 +27,7 @@ class World:
 
 
 def note(folder, **changes):
-    """Writes the mark of a holder on another machine."""
+    """Writes the heartbeat of a holder on another machine."""
     path = folder / "lock.json"
     old = json.loads(path.read_text()) if path.exists() else {}
     values = dict(token="0", host="elsewhere", boot="another", pid=1, since="noon", beats=1)
@@ -64,7 +64,7 @@ def test_a_second_job_follows_one_that_ends_in_time(tmp_path):
 
 
 def test_one_that_died_here_is_taken_over_at_once(tmp_path):
-    """A real process, a real kill: the kernel tells that it is gone."""
+    """Kills a real process, whose end the kernel's lock reveals."""
     script = (
         "import pathlib, sys, time; from trainer.run_dir.lock import Lock\n"
         f"with Lock(pathlib.Path({str(tmp_path)!r})).held():\n"
@@ -97,7 +97,7 @@ def test_one_elsewhere_that_beats_no_more_is_taken_over(tmp_path):
 
 def test_of_two_that_take_over_one_gives_way(tmp_path):
     note(tmp_path)
-    # The other one writes its mark just after this one's.
+    # The other job writes its heartbeat just after this one.
     world = World(lambda: note(tmp_path, token="other") if world.now > 15 else None)
     with pytest.raises(BusyError, match="was taken over"), world.held(tmp_path):
         pass
@@ -107,7 +107,7 @@ def test_who_was_taken_over_notices(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT_SECS", 0.01)
     with Lock(tmp_path).held() as held:
         note(tmp_path, token="other")
-        time.sleep(0.1)  # it beats no more over the other's mark
+        time.sleep(0.1)  # time in which it must not overwrite the other job's heartbeat
         with pytest.raises(BusyError, match="was taken over by process"):
             held.check()
     assert json.loads((tmp_path / "lock.json").read_text())["token"] == "other"

@@ -1,6 +1,6 @@
-"""Buckets: what gets there, what comes back, and what happens when the bucket fails.
+"""Tests of buckets: uploads, downloads, leases, and failures of the bucket.
 
-The real client of google-cloud-storage talks over HTTP to a small server of ours.
+The real google-cloud-storage client talks over HTTP to a small fake server.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ CONTENT = bytes(range(256)) * 40
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """A bucket named "bucket"; retries are quick, the cache is empty."""
+    """A fake server with a bucket named "bucket", short retries and an empty cache."""
     world = fake_gcs.Server()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", world.url)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -152,7 +152,7 @@ def test_an_object_of_somebody_else_is_not_overwritten(server):
     with pytest.raises(ConflictError):
         there.upload("x", CONTENT, generation=0)
     assert server.objects["bucket"]["runs/one/x"].content == b"theirs"
-    same = server.put("runs/one/x", CONTENT)  # an answer was lost
+    same = server.put("runs/one/x", CONTENT)  # as if the response to an upload had been lost
     assert there.upload("x", CONTENT, generation=0).generation == same.generation
 
 
@@ -214,7 +214,7 @@ def test_addresses_that_are_none(text):
         Address.parse(text, "run_dir")
 
 
-# One job at a time.
+# Leases.
 
 
 def test_a_second_job_is_refused_and_a_dead_one_followed(server, tmp_path, caplog):
@@ -234,25 +234,27 @@ def test_a_second_job_is_refused_and_a_dead_one_followed(server, tmp_path, caplo
     dead = Lease(address, folders[0])
     dead._acquire(time.sleep, time.monotonic)
     began = time.monotonic()
-    with Lease(address, folders[1]).held():  # on another machine: it is watched
+    with Lease(address, folders[1]).held():  # on another machine, which watches the heartbeat
         assert 0.9 < time.monotonic() - began < 4
     dead._acquire(time.sleep, time.monotonic)
     began = time.monotonic()
-    with Lease(address, folders[0]).held():  # on the same one, where it is known to be dead
+    with Lease(
+        address, folders[0]
+    ).held():  # on the same machine, which knows that the holder has ended
         assert time.monotonic() - began < 0.5
 
 
 def test_a_job_that_was_taken_over_ends(server, tmp_path):
     address = Address("bucket", "runs/one", "run_dir")
     with Lease(address, tmp_path).held() as held:
-        server.faults = [Fault(503, "upload", times=3)]  # a bad moment is none
+        server.faults = [Fault(503, "upload", times=3)]  # transient failures do not lose the lease
         time.sleep(0.5)
         held.check()
         server.put("runs/one/lock.json", b'{"token": "other", "pid": 1, "host": "h", "since": "s"}')
         time.sleep(1.0)
         with pytest.raises(BusyError, match=r"was taken over by process 1 on h since s"):
             held.check()
-    assert server.names() == ["runs/one/lock.json"]  # theirs stays
+    assert server.names() == ["runs/one/lock.json"]  # the lease of the other job stays
 
 
 def test_of_two_that_start_at_once_one_gets_it(server, tmp_path):
@@ -275,11 +277,11 @@ def test_of_two_that_start_at_once_one_gets_it(server, tmp_path):
     assert sorted(results) == ["busy", "busy", "held"]
 
 
-# Runs: at first such whose files are written without networks.
+# Runs whose files are written without networks.
 
 
 class Job:
-    """What training does to a run directory, without networks."""
+    """Writes to a run directory as training does, without networks."""
 
     def __init__(self, keep=3, max_failed=3):
         given = dict(run_dir=RUN, keep_checkpoints=keep, max_failed_saves=max_failed)
@@ -288,7 +290,7 @@ class Job:
 
     @contextlib.contextmanager
     def working(self, **given):
-        """Holds the run; what it has been brought is in `resumed`."""
+        """Holds the run; `resumed` is the step of the checkpoint that was downloaded."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.place.mirrored(**given) as self.uploads:
             found = list_checkpoints(self.folder / "checkpoints")
@@ -296,7 +298,7 @@ class Job:
             yield self
 
     def save(self, step, content=None, there=False):
-        """Writes a record and a checkpoint; waits until the bucket has it where asked to."""
+        """Writes metrics and a checkpoint; with `there`, waits until they are uploaded."""
         folder = self.folder / "checkpoints"
         folder.mkdir(exist_ok=True)
         record = "".join(f'{{"step": {number}}}\n' for number in range(1, step + 1))
@@ -316,23 +318,23 @@ class Job:
             while self.uploads._newest().marker not in self.uploads._uploaded:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            time.sleep(0.05)  # for what is removed then
+            time.sleep(0.05)  # for the removal of old checkpoints
 
     def run(self, *steps, **given):
-        """Saves these steps, each until it is there."""
+        """Saves these steps, each of which is uploaded before the next."""
         with self.working(**given):
             for step in steps:
                 self.save(step, there=True)
         return self
 
     def wipe(self):
-        """From now on a machine that has never seen the run."""
+        """Removes the local folder, as on a machine that has never held the run."""
         shutil.rmtree(self.folder)
         return self
 
 
 def saved(server, run="runs/one"):
-    """The steps of the checkpoints that count in the bucket."""
+    """Returns the steps of the checkpoints in the bucket that have a manifest."""
     names = server.names(f"{run}/checkpoints/ckpt-")
     return sorted(int(n.rpartition("-")[2][:-5]) for n in names if n.endswith(".json"))
 
@@ -347,8 +349,8 @@ def test_retention_applies_to_the_bucket(server):
     assert saved(server) == [3, 4]
     deletes = [n for n, (method, _) in enumerate(server.log) if method == "delete"]
     commits = [n for n, entry in enumerate(server.log) if entry[1].endswith("ckpt-4.json")]
-    assert max(commits) > min(deletes)  # of step 1, when 3 was there
-    assert server.log[deletes[0]][1].endswith("ckpt-1.json")  # the marker first
+    assert max(commits) > min(deletes)  # step 1 is deleted after step 3 was uploaded
+    assert server.log[deletes[0]][1].endswith("ckpt-1.json")  # the manifest first
 
 
 def test_the_marker_comes_last_and_the_record_before(server):
@@ -430,7 +432,7 @@ def stop_with(secs):
 
 
 def stopped(job, *steps, secs=1.0):
-    """Saves these steps and is then asked to stop."""
+    """Saves these steps and then stops as after a signal."""
     began = time.monotonic()
     with pytest.raises(StoppedError), job.working(**stop_with(secs)):  # noqa: PT012
         for step in steps:
@@ -582,11 +584,11 @@ def test_it_is_read_from_other_machines(server):
     reading(RUN)
     assert "download" not in [method for method, _ in server.log[count:]]  # once
     assert not (folder / "lock.json").exists()
-    assert (folder / ".lock").exists()  # the readers' own
+    assert (folder / ".lock").exists()  # held by commands that read the run
     with job.working():
         assert (reading(RUN) / "lock.json").exists()  # a sign of life, for `status`
     job.run(3)
-    reading(RUN, which=None)  # brings of it its marker, with step and time, alone
+    reading(RUN, which=None)  # downloads only the manifest
     assert not (folder / "samples").exists()
     assert (folder / "checkpoints/ckpt-3.json").exists()
     assert not list(folder.glob("checkpoints/ckpt-3.data*"))
@@ -609,7 +611,7 @@ def test_it_is_read_from_other_machines(server):
         reading("gs://bucket")
 
 
-# Real ones.
+# Runs with networks.
 
 
 def test_a_real_run_goes_on_on_another_machine(server, tiny, run, tmp_path):
@@ -645,7 +647,7 @@ def test_a_real_run_goes_on_on_another_machine(server, tiny, run, tmp_path):
 
 
 def vertex(where):
-    """Where Vertex AI has a job put what."""
+    """Returns the output flags that Vertex AI sets for a job."""
     places = dict(run_dir="checkpoints", tensorboard_dir="logs", model_dir="model")
     return {name: f"{where}/{folder}" for name, folder in places.items()}
 
@@ -674,7 +676,7 @@ def test_logs_and_the_model_go_where_they_are_asked_for(server, tiny, run, tmp_p
     served = tf.saved_model.load(str(folder / "model")).signatures["serving_default"]
     latents, labels = tf.zeros([3, config.latent_dim]), tf.range(3)
     assert served(latents=latents, labels=labels)["images"].shape == (3, 28, 28, 1)
-    late = f"{where}/late"  # asked for once the run is complete
+    late = f"{where}/late"  # requested after the run is complete
     assert f"ckpt-2 is in {late} for a server" in run(config.replace(model_dir=late))
 
 

@@ -244,7 +244,7 @@ def test_an_end_that_cannot_be_saved_is_no_success(tiny, run, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", save)
     config = tiny(recipe="mlp", length=steps(2))
-    with pytest.raises(StorageError, match=r"end .* not be saved\. .* goes on from step 0"):
+    with pytest.raises(StorageError, match=r"end .* not be saved\. .* resumes from step 0"):
         run(config)
     assert not RunDir(Path(config.run_dir)).generator.exists()
     monkeypatch.undo()

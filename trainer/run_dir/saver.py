@@ -80,5 +80,6 @@ class Saver:
     def last_good(self) -> str:
         """Sentence for messages that names the step from which the run can be resumed."""
         step = self._checkpoints.newest
-        place = "from the start" if step is None else f"from step {step}"
-        return f"The same command goes on {place}."
+        if step is None:
+            return "Running the same command again starts from step 0."
+        return f"Running the same command again resumes from step {step}."
