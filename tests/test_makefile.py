@@ -1,4 +1,4 @@
-"""What the commands of the Makefile would do, as `make -n` prints it."""
+"""The commands that the Makefile would run, as printed by `make --dry-run`."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def command(target: str, *given: str, **environment: str) -> str:
-    """The line that starts the trainer."""
+    """Returns the line that starts the trainer."""
     env = {"PATH": "/usr/bin:/bin", **environment}
     done = subprocess.run(
         ["make", "--dry-run", target, *given],
@@ -49,3 +49,11 @@ def test_a_cpu_trains_as_long_as_the_recipe_says():
 @pytest.mark.parametrize("target", ["train-gpu", "generate", "evaluate", "export", "doctor"])
 def test_cuda_libraries_are_found(target):
     assert "LD_LIBRARY_PATH=" in command(target)
+
+
+def test_help_describes_every_target():
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    targets = re.search(r"^\.PHONY:(.*)$", text, re.M)[1].split()
+    done = subprocess.run(["make", "help"], cwd=ROOT, text=True, capture_output=True, timeout=60)
+    described = re.findall(r"^  make (\S+) {2,}\S", done.stdout, re.M)
+    assert sorted(described) == sorted(targets)

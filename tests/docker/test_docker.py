@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,20 @@ def test_the_environment_is_the_manifests(path):
     given = dict(re.findall(r"([A-Z_]+)=(\S+)", " ".join(instructions(path, "ENV"))))
     for name in ("HOME", "KERAS_HOME"):
         assert given[name] == wanted[name]
+
+
+def test_the_check_of_the_cuda_libraries_runs():
+    """It imports the trainer by name; the libraries themselves may be missing on this machine."""
+    check = next(line for line in instructions(DOCKERFILES[0], "RUN") if line.startswith("["))
+    python, *arguments = json.loads(check)
+    assert python == "python"
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, text=True, capture_output=True, timeout=60
+    )
+    if done.returncode:
+        assert done.stderr.startswith("CUDA libraries that do not load: ['lib"), done.stderr
+        assert done.stderr.count("\n") == 1
+    assert "libcuda.so.1" not in done.stderr
 
 
 def wanted_by_clusters() -> list[Requirement]:
@@ -107,7 +122,7 @@ def test_the_cpu_image_builds_and_runs_as_in_a_pod(tmp_path):
     """Takes minutes; a folder in TRAINER_PROVE_DIR keeps its base for another time."""
     proof = load_proof()
     folder = os.environ.get("TRAINER_PROVE_DIR", tmp_path)
-    if reason := proof.missing():
+    if reason := proof.unmet_requirement():
         pytest.skip(f"no image can be built here: {reason}")
     manifests = k8s.render("overlays/cpu-smoke")
     done = subprocess.run(

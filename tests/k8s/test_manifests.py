@@ -548,13 +548,13 @@ def test_an_image_of_another_registry(image, becomes):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["--overlay=cpu-smoke", "--gpus=2"], "cpu-smoke has no GPU"),
+        (["--overlay=cpu-smoke", "--gpus=2"], "OVERLAY=cpu-smoke, which has no GPU"),
         (["--overlay=spot", "--gpu_type=a=b=c"], "LABEL=VALUE"),
-        (["--overlay=spot", "--workers=2"], "spot has one Pod"),
+        (["--overlay=spot", "--workers=2"], "OVERLAY=spot, which runs a single Pod"),
         (["--overlay=multi-worker", "--workers=1"], "single-node"),
         (["--overlay=gcs"], "BUCKET"),
-        (["--overlay=spot", "--bucket=b"], "belong to OVERLAY=gcs"),
-        (["--overlay=spot", "--name=My_Run"], "small letters"),
+        (["--overlay=spot", "--bucket=b"], "only be used with OVERLAY=gcs"),
+        (["--overlay=spot", "--name=My_Run"], "lower-case letters"),
     ],
 )
 def test_a_wrong_submission_ends_in_one_line(given, says):
