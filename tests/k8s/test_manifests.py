@@ -363,7 +363,7 @@ def test_a_run_outlives_its_pod(manifests):
     assert run_dir.startswith(f"--run_dir={folder}/")
 
 
-def test_each_overlay_brings_its_data(manifests):
+def test_each_overlay_provides_its_data(manifests):
     environment = k8s.environment_of(manifests)
     volumes = {v["name"]: v for v in k8s.pod_of(manifests)["volumes"]}
     mounts = {m["mountPath"]: m for m in k8s.trainer_of(manifests)["volumeMounts"]}
@@ -567,7 +567,7 @@ def test_a_wrong_submission_ends_in_one_line(given, says):
     assert not done.stdout
 
 
-def test_make_hands_on_what_was_given():
+def test_make_passes_the_given_settings():
     command = ["make", "--dry-run", "k8s-submit", "OVERLAY=spot", "DATASET=mnist", "GPUS=2"]
     done = subprocess.run(command, cwd=k8s.ROOT, text=True, capture_output=True, timeout=60)
     words = done.stdout.split()
