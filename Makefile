@@ -17,7 +17,7 @@ LENGTH_IN_ARGS = $(filter --kimg=% --epochs=% --steps=%,$(ARGS))
 NUM ?= 64
 # The benchmark to run: the name of a file in benchmarks/, without .py.
 BENCHMARK ?= training
-# Images are tagged with the version. IMAGE replaces name and tag, such as HOST/gan-trainer:0.1.0.
+# Images are tagged with the version. IMAGE replaces name and tag, such as HOST/gan-trainer:0.2.0.
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' trainer/__init__.py)
 DOCKER ?= docker
 OVERLAY ?= cpu-smoke

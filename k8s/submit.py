@@ -1,6 +1,6 @@
 """Renders the manifests of one training run from an overlay and, on request, applies them.
 
-    make k8s-submit OVERLAY=single-node DATASET=cifar10 RECIPE=dcgan GPUS=2 IMAGE=HOST/gan:0.1.0
+    make k8s-submit OVERLAY=single-node DATASET=cifar10 RECIPE=dcgan GPUS=2 IMAGE=HOST/gan:0.2.0
     make k8s-submit ... APPLY=1
 
 Without APPLY=1 the manifests are only printed. The Pod template of a Job is immutable, so each

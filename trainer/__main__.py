@@ -12,12 +12,13 @@ from trainer.machine.signals import StopRequest
 from trainer.reporting.console import report
 
 COMMANDS = {
-    "train": "train a recipe on a data set; the same command again goes on",
+    "train": "train a recipe on a data set, or resume a run",
     "generate": "draw images from a run",
-    "evaluate": "measure how good a run's pictures are",
-    "export": "write a run's generator for use without this package",
-    "status": "show where a run is",
-    "doctor": "show what this machine has, and what keeps TensorFlow from its GPUs",
+    "evaluate": "measure the image quality of a run",
+    "export": "export the generator of a run for use without this package",
+    "status": "show the progress and the health of a run",
+    "recipes": "list the recipes and how they differ from their sources",
+    "doctor": "check this machine, and why TensorFlow does not use its GPUs",
 }
 
 
@@ -63,6 +64,11 @@ def run_and_end(arguments: Sequence[str]) -> NoReturn:
     except BrokenPipeError:  # `... --help | head`: who read our output has had enough
         code = ExitCode.OK
     os._exit(code)
+
+
+def console_script() -> NoReturn:
+    """Runs the command line of the process; `gan-trainer` calls it."""
+    run_and_end(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -78,7 +78,12 @@ def train(
     with devices.scope():
         variables = state.create(config, data.shape, devices.precision)
     during_training.check(config, data)
-    same = [config.shared_json(), data.fingerprint, devices.precision, str(len(devices.devices))]
+    same = [
+        config.replace(precision=devices.precision).shared_json(),
+        data.fingerprint,
+        devices.precision,
+        str(len(devices.devices)),
+    ]
     devices.check_same("\n".join(same))
     # Last, so that settings which cannot be leave nothing behind.
     with _directory(config, devices, place, fresh, secs_left) as (run_dir, check, uploads):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from trainer import recipes
 from trainer.errors import ExitCode
 
 
@@ -80,3 +81,15 @@ def test_devices_that_do_not_fit_are_usage_errors(tiny, run):
     ):
         with pytest.raises(UsageError, match=message):
             run(tiny(devices=devices))
+
+
+def test_recipes_states_sources_and_differences(trainer):
+    answer = trainer("recipes")
+    assert answer.returncode == 0, answer.stderr
+    facts = json.loads(trainer("recipes", "--json").stdout)
+    assert set(facts) == set(recipes.RECIPES)
+    for name, fact in facts.items():
+        assert f"\n{name}\n" in f"\n{answer.stdout}"
+        assert all(fact.values()), name
+    assert "inference mode" in answer.stdout
+    assert "1e-14" in answer.stdout

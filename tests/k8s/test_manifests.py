@@ -27,7 +27,7 @@ SUBMITTED = {
     "submitted single-node": ["--overlay=single-node", "--gpus=4", "--dataset=mnist"],
     "submitted multi-worker": [
         "--overlay=multi-worker", "--gpus=2", "--workers=4", "--recipe=cgan", "--dataset=mnist",
-        "--component=kueue", "--component=prometheus", "--image=host:5000/a/gan-trainer:0.1.0",
+        "--component=kueue", "--component=prometheus", "--image=host:5000/a/gan-trainer:0.2.0",
     ],
     "submitted gcs": ["--overlay=gcs", "--bucket=b", "--service_account=a@b", "--gpu_type=x"],
 }  # fmt: skip
@@ -535,14 +535,14 @@ def test_a_submission_is_a_fresh_job_of_the_run():
 @pytest.mark.parametrize(
     ("image", "becomes"),
     [
-        ("host:5000/x/gan", "host:5000/x/gan:0.1.0"),
+        ("host:5000/x/gan", "host:5000/x/gan:0.2.0"),
         ("host/gan:9", "host/gan:9"),
         ("host/gan@sha256:0123", "host/gan@sha256:0123"),
     ],
 )
 def test_an_image_of_another_registry(image, becomes):
     container = k8s.trainer_of(k8s.submit("--overlay=cpu-smoke", f"--image={image}"))
-    assert container["image"] == becomes.replace("0.1.0", __version__)
+    assert container["image"] == becomes.replace("0.2.0", __version__)
 
 
 @pytest.mark.parametrize(

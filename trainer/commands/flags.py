@@ -150,14 +150,24 @@ def _explain(field: "dataclasses.Field[Any]") -> str:
     if field.default not in ("", None):
         parts.append(f"default {field.default}")
     if rules["may_change"]:
-        parts.append("may change when a run goes on")
+        parts.append("may change when a run is resumed")
     return "; ".join(parts)
 
 
 def config_from_flags(
-    values: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+    values: Mapping[str, Any],
+    environment: Mapping[str, str] = os.environ,
+    stored_config: Callable[[str], Config | None] = lambda run_dir: None,
 ) -> Config:
-    """The configuration that the flags ask for, on top of the recipe's.
+    """Returns the configuration that the flags select.
+
+    A new run takes the settings of its recipe.  A resumed run keeps its own settings, also
+    where the recipe or a default has changed since.  Flags take precedence over both.
+
+    Args:
+      values: the flags by name; None for those that were not given.
+      environment: environment variables.
+      stored_config: returns the configuration of the run in a run directory, if there is one.
 
     Raises:
       UsageError: for settings that are wrong, or wrong together.
@@ -179,15 +189,16 @@ def config_from_flags(
         )
     if lengths:
         given["length"] = Duration(values[lengths[0]], lengths[0])
-    given.setdefault("data_dir", environment.get("TRAINER_DATA_DIR", ""))
-    config = recipes.resolve(given)
+    if data_dir := environment.get("TRAINER_DATA_DIR"):
+        given.setdefault("data_dir", data_dir)
     for name, variable in VERTEX.items():
         if values.get(name) is None and environment.get(variable):
-            config = config.replace(**{name: environment[variable].rstrip("/")})
-    if not config.run_dir:
-        name = f"{config.recipe}-{_short_name(config.dataset)}"
-        config = config.replace(run_dir=os.path.join("runs", name))
-    return config
+            given[name] = environment[variable].rstrip("/")
+    if not given.get("run_dir"):
+        recipe = given.get("recipe", "dcgan")
+        name = f"{recipe}-{_short_name(given.get('dataset', 'digits'))}"
+        given["run_dir"] = os.path.join("runs", name)
+    return recipes.resolve(given, stored_config(given["run_dir"]))
 
 
 def _short_name(dataset: str) -> str:

@@ -52,7 +52,10 @@ class Config(AllSettings):
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> "Config":
-        """Reads what `to_json` wrote; settings it lacks take their defaults.
+        """Reads what `to_json` wrote.
+
+        A setting that is missing takes its legacy value, which describes how the version that
+        started the run behaved.
 
         Raises:
           UsageError: naming `source`, if it is no such text.
@@ -69,7 +72,7 @@ class Config(AllSettings):
                 f"{source} has format_version {version!r}; this version reads {FORMAT_VERSION}."
             )
         try:
-            return cls(**cls.parse_values(values))
+            return cls(**{**legacy_values(), **cls.parse_values(values)})
         except UsageError as error:
             raise UsageError(f"{source}: {error}") from None
 
@@ -98,3 +101,12 @@ class Config(AllSettings):
     def replace(self, **changes: Any) -> "Config":
         """A copy with some settings changed."""
         return dataclasses.replace(self, **changes)
+
+
+def legacy_values() -> dict[str, Any]:
+    """Returns the values that settings take in runs of versions that did not have them."""
+    return {
+        field.name: field.metadata["legacy"]
+        for field in dataclasses.fields(Config)
+        if field.metadata["legacy"] is not dataclasses.MISSING
+    }

@@ -86,7 +86,7 @@ def _build_with_momentum(optimizer, build, variables) -> None:
 def make(config: Config, rate: Rate) -> keras.optimizers.Optimizer:
     """The optimizer that `config` names, with a rate that is read at each update."""
     if config.optimizer == "rmsprop":
-        return RMSprop(rate, rho=config.beta2)
+        return RMSprop(rate, rho=config.beta2, epsilon=config.rmsprop_epsilon)
     if config.optimizer == "sgd":
         return SGD(rate, momentum=config.momentum)
     return Adam(rate, beta_1=config.beta1, beta_2=config.beta2)
