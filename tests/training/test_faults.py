@@ -27,7 +27,7 @@ from trainer.run_dir.checkpoints import Checkpoints
 from trainer.run_dir.directory import RunDir
 from trainer.training import run as run_module
 from trainer.training import state
-from trainer.training.divergence import CollapseWatch, check_finite
+from trainer.training.divergence import CollapseDetector, check_finite
 
 
 @pytest.fixture
@@ -63,9 +63,12 @@ def test_a_run_that_diverges_goes_back_and_on(tiny, run, poison, tmp_path):
     poison(5)
     output = run(config)
     what = (
-        r"WARNING: Training diverged: d_loss, g_loss, .*_grad_norm not finite at step 6\. Back to"
+        r"WARNING: Training diverged: d_loss, g_loss, .*_grad_norm not finite at step 6\. Restored"
     )
-    assert re.search(rf"{what} .*ckpt-4, with other noise \(rollback 1 of 3\)", output)
+    assert re.search(
+        rf"{what} .*ckpt-4; training continues with other random numbers \(rollback 1 of 3\)",
+        output,
+    )
     lines = records(config.run_dir)
     assert [line["step"] for line in lines] == list(range(1, 10))
     assert [line.get("rollbacks", 0) for line in lines] == [0] * 4 + [1] * 5
@@ -142,16 +145,18 @@ def test_overflow_of_a_scaled_gradient_is_no_divergence():
 
 
 def test_collapse_counts_once_it_has_lasted():
-    watch = CollapseWatch(1000)
-    assert [watch.judged(k, 1.0) for k in (0, 500, 900)] == [""] * 3
-    assert watch.judged(1000, 1.0) == "the discriminator is right on every image, since 0 kimg"
-    assert not watch.judged(1500, 1.0)  # said once
-    assert not watch.judged(2000, 0.9)
-    assert not watch.judged(2500, 1.0)
-    assert watch.judged(3500, 1.0)
-    assert not watch.drawn(0, 0.05)
-    assert watch.drawn(1200, 0.05) == "the samples are all alike, since 0 kimg"
-    assert not CollapseWatch(0).drawn(10**9, 0.0)
+    detector = CollapseDetector(1000)
+    assert [detector.observe_accuracy(k, 1.0) for k in (0, 500, 900)] == [""] * 3
+    assert detector.observe_accuracy(1000, 1.0) == (
+        "the discriminator classifies every image correctly, since 0 kimg"
+    )
+    assert not detector.observe_accuracy(1500, 1.0)  # said once
+    assert not detector.observe_accuracy(2000, 0.9)
+    assert not detector.observe_accuracy(2500, 1.0)
+    assert detector.observe_accuracy(3500, 1.0)
+    assert not detector.observe_diversity(0, 0.05)
+    assert detector.observe_diversity(1200, 0.05) == "the samples are all alike, since 0 kimg"
+    assert not CollapseDetector(0).observe_diversity(10**9, 0.0)
 
 
 def test_a_collapsed_run_warns_and_ends_where_asked(tiny, run, tmp_path):
