@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     except HelpRequested as request:
         print(request)
     except TrainerError as error:
-        line = " ".join(str(error).splitlines())  # names that a user gives may hold anything
+        line = " ".join(str(error).splitlines())  # names from the user may contain line breaks
         report(f"{_label(error)}{line}", error.exit_code)
         return error.exit_code
     return ExitCode.OK
@@ -54,14 +54,15 @@ def _usage() -> str:
 def run_and_end(arguments: Sequence[str]) -> NoReturn:
     """Runs a command and ends the process with its exit code.
 
-    At once: TensorFlow's own end would wait for other machines, which may have gone.
+    It ends the process immediately, because TensorFlow's shutdown would wait for other
+    machines, which may be gone.
     """
     try:
         code = main(arguments)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-    except BrokenPipeError:  # `... --help | head`: who read our output has had enough
+    except BrokenPipeError:  # `... --help | head` closes our output early
         code = ExitCode.OK
     os._exit(code)
 

@@ -1,4 +1,4 @@
-"""Puts the parts of a run together and trains it."""
+"""Composition root: puts the parts of a run together and trains it."""
 
 import contextlib
 import logging
@@ -51,22 +51,22 @@ def train(
     accept_changed_data: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Trains a run to its end, from where its directory says it is.
+    """Trains a run to its end, from the newest checkpoint of its run directory.
 
     Args:
-      config: the run.
-      data: its images.
-      terminal: where progress goes.
-      stop_requested: whether to save and stop now.
-      cluster: the machines that carry the run together, if there are several.
-      place: where it is worked on; by default as the configuration says.
-      secs_left: until the process is ended from outside.
-      fresh: whether to set an old run in the directory aside.
-      accept_changed_data: whether to go on with other images than the run began with.
-      clock: seconds, rising, by which --max_hours counts.
+      config: the configuration of the run.
+      data: its training images.
+      terminal: the console that shows its progress.
+      stop_requested: returns whether to save a checkpoint and stop.
+      cluster: the workers, if several machines train together.
+      place: the location of the run directory; by default as configured.
+      secs_left: returns the seconds until the process is killed.
+      fresh: whether to rename an existing run directory and start a new run.
+      accept_changed_data: whether to resume with changed images.
+      clock: returns monotonic seconds, for --max_hours.
 
     Raises:
-      TrainerError: if the run cannot go on; StoppedError once an early stop is saved.
+      TrainerError: if the run cannot continue; a StoppedError after an early stop.
     """
     if cluster is None or cluster.is_chief:
         output_copies.check(config.tensorboard_dir, "tensorboard_dir")
@@ -85,7 +85,7 @@ def train(
         str(len(devices.devices)),
     ]
     devices.check_same("\n".join(same))
-    # Last, so that settings which cannot be leave nothing behind.
+    # The directory is created last, so that wrong settings leave nothing behind.
     with _directory(config, devices, place, fresh, secs_left) as (run_dir, check, uploads):
         versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
         start = provenance.collect(versions, devices.devices, devices.precision)
@@ -109,7 +109,7 @@ def train(
             _finish(config, variables, run_dir)
             run_messages.end(run_dir)
             run.quality.sum_up()
-        devices.agree(0, False)  # nobody leaves before the chief has written all
+        devices.agree(0, False)  # a worker that left early would end the chief, which still writes
 
 
 def _taken_up(
@@ -123,7 +123,7 @@ def _taken_up(
     check: Callable[[], None],
     stop: Callable[[], bool],
 ) -> Run | None:
-    """The run as its newest checkpoint has it, ready to train; None if it is complete."""
+    """Returns the run at its newest checkpoint, ready to train; None if it is complete."""
     checkpoints = Checkpoints(
         run_dir.checkpoints,
         variables.trackables(),
@@ -136,7 +136,9 @@ def _taken_up(
     last_step = config.length.steps(config.batch_size, len(data))
     finished = bool(devices.agree(int(run_dir.is_complete(restored)), False)[0])
     if done >= last_step and finished:
-        log.info("%s is complete: %d steps. A greater length goes on.", run_dir.path, done)
+        log.info(
+            "%s is complete: %d steps. Use a greater length to continue it.", run_dir.path, done
+        )
         return None
     run_messages.start(config, devices, variables, data, last_step)
     quality = during_training.prepare(
@@ -144,7 +146,7 @@ def _taken_up(
     )
     quality.begin(done)
     if devices.agree(int(quality.is_over and finished), False)[0]:
-        log.info("%s is complete: it stopped gaining by step %d.", run_dir.path, done)
+        log.info("%s is complete: it stopped improving by step %d.", run_dir.path, done)
         return None
     labels = {"run": config.run_dir, "worker": str(devices.worker)}
     telemetry = Telemetry(config.metrics_port, labels)
@@ -172,13 +174,17 @@ def _directory(
     fresh: bool,
     secs_left: Callable[[], float],
 ) -> Iterator[tuple[RunDir, Callable[[], None], Uploads]]:
-    """The run's directory, what to call now and then to see that it is ours, and its mirror.
+    """Yields the run directory, an ownership check and the uploader.
 
-    For workers but the chief it is one that vanishes with them: so all of them do the
-    same, and only what the chief writes stays.
+    Workers other than the chief get a temporary directory, so that all workers run the same
+    code and only the files of the chief remain.
     """
     if not devices.is_chief:
-        log.info("Worker %d of %d: what the chief says counts", devices.worker, devices.workers)
+        log.info(
+            "Worker %d of %d. See the log of the chief for the progress of the run.",
+            devices.worker,
+            devices.workers,
+        )
         logging.getLogger("trainer").setLevel(logging.WARNING)
         with tempfile.TemporaryDirectory(prefix="gan-trainer-worker-") as folder:
             yield RunDir(Path(folder)), lambda: None, NoUploads()
@@ -200,7 +206,7 @@ def _directory(
 
 
 def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> Path | None:
-    """Restores the newest checkpoint, or takes over the networks of --init_from."""
+    """Restores the newest checkpoint, or copies the networks of --init_from."""
     restored = checkpoints.restore_newest()
     if restored:
         log.info("Resuming from %s", restored)
@@ -217,11 +223,11 @@ def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> P
 
 
 def _finish(config: Config, variables: TrainState, run_dir: RunDir) -> None:
-    """Makes the GIF and saves the generator alone, also where a server looks for it."""
+    """Writes the GIF, exports the generator to --model_dir, and saves it as a Keras file."""
     with run_dir.converted_write_errors():
         write_gif(run_dir.samples, run_dir.gif)
     if config.model_dir:
         deliver(run_dir, config)
-    # Last: it is the sign that the run is complete.
+    # Written last, because its presence marks the run as complete.
     with run_dir.converted_write_errors(), replacing(run_dir.generator) as scratch:
         plain(variables.drawing).save(scratch)

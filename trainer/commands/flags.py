@@ -1,4 +1,4 @@
-"""The command line: absl flags made from the settings of `Config`.  No TensorFlow."""
+"""Defines absl flags from the settings of `Config`.  Does not import TensorFlow."""
 
 import dataclasses
 import difflib
@@ -16,12 +16,12 @@ from trainer.errors import HelpRequested, UsageError, one_of
 from trainer.metrics.registry import METRICS
 
 LENGTHS = {
-    "steps": "train for this many steps (a step: one generator update)",
-    "epochs": "train for this many passes over the data set",
-    "kimg": "train for this many thousand images",
+    "steps": "length of training in steps (generator updates)",
+    "epochs": "length of training in passes over the data set",
+    "kimg": "length of training in thousands of images",
 }
 
-VERTEX = {  # variables by which Vertex AI says where a job's results go, by the setting
+VERTEX = {  # environment variables by which Vertex AI names the output locations of a job
     "run_dir": "AIP_CHECKPOINT_DIR",
     "tensorboard_dir": "AIP_TENSORBOARD_LOG_DIR",
     "model_dir": "AIP_MODEL_DIR",
@@ -36,35 +36,38 @@ TABLES: Mapping[str, Collection[str]] = {
 
 
 class CommandLine:
-    """The flags of one command: define, parse, explain."""
+    """The flags of one command."""
 
     def __init__(self, command: str, summary: str) -> None:
         self._flags = flags.FlagValues()
         self._command, self._summary = command, summary
-        self.boolean("help", "show this text", default=False)
+        self.boolean("help", "show this help", default=False)
 
     def text(self, name: str, help: str, default: str | None = None) -> None:
-        """Defines a flag that takes a text."""
+        """Defines a string flag."""
         flags.DEFINE_string(name, default, help, flag_values=self._flags)
 
     def integer(self, name: str, help: str, default: int | None = None) -> None:
-        """Defines a flag that takes a whole number."""
+        """Defines an integer flag."""
         flags.DEFINE_integer(name, default, help, flag_values=self._flags)
 
     def real(self, name: str, help: str, default: float | None = None) -> None:
-        """Defines a flag that takes a number."""
+        """Defines a floating-point flag."""
         flags.DEFINE_float(name, default, help, flag_values=self._flags)
 
     def boolean(self, name: str, help: str, default: bool | None = None) -> None:
-        """Defines a flag that is on as --name and off as --noname."""
+        """Defines a Boolean flag, --name and --noname."""
         flags.DEFINE_boolean(name, default, help, flag_values=self._flags)
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """The values of the flags by name, from the arguments behind the command's name.
+        """Returns the values of the flags by name.
+
+        Args:
+          arguments: the arguments after the name of the command.
 
         Raises:
-          UsageError: for an unknown flag, a wrong value or a stray word.
-          HelpRequested: if they ask for help.
+          UsageError: for an unknown flag, a wrong value or an argument that is no flag.
+          HelpRequested: for --help.
         """
         try:
             rest = self._flags([self._command, *arguments])[1:]
@@ -80,7 +83,7 @@ class CommandLine:
         if self._flags["help"].value:
             raise HelpRequested(self._help())
         if rest:
-            raise UsageError(f"{rest[0]!r} is not a flag; flags begin with --.")
+            raise UsageError(f"{rest[0]!r} is not a flag. Flags start with --.")
         return self._flags.flag_values_dict()
 
     def _help(self) -> str:
@@ -99,9 +102,9 @@ class CommandLine:
 
 
 def define_settings(line: CommandLine) -> None:
-    """Defines a flag for each setting of `Config`, and those of the run's length."""
+    """Defines a flag for each setting of `Config`, and the flags of the length of training."""
     for name, meaning in LENGTHS.items():
-        line.real(name, f"{meaning}; at most one of --{', --'.join(LENGTHS)}")
+        line.real(name, f"{meaning}; use at most one of --{', --'.join(LENGTHS)}")
     defines: dict[type, Callable[..., None]] = {
         int: line.integer,
         float: line.real,
@@ -118,25 +121,25 @@ def define_settings(line: CommandLine) -> None:
 
 
 def define_checkpoint(line: CommandLine, more: str = "") -> None:
-    """Defines the flag that says which checkpoint of a run to take; `more` is a word besides."""
+    """Defines --checkpoint; `more` is an additional value."""
     besides = f", or {more}" if more else ""
     line.text(
         "checkpoint",
-        f"best, latest, or the step of one{besides} (default: the best where the run kept one, "
-        "else the latest)",
+        f"checkpoint to use: best, latest, or a step{besides} (default: the best one if the run "
+        "kept one, otherwise the latest)",
     )
 
 
 def checkpoint_choice(values: Mapping[str, Any], more: str = "") -> str:
-    """The value of --checkpoint; "" if it was not given.
+    """Returns the value of --checkpoint, or "" if it was not given.
 
     Raises:
-      UsageError: if it is none that there is.
+      UsageError: if it is not a valid value.
     """
     which: str = values["checkpoint"] or ""
     known = ["best", "latest", *([more] if more else [])]
     if which and which not in known and not which.isdecimal():
-        raise UsageError(f"--checkpoint={which} is none of {', '.join(known)}, or a step.")
+        raise UsageError(f"--checkpoint={which} is not valid. Use {', '.join(known)}, or a step.")
     return which
 
 
@@ -185,7 +188,7 @@ def config_from_flags(
     lengths = [unit for unit in LENGTHS if values[unit] is not None]
     if len(lengths) > 1:
         raise UsageError(
-            f"--{' and --'.join(lengths)} both say how long to train: give at most one."
+            f"--{' and --'.join(lengths)} both set the length of training. Use at most one of them."
         )
     if lengths:
         given["length"] = Duration(values[lengths[0]], lengths[0])
@@ -202,7 +205,7 @@ def config_from_flags(
 
 
 def _short_name(dataset: str) -> str:
-    """The name of a data set, or the last part of its path."""
+    """Returns the name of a data set, or the last part of its path."""
     last = os.path.basename(os.path.abspath(os.path.expanduser(dataset)))
     stem, suffix = os.path.splitext(last)
     return stem if suffix.lower() in (".zip", ".npz") else last

@@ -16,7 +16,7 @@ SUMMARY = "Trains a recipe on a data set.  Running the same command again resume
 
 
 def run(arguments: list[str], stop_requested: StopRequest) -> None:
-    """Runs the command; `arguments` are those behind its name."""
+    """Runs the command; `arguments` are those after its name."""
     line = flags.CommandLine("train", SUMMARY)
     line.boolean(
         "dry_run",

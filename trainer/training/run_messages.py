@@ -1,4 +1,4 @@
-"""What a run says of itself at its start and at its end."""
+"""Log messages at the start and at the end of a run."""
 
 import logging
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 def start(
     config: Config, devices: Runtime, variables: TrainState, data: ImageSet, last_step: int
 ) -> None:
-    """Says what is about to be trained, on what, and for how long."""
+    """Logs the recipe, the data, the networks, the devices and the length of training."""
     log.info(
         "Recipe %s on %s: %s images %dx%dx%d, %d classes%s",
         config.recipe,
@@ -43,8 +43,8 @@ def start(
     share = config.batch_size // devices.num_replicas
     if 0 < config.batch_per_replica < share:
         log.info(
-            "Accumulating %d micro-batches of %d images a device: batch norm, where there is "
-            "one, sees those alone",
+            "Accumulating gradients over %d micro-batches of %d images per device. Batch norm "
+            "computes its statistics per micro-batch",
             share // config.batch_per_replica,
             config.batch_per_replica,
         )
@@ -61,7 +61,7 @@ def start(
 
 
 def end(run_dir: RunDir) -> None:
-    """Names what was written."""
+    """Logs the paths of what the run has written."""
     paths = frames(run_dir.samples)
     for what, path in (
         ("Samples", paths[-1]),
