@@ -6,6 +6,7 @@ Features are random, as many of reals as of samples; 128 is the width of the dat
 classifier, 2,048 that of inception.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,8 @@ def metric(*, name: str, samples: int, width: int) -> dict[str, Any]:
     reals, fakes = features(samples, width, 1), features(samples, width, 2)
     logits = fakes[:, : CLASSES.get(width, 10)]
     known = Moments.of(reals) if name == "fid" else None  # they are in the cache
-    calls = {
-        "fid": lambda: distances.fid(known, Moments.of(fakes)),
+    calls: dict[str, Callable[[], Any]] = {
+        "fid": lambda: distances.fid(known or Moments.of(reals), Moments.of(fakes)),
         "kid": lambda: distances.kid(reals, fakes),
         "inception_score": lambda: distances.inception_score(logits),
         "neighbours": lambda: neighbours.manifold(reals, fakes),

@@ -10,6 +10,7 @@ falls due in any turn.
 
 import statistics
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks import harness, trained
@@ -34,7 +35,7 @@ def watching(recipe: str) -> float:
     rows = np.zeros((loop.MAX_STEPS, len(names)), np.float32)  # of the longest call
 
     @tf.function(autograph=False)
-    def finite():
+    def finite() -> list[tf.Tensor]:
         return [_is_finite(network.variables) for network in networks]
 
     def check() -> None:
@@ -77,7 +78,7 @@ def _mean(measured: Measured) -> float:
     return statistics.harmonic_mean(measured.rates)
 
 
-def shares(seconds: dict[str, list[float]]) -> dict[str, float]:
+def shares(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     """Parts of the trainer's wall time in percent."""
     wall = sum(seconds["wall"])
     found = {f"{name}_%": 100 * sum(seconds.get(name, [])) / wall for name in PERIODIC}

@@ -166,7 +166,7 @@ def check_two(devices: str, recipes: Sequence[str]) -> Iterator[Row]:
     tf.config.set_visible_devices([gpu], "GPU")
     limited = tf.config.LogicalDeviceConfiguration(memory_limit=LOGICAL_GPU_MIB)
     tf.config.set_logical_device_configuration(gpu, [limited] * 2)
-    with mock.patch.object(visible, "choose", lambda wanted: ["GPU:0", "GPU:1"]):
+    with mock.patch.object(visible, "choose", return_value=["GPU:0", "GPU:1"]):
         yield from check_same(devices, recipes)
 
 

@@ -10,10 +10,10 @@ import importlib
 import json
 import multiprocessing
 import os
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def alone(function: str, **options: Any) -> Any:
     return answer
 
 
-def _call(pipe, function: str, options: Mapping[str, Any]) -> None:
+def _call(pipe: Connection, function: str, options: Mapping[str, Any]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     pipe.send(_named(function, options))
 
@@ -162,10 +162,11 @@ def timed(call: Callable[..., Any], *args: Any) -> float:
 def memory_gib(kind: str = "VmHWM") -> float:
     """The process's memory by its name in /proc: VmHWM for the peak, VmRSS for now."""
     with open("/proc/self/status", encoding="ascii") as status:
-        return int(re.search(rf"{kind}:\s+(\d+) kB", status.read())[1]) / 2**20
+        fields = dict(line.split(":", 1) for line in status)
+    return int(fields[kind].removesuffix(" kB\n")) / 2**20
 
 
-def _times(pipe, secs: float) -> int:
+def _times(pipe: Connection, secs: float) -> int:
     """How often a case is to be done to take `secs` seconds."""
     count = 1
     while True:
@@ -176,14 +177,14 @@ def _times(pipe, secs: float) -> int:
         count *= 4
 
 
-def _answer(pipe) -> Any:
+def _answer(pipe: Connection) -> Any:
     try:
         return pipe.recv()
     except EOFError:
         return "the process died"
 
 
-def _serve(pipe, case: Case) -> None:
+def _serve(pipe: Connection, case: Case) -> None:
     """Makes the case's work, then does it as often as the pipe says, until that is 0."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.update(case.environment)

@@ -32,7 +32,7 @@ def batches(*, name: str, batch: int, distributed: bool) -> Work:
     from trainer.machine import replicas
 
     data = trained.images(*SETS[name])
-    one = dict(batches_per_step=1, replicas=range(1), num_replicas=1)
+    one: dict[str, Any] = dict(batches_per_step=1, replicas=range(1), num_replicas=1)
     devices = replicas.start(recipes.resolve({"batch_size": batch, "devices": "cpu"}))
 
     def made(replicas: range) -> tf.data.Dataset:
@@ -41,7 +41,7 @@ def batches(*, name: str, batch: int, distributed: bool) -> Work:
     source = devices.distribute(made) if distributed else iter(made(range(1)))
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.int32)])
-    def take(count):
+    def take(count: tf.Tensor) -> None:
         for _ in tf.range(count):
             next(source)
 

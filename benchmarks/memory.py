@@ -18,12 +18,10 @@ LOOKS = (50, 500, 2000)  # steps after which the growing run is looked at
 
 def peak(*, recipe: str, run_dir: str) -> dict[str, float]:
     """The peak of a short run that draws samples and saves."""
-    shape, lengths = trained.shape_of(recipe), dict(length="4 steps", sample_every="2 steps")
-    seconds = collections.defaultdict(list)
-    whole.train(
-        seconds, every_kimg=1000.0, recipe=recipe, run_dir=run_dir, **shape, **lengths,
-        checkpoint_every="2 steps",
-    )  # fmt: skip
+    options: dict[str, Any] = dict(trained.shape_of(recipe))
+    options.update(length="4 steps", sample_every="2 steps", checkpoint_every="2 steps")
+    seconds: whole.Seconds = collections.defaultdict(list)
+    whole.train(seconds, every_kimg=1000.0, recipe=recipe, run_dir=run_dir, **options)
     return {"peak_gib": harness.memory_gib()}
 
 

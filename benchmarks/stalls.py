@@ -20,9 +20,9 @@ def stalls(*, recipe: str, count: int, run_dir: str) -> dict[str, Any]:
     """Seconds of saves and samples, images a second of steps, and the recipe's own pace."""
     from trainer import recipes
 
-    shape = trained.shape_of(recipe)
+    shape: dict[str, Any] = trained.shape_of(recipe)
     own = recipes.resolve({"recipe": recipe})
-    seconds = collections.defaultdict(list)
+    seconds: whole.Seconds = collections.defaultdict(list)
     whole.train(
         seconds,
         **shape,

@@ -13,7 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from benchmarks import harness
 
@@ -79,14 +82,14 @@ def phases(run_dir: str) -> dict[str, float]:
     mark("import of Keras and the trainer")
     create, loop_run = state.create, loop.run
 
-    def created(*args):
+    def created(*args: Any) -> Any:
         mark("devices")
         made = create(*args)
         mark("networks and optimizers")
         return made
 
-    def run(*, advance, **others):
-        def advanced(steps: int):
+    def run(*, advance: Callable[[int], Any], **others: Any) -> Any:
+        def advanced(steps: int) -> Any:
             mark("first samples and save" if not steps else "")
             rows = advance(steps)
             mark("tracing and compiling the step" if not steps else "first step")
@@ -94,8 +97,8 @@ def phases(run_dir: str) -> dict[str, float]:
 
         return loop_run(advance=advanced, **others)
 
-    state.create, loop.run = created, run
-    trainer.train(config, data, terminal=Console(), stop_requested=lambda: False)
+    with mock.patch.object(state, "create", created), mock.patch.object(loop, "run", run):
+        trainer.train(config, data, terminal=Console(), stop_requested=lambda: False)
     ends = itertools.pairwise(marks)
     return {name: end - began for (_, began), (name, end) in ends if name}
 

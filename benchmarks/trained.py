@@ -1,6 +1,7 @@
 """The trainer's own step as a case, as it is and with parts of it taken away."""
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from benchmarks.harness import Work
 
 
-def images(count: int, side: int, channels: int):
+def images(count: int, side: int, channels: int) -> Any:
     """Random images with labels of ten classes, as a data set."""
     from trainer.data.images import ImageSet
 
@@ -35,7 +36,7 @@ class Parts:
     devices: Any
     variables: Any
 
-    def batches(self):
+    def batches(self) -> Iterator[Any]:
         """The real batches, as the trainer takes them."""
         from trainer.data import pipeline
         from trainer.training import step
@@ -52,7 +53,7 @@ class Parts:
             )
         )
 
-    def advance(self, batches):
+    def advance(self, batches: Iterator[Any]) -> Any:
         """The compiled step on these batches, as the trainer makes it."""
         from trainer.training.compiled_steps import make_advance
         from trainer.training.data_wait import Stopwatch
@@ -66,7 +67,7 @@ class Parts:
             lambda number: watch.timed(lambda: next(batches), number),
         )
 
-    def work(self, call) -> Work:
+    def work(self, call: Callable[[int], Any]) -> Work:
         """A number of steps as a case."""
         return Work(call, self.config.batch_size, {"batch": self.config.batch_size})
 
@@ -113,14 +114,14 @@ def bare_step(**options: Any) -> Work:
 class SameBatch:
     """One batch again and again, in place of the pipeline, on one replica."""
 
-    def __init__(self, batches) -> None:
+    def __init__(self, batches: Iterator[Any]) -> None:
         import tensorflow as tf
 
         # Variables: of constants the graph would do once what each step does with a batch.
         self._batch = [tf.Variable(part, trainable=False) for part in next(batches)]
 
-    def __iter__(self):
+    def __iter__(self) -> "SameBatch":
         return self
 
-    def __next__(self):
+    def __next__(self) -> list[Any]:
         return [variable.read_value() for variable in self._batch]

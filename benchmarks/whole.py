@@ -5,7 +5,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -43,7 +43,7 @@ def train(
     loop_run = loop.run
 
     def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed_call(argument):
+        def timed_call(argument: Any) -> Any:
             began = time.perf_counter()
             result = call(argument)
             seconds[name if argument != 0 else "compile"].append(time.perf_counter() - began)
@@ -51,7 +51,13 @@ def train(
 
         return timed_call
 
-    def run(*, advance, observe, periodic, **others):
+    def run(
+        *,
+        advance: Callable[..., Any],
+        observe: Callable[..., Any],
+        periodic: Sequence[loop.Periodic],
+        **others: Any,
+    ) -> Any:
         due = [
             loop.Periodic(p.every_images, noted(name, p.action))
             for name, p in zip(ACTIONS, periodic, strict=True)
@@ -80,7 +86,8 @@ def case(*, every_kimg: float, **options: Any) -> Work:
     import trainer.train  # noqa: F401  (here, where TensorFlow's chatter is kept away)
 
     seconds: Seconds = collections.defaultdict(list)
-    go_on, is_held = queue.Queue(), queue.Queue()
+    go_on: queue.Queue[None] = queue.Queue()
+    is_held: queue.Queue[bool] = queue.Queue()
 
     def hold(step: int) -> None:
         is_held.put(True)
