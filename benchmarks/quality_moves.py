@@ -1,9 +1,9 @@
-"""What moves which metric: real images, spoilt in ways that are known, against real ones.
+"""Shows which metrics respond to which known degradations of real images.
 
-    python benchmarks/quality_moves.py mnist --data_dir=FOLDER --num=2000
+    python benchmarks/quality_moves.py mnist --data_dir=DIRECTORY --num=2000
 
-Prints a table: each row a way to spoil test images, each column a metric against the
-training images, by the features of the data set's classifier.
+Prints a table with a row for each degradation of the test images and a column for each metric.
+Metrics compare with the training images in the features of the data set's classifier.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def blurred(images: np.ndarray, radius: float) -> np.ndarray:
 def spoilt(
     images: np.ndarray, labels: np.ndarray, training: ImageSet, count: int
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Ways to spoil test images: name -> images and the classes that they claim to show."""
+    """Yields degraded test images: the name, the images and the labels assigned to them."""
     draw = np.random.default_rng(0)
     noise = draw.integers(0, 256, images.shape, np.uint8)
     few = np.flatnonzero(labels < 5)
