@@ -102,7 +102,13 @@ class FrozenLoop:
     """
 
     def __init__(
-        self, config: Config, images, labels, generator, discriminator, jit_compile="auto"
+        self,
+        config: Config,
+        images: np.ndarray,
+        labels: np.ndarray,
+        generator: keras.Model,
+        discriminator: keras.Model,
+        jit_compile: str | bool = "auto",
     ) -> None:
         self.config, self.images, self.labels = config, images, labels
         self.generator, self.jit_compile = generator, jit_compile
@@ -134,7 +140,7 @@ class FrozenLoop:
             jit_compile=self.jit_compile,
         )
 
-    def _train_d(self, reals, labels, noise) -> float:
+    def _train_d(self, reals: np.ndarray, labels: np.ndarray, noise: np.ndarray) -> float:
         batch = self.config.batch_size
         fakes = self.generator.predict(self._inputs(noise, labels), verbose=0)
         if self.config.d_update == "joint":
@@ -163,7 +169,14 @@ class FrozenLoop:
 class TapeLoop:
     """One tf.function per step, called from Python, on batches of a tf.data pipeline."""
 
-    def __init__(self, config: Config, images, labels, generator, discriminator) -> None:
+    def __init__(
+        self,
+        config: Config,
+        images: np.ndarray,
+        labels: np.ndarray,
+        generator: keras.Model,
+        discriminator: keras.Model,
+    ) -> None:
         self.config, self.classes = config, int(labels.max()) + 1
         self.generator, self.discriminator = generator, discriminator
         self.g_optimizer, self.d_optimizer = _optimizer(config, "g"), _optimizer(config, "d")
@@ -181,7 +194,9 @@ class TapeLoop:
         reals = 1 if self.config.repeat_reals else self.config.d_steps
         return self.train_step([next(self.batches) for _ in range(reals)])
 
-    def _forever(self, images, labels) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+    def _forever(
+        self, images: np.ndarray, labels: np.ndarray
+    ) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
         dataset = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(images))
         # Without the last, smaller batch: it would be compiled for on its own.
         dataset = dataset.batch(self.config.batch_size, drop_remainder=True)
@@ -206,7 +221,7 @@ class TapeLoop:
                 old.assign(keep * old + (1 - keep) * new)
         return d_loss, g_loss
 
-    def _train_d(self, reals, labels) -> tf.Tensor:
+    def _train_d(self, reals: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         fakes = self._draw(labels)
         with tf.GradientTape() as tape:
             loss = self._d_loss(*self._judge_both(reals, fakes, labels))
@@ -220,7 +235,7 @@ class TapeLoop:
         self._apply(tape, loss, self.g_optimizer, self.generator)
         return loss
 
-    def _train_both(self, reals, labels) -> tuple[tf.Tensor, tf.Tensor]:
+    def _train_both(self, reals: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Both updates from the same weights and the same fakes."""
         with tf.GradientTape() as g_tape, tf.GradientTape() as d_tape:
             on_reals, on_fakes = self._judge_both(reals, self._draw(labels), labels)
@@ -229,26 +244,34 @@ class TapeLoop:
         self._apply(d_tape, d_loss, self.d_optimizer, self.discriminator)
         return d_loss, g_loss
 
-    def _apply(self, tape, loss, optimizer, network) -> None:
+    def _apply(
+        self,
+        tape: tf.GradientTape,
+        loss: tf.Tensor,
+        optimizer: keras.optimizers.Optimizer,
+        network: keras.Model,
+    ) -> None:
         gradients = tape.gradient(loss, network.trainable_variables)
         optimizer.apply_gradients(zip(gradients, network.trainable_variables))
 
-    def _draw(self, labels) -> tf.Tensor:
+    def _draw(self, labels: tf.Tensor) -> tf.Tensor:
         noise = tf.random.normal([self.config.batch_size, self.config.latent_dim])
         return self.generator(self._inputs(noise, labels), training=True)
 
-    def _judge(self, images, labels) -> tf.Tensor:
+    def _judge(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         logits = self.discriminator(self._inputs(images, labels), training=True)
         return tf.cast(tf.reshape(logits, [-1]), tf.float32)
 
-    def _judge_both(self, reals, fakes, labels) -> Sequence[tf.Tensor]:
+    def _judge_both(
+        self, reals: tf.Tensor, fakes: tf.Tensor, labels: tf.Tensor
+    ) -> Sequence[tf.Tensor]:
         fakes = tf.cast(fakes, tf.float32)
         if self.config.d_update != "joint":
             return self._judge(reals, labels), self._judge(fakes, labels)
         both = tf.concat([reals, fakes], 0), tf.concat([labels, labels], 0)
         return tf.split(self._judge(*both), 2)
 
-    def _d_loss(self, on_reals, on_fakes) -> tf.Tensor:
+    def _d_loss(self, on_reals: tf.Tensor, on_fakes: tf.Tensor) -> tf.Tensor:
         if self.config.loss == "hinge":
             losses = tf.nn.relu(1 - on_reals), tf.nn.relu(1 + on_fakes)
         else:
@@ -260,11 +283,11 @@ class TapeLoop:
         total = tf.reduce_mean(losses[0]) + tf.reduce_mean(losses[1])
         return 0.5 * total if self.config.d_update == "joint" else total
 
-    def _g_loss(self, on_fakes) -> tf.Tensor:
+    def _g_loss(self, on_fakes: tf.Tensor) -> tf.Tensor:
         if self.config.loss == "hinge":
             return -tf.reduce_mean(on_fakes)
         entropy = tf.nn.sigmoid_cross_entropy_with_logits
         return tf.reduce_mean(entropy(tf.ones_like(on_fakes), on_fakes))
 
-    def _inputs(self, values, labels) -> Any:
+    def _inputs(self, values: tf.Tensor, labels: tf.Tensor) -> Any:
         return [values, labels] if self.config.conditional else values

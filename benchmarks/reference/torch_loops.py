@@ -5,7 +5,7 @@ optimizers are fused where they can be, and batches are gathered from bytes on t
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ class Loop:
 
     # The updates.
 
-    def _update_d(self, reals, labels) -> torch.Tensor:
+    def _update_d(self, reals: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             fakes = self.draw(self._latents(), labels)
         if self.config.d_update == "sequential":
@@ -116,7 +116,7 @@ class Loop:
             self._descend(loss, self.g_update)
         return loss.detach()
 
-    def _update_both(self, reals, labels) -> Losses:
+    def _update_both(self, reals: torch.Tensor, labels: torch.Tensor) -> Losses:
         """Both gradients from the same weights and fakes, then both updates."""
         fakes = self.draw(self._latents(), labels)
         if self.compiled:
@@ -142,11 +142,11 @@ class Loop:
             update()
         return d_loss.detach(), g_loss.detach()
 
-    def _descend(self, loss, update) -> None:
+    def _descend(self, loss: torch.Tensor, update: Callable[[], None]) -> None:
         loss.backward()
         update()
 
-    def _updater(self, network: str):
+    def _updater(self, network: str) -> Callable[[], None]:
         """A function that takes a step of the optimizer, and of its rate, and drops gradients."""
         weights = self.g_weights if network == "g" else self.d_weights
         rate = getattr(self.config, f"{network}_lr")
@@ -174,11 +174,11 @@ class Loop:
 
     # What the networks see and say; what torch.compile makes functions of its own of.
 
-    def _draw(self, latents, labels) -> torch.Tensor:
+    def _draw(self, latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with self._autocast():
             return self.g(latents, labels)
 
-    def _d_loss(self, reals, fakes, labels) -> torch.Tensor:
+    def _d_loss(self, reals: Any, fakes: Any, labels: torch.Tensor) -> torch.Tensor:
         """Of both together, of both in turn, or of those given."""
         if self.config.d_update == "joint":
             both = torch.cat([self._to_range(reals).to(fakes.dtype), fakes])
@@ -191,21 +191,21 @@ class Loop:
             return on_fakes
         return on_fakes + self._loss(self._judge(self._to_range(reals), labels), True)
 
-    def _g_loss(self, fakes, labels) -> torch.Tensor:
+    def _g_loss(self, fakes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits = self._judge(fakes, labels)
         return -logits.mean() if self.config.loss == "hinge" else self._loss(logits, True)
 
-    def _judge(self, images, labels) -> torch.Tensor:
+    def _judge(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with self._autocast():
             return self.d(images, labels)
 
-    def _loss(self, logits, real: bool) -> torch.Tensor:
+    def _loss(self, logits: torch.Tensor, real: bool) -> torch.Tensor:
         towards = -logits if real else logits
         if self.config.loss == "hinge":
             return functional.relu(1 + towards).mean()
         return functional.softplus(towards).mean()
 
-    def _to_range(self, pixels) -> torch.Tensor:
+    def _to_range(self, pixels: torch.Tensor) -> torch.Tensor:
         images = pixels.float()
         images = images / 127.5 - 1 if self.config.image_range == "tanh" else images / 255
         if self.config.horizontal_flip:
@@ -213,7 +213,7 @@ class Loop:
             images = torch.where(mirrored, images.flip(3), images)
         return images
 
-    def _autocast(self):
+    def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
 
     def _reals(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,6 +13,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from trainer.config import Config
 
+Layers = list[tuple[int, int, int]]  # filters, kernel size and stride of each layer
+
 
 class ConditionalNorm(nn.Module):
     """Batch norm with a scale and a shift for each class."""
@@ -24,7 +26,7 @@ class ConditionalNorm(nn.Module):
         nn.init.ones_(self.scale.weight)
         nn.init.zeros_(self.shift.weight)
 
-    def forward(self, x, labels):
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Normalises [N, C, H, W]."""
         scale, shift = (e(labels).to(x.dtype)[:, :, None, None] for e in (self.scale, self.shift))
         return torch.addcmul(shift, self.norm(x), scale)
@@ -37,7 +39,9 @@ class Generator(nn.Module):
     the layers of multi-layer perceptrons get vectors and end in images.
     """
 
-    def __init__(self, config: Config, classes: int, first: Sequence[int], layers) -> None:
+    def __init__(
+        self, config: Config, classes: int, first: Sequence[int], layers: Sequence[nn.Module]
+    ) -> None:
         super().__init__()
         self.config, self.classes, self.first = config, classes, first
         inputs = config.latent_dim
@@ -50,7 +54,7 @@ class Generator(nn.Module):
         self.dense = nn.Linear(inputs, units, bias=config.networks != "dcgan")
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, latents, labels):
+    def forward(self, latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Draws images."""
         if self.config.conditional and self.config.g_conditioning == "multiply":
             latents = latents * self.embedding(labels)
@@ -67,7 +71,12 @@ class Discriminator(nn.Module):
     """Images [N, C, H, W] and labels [N] to logits [N] float32."""
 
     def __init__(
-        self, config: Config, classes: int, image: Sequence[int], layers, features
+        self,
+        config: Config,
+        classes: int,
+        image: Sequence[int],
+        layers: Sequence[nn.Module],
+        features: int,
     ) -> None:
         super().__init__()
         self.config, self.image = config, image
@@ -79,7 +88,7 @@ class Discriminator(nn.Module):
         elif config.conditional:
             self.embedding = _normalized(config, nn.Embedding(classes, features))
 
-    def forward(self, images, labels):
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Judges images."""
         if self.config.conditional and self.config.d_conditioning == "multiply":
             images = images * self.embedding(labels).unflatten(1, self.image)
@@ -93,7 +102,7 @@ class Discriminator(nn.Module):
 class PixelSum(nn.Module):
     """[N, C, H, W] to the sums [N, C]."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Sums over the pixels."""
         return x.sum((2, 3))
 
@@ -112,7 +121,7 @@ def build(
     return networks
 
 
-def _mlp(config, side, channels, classes):
+def _mlp(config: Config, side: int, channels: int, classes: int) -> tuple[Generator, Discriminator]:
     small, image = config.networks == "mlp-small", (channels, side, side)
     g = [nn.LeakyReLU(0.2, inplace=True)]
     g += [nn.BatchNorm1d(256, 1e-3, 1 - config.bn_momentum)] if small else []
@@ -130,7 +139,9 @@ def _mlp(config, side, channels, classes):
     return Generator(config, classes, [256], g), Discriminator(config, classes, image, d, 256)
 
 
-def _convolutional(config, side, channels, classes):
+def _convolutional(
+    config: Config, side: int, channels: int, classes: int
+) -> tuple[Generator, Discriminator]:
     first, up, down = _layers_of(config, side, channels)
     g = _generator_layers(config, classes, first[0], up)
     d, features = _discriminator_layers(config, side, channels, down)
@@ -140,7 +151,9 @@ def _convolutional(config, side, channels, classes):
     )
 
 
-def _layers_of(config: Config, side: int, channels: int):
+def _layers_of(
+    config: Config, side: int, channels: int
+) -> tuple[tuple[int, int, int], Layers, Layers]:
     """G's first shape and layers and D's layers, each as (filters, kernel, stride)."""
     quarter = side // 4
     if config.networks == "dcgan-sigmoid":
@@ -162,19 +175,19 @@ def _layers_of(config: Config, side: int, channels: int):
         ups += 1
     filters = [min(512, 32 << k) for k in range(ups, 0, -1)]
     up = [(count, 4, 2) for count in [*filters[1:], channels]]
-    down, size = [], side
+    size, down = side, []
     while size > 4:
         down.append((32 << len(down), 4, 2))
         size = -(-size // 2)
     return (filters[0], side >> ups, side >> ups), up, down
 
 
-def _generator_layers(config: Config, classes: int, inputs: int, up):
+def _generator_layers(config: Config, classes: int, inputs: int, up: Layers) -> list[nn.Module]:
     layers: list[nn.Module] = []
     by_class = config.conditional and config.g_conditioning == "batchnorm"
     slope = {"cgan": 0.01, "dcgan-kstep": 0.3}.get(config.networks, 0.0)
 
-    def norm_and_activation(count):
+    def norm_and_activation(count: int) -> None:
         if by_class:
             layers.append(ConditionalNorm(config, count, classes))
         elif config.g_norm == "batch":
@@ -200,11 +213,13 @@ def _generator_layers(config: Config, classes: int, inputs: int, up):
     return layers
 
 
-def _discriminator_layers(config: Config, side: int, inputs: int, down):
+def _discriminator_layers(
+    config: Config, side: int, inputs: int, down: Layers
+) -> tuple[list[nn.Module], int]:
     layers: list[nn.Module] = []
     studiogan = config.networks == "dcgan-studiogan"
 
-    def activation(inplace=True):
+    def activation(inplace: bool = True) -> nn.Module:
         if config.d_activation == "relu":
             return nn.ReLU(inplace)
         return nn.LeakyReLU(config.d_slope, inplace)
