@@ -1,7 +1,6 @@
-"""The recipes' networks in PyTorch: as many weights, layer for layer.
+"""The recipes' networks in PyTorch, with as many weights in each layer.
 
-'Same' padding of an even total is symmetric here and not in TensorFlow; the sizes of all
-layers are equal.
+Padding differs from TensorFlow's "same" where that is asymmetric; all layers' sizes are equal.
 """
 
 import itertools
@@ -17,7 +16,7 @@ Layers = list[tuple[int, int, int]]  # filters, kernel size and stride of each l
 
 
 class ConditionalNorm(nn.Module):
-    """Batch norm with a scale and a shift for each class."""
+    """Batch normalization with a scale and a shift for each class."""
 
     def __init__(self, config: Config, channels: int, classes: int) -> None:
         super().__init__()
@@ -27,16 +26,16 @@ class ConditionalNorm(nn.Module):
         nn.init.zeros_(self.shift.weight)
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Normalises [N, C, H, W]."""
+        """Normalizes images [N, C, H, W] with labels [N]."""
         scale, shift = (e(labels).to(x.dtype)[:, :, None, None] for e in (self.scale, self.shift))
         return torch.addcmul(shift, self.norm(x), scale)
 
 
 class Generator(nn.Module):
-    """Latents [N, Z] and labels [N] to images [N, C, H, W] in the image range.
+    """Maps latents [N, Z] and labels [N] to images [N, C, H, W] in the image range.
 
-    `first` is the shape in which the layers get what the dense one makes, channels first;
-    the layers of multi-layer perceptrons get vectors and end in images.
+    `first` is the channels-first shape to which the output of the dense layer is reshaped.
+    In multi-layer perceptrons it is a vector, and the last layer makes images.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Generator(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Draws images."""
+        """Returns generated images."""
         if self.config.conditional and self.config.g_conditioning == "multiply":
             latents = latents * self.embedding(labels)
         elif self.config.conditional:
@@ -68,7 +67,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images [N, C, H, W] and labels [N] to logits [N] float32."""
+    """Maps images [N, C, H, W] and labels [N] to logits [N] float32."""
 
     def __init__(
         self,
@@ -89,7 +88,7 @@ class Discriminator(nn.Module):
             self.embedding = _normalized(config, nn.Embedding(classes, features))
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Judges images."""
+        """Returns the logits of images."""
         if self.config.conditional and self.config.d_conditioning == "multiply":
             images = images * self.embedding(labels).unflatten(1, self.image)
         features = self.layers(images)
@@ -100,17 +99,17 @@ class Discriminator(nn.Module):
 
 
 class PixelSum(nn.Module):
-    """[N, C, H, W] to the sums [N, C]."""
+    """Maps [N, C, H, W] to its sums over the pixels, [N, C]."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Sums over the pixels."""
+        """Returns the sums."""
         return x.sum((2, 3))
 
 
 def build(
     config: Config, side: int, channels: int, classes: int
 ) -> tuple[Generator, Discriminator]:
-    """The generator and the discriminator of `config.networks`."""
+    """Returns the generator and the discriminator of `config.networks`."""
     make = {"mlp": _mlp, "mlp-small": _mlp}.get(config.networks, _convolutional)
     networks = make(config, side, channels, classes)
     if config.initializer == "normal":
@@ -127,7 +126,7 @@ def _mlp(config: Config, side: int, channels: int, classes: int) -> tuple[Genera
     g += [nn.BatchNorm1d(256, 1e-3, 1 - config.bn_momentum)] if small else []
     for before, after in ((256, 512), (512, 1024)):
         norm = nn.BatchNorm1d(after, 1e-3, 1 - config.bn_momentum)
-        # A norm keeps its input for its gradient, but a ReLU's slope may go over it.
+        # An activation may work in place on a norm's output, but a norm needs its input later.
         then = [nn.LeakyReLU(0.2, inplace=True), norm] if small else [norm, nn.LeakyReLU(0.2, True)]
         g += [nn.Linear(before, after), *then]
     pixels = torch.Size(image).numel()
@@ -154,7 +153,7 @@ def _convolutional(
 def _layers_of(
     config: Config, side: int, channels: int
 ) -> tuple[tuple[int, int, int], Layers, Layers]:
-    """G's first shape and layers and D's layers, each as (filters, kernel, stride)."""
+    """Returns G's first shape, G's layers and D's layers."""
     quarter = side // 4
     if config.networks == "dcgan-sigmoid":
         up = [(128, 5, 2), (64, 5, 2), (32, 5, 1), (channels, 5, 1)]
@@ -194,7 +193,7 @@ def _generator_layers(config: Config, classes: int, inputs: int, up: Layers) -> 
             layers.append(nn.BatchNorm2d(count, 1e-3, 1 - config.bn_momentum))
         layers.append(nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True))
 
-    # A norm before each layer, or behind each but the last.
+    # Norms come before each layer, or after each layer but the last.
     before = config.networks in ("dcgan-sigmoid", "dcgan")
     for k, (count, kernel, stride) in enumerate(up):
         last = k == len(up) - 1
@@ -226,7 +225,7 @@ def _discriminator_layers(
 
     for k, (count, kernel, stride) in enumerate(down):
         if config.networks == "dcgan-sigmoid":
-            layers.append(activation(inplace=k > 0))  # the image must stay as it is
+            layers.append(activation(inplace=k > 0))  # must not change the input image
         after = -(-side // stride)
         pad = next(p for p in range(kernel) if (side + 2 * p - kernel) // stride + 1 == after)
         layers.append(_normalized(config, nn.Conv2d(inputs, count, kernel, stride, pad)))
