@@ -8,7 +8,10 @@ from trainer.models import layers, scaled
 
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
-    """Builds 3x3 transposed convolutions that start from a quarter of the image size."""
+    """Builds 3x3 transposed convolutions that start from a quarter of the image size.
+
+    The published network has no norm.
+    """
     side, filters = shape.size // 4, scaled(256, config.g_width)
     inputs, x, onehot = layers.generator_inputs(config, shape)
     x = layers.g_dense(x, config, side * side * filters)

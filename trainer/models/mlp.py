@@ -8,7 +8,10 @@ from trainer.models import layers, scaled
 
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
-    """Builds dense layers of 256, 512 and 1024 units; the norm precedes the activation."""
+    """Builds dense layers of 256, 512 and 1024 units; the norm precedes the activation.
+
+    The first layer has no norm.
+    """
     inputs, x, onehot = layers.generator_inputs(config, shape)
     for count in (256, 512, 1024):
         x = layers.g_dense(x, config, scaled(count, config.g_width))
