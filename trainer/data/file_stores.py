@@ -20,7 +20,7 @@ UNPACKING = (OSError, EOFError, RuntimeError, KeyError, zlib.error, zipfile.BadZ
 
 
 def shown(name: str | Path) -> str:
-    """A file's name as a message may show it: on one line, in characters that print."""
+    """Returns a file name for messages: on one line, with printable characters only."""
     text = str(name)
     return text if text.isprintable() else repr(text)
 
@@ -59,7 +59,7 @@ class Folder:
             raise PictureError(error.strerror or str(error)) from None
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing: no file stays open."""
 
 
 def _refuse(error: OSError) -> None:
@@ -122,7 +122,7 @@ class Archive:
         return self._mine.archive
 
     def close(self) -> None:
-        """Closes what the threads have opened."""
+        """Closes the archives opened by all threads."""
         for archive in self._all:
             archive.close()
 
