@@ -13,8 +13,8 @@ from typing import IO
 from trainer.data.decoding import PictureError
 from trainer.errors import DataError
 
-MAX_MEMBER = 1 << 29  # bytes that one file of an archive may unpack to
-# An archive may unpack to so many bytes, or to so many times its own size.
+MAX_MEMBER = 1 << 29  # largest unpacked size of one archive member, in bytes
+# Largest unpacked size of an archive, in bytes or as a multiple of its own size.
 MAX_UNPACKED, MAX_RATIO = 1 << 30, 200
 UNPACKING = (OSError, EOFError, RuntimeError, KeyError, zlib.error, zipfile.BadZipFile)
 
@@ -67,7 +67,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _stamp(path: str) -> str | None:
-    """Size and time of a file; None for what is neither a file nor a link to one."""
+    """Returns the size and modification time of a file, or None if it is not a file."""
     try:
         status = os.stat(path)
     except OSError as error:  # such as a link to nothing: reading it will say so

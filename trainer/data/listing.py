@@ -13,7 +13,7 @@ from trainer.errors import DataError
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "test")
-UNUSED = ("val", "valid", "validation", "dev")  # splits by their usual names, for no use here
+UNUSED = ("val", "valid", "validation", "dev")  # usual names of splits that are not used here
 Parts = tuple[str, ...]
 
 

@@ -27,7 +27,7 @@ from trainer.storage.location import base
 
 log = logging.getLogger(__name__)
 
-CHUNK = 32  # pictures that a thread takes at a time
+CHUNK = 32  # pictures per thread task
 MAX_THREADS = 16
 Report = Callable[[float, str], None]  # share done, what
 T = TypeVar("T")
