@@ -262,7 +262,7 @@ def test_fresh_waits_for_the_lock_and_keeps_the_old_run(tiny, run, tmp_path):
     run(config)
     with pytest.raises(CheckpointError):
         run(config.replace(g_lr=1e-3))
-    with pytest.raises(UsageError, match="cannot be shared"):
+    with pytest.raises(UsageError, match="cannot be divided among"):
         run(config.replace(batch_size=9, devices="cpu:2"), fresh=True)
     assert (tmp_path / "run" / "config.json").exists()  # a wrong command sets nothing aside
     run(config.replace(g_lr=1e-3), fresh=True)

@@ -173,7 +173,7 @@ def test_accumulation_is_one_large_batch(tiny, given):
 
 def test_accumulation_is_said_at_start(tiny, run):
     output = run(tiny(recipe="mlp", batch_per_replica=2, length=Duration(1, "steps")))
-    assert "Accumulating 4 micro-batches of 2 images a device: batch norm" in output
+    assert "Accumulating gradients over 4 micro-batches of 2 images per device" in output
 
 
 def test_micro_batches_must_divide_the_share(tiny):
@@ -203,7 +203,7 @@ def test_too_little_memory_names_the_flag(tiny, run, monkeypatch):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
     monkeypatch.setattr(step.Step, "__call__", out_of_memory)
-    with pytest.raises(UsageError, match="too small for 8 images at once: lower --batch_per_rep"):
+    with pytest.raises(UsageError, match="too small for 8 images at once. Lower --batch_per_rep"):
         run(tiny(length=Duration(2, "steps")))
 
 
