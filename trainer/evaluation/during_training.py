@@ -107,12 +107,12 @@ class Quality:
 
     @property
     def is_over(self) -> bool:
-        """Whether the run has gone without a gain for as long as it may."""
+        """Whether --stop_after_no_gain_kimg has passed without improvement."""
         limit = self.config.stop_after_no_gain_kimg
         return bool(limit and self.best and self.best.without_gain() >= limit)
 
     def sum_up(self) -> None:
-        """Says at the end which checkpoint was the best."""
+        """Logs which checkpoint was the best."""
         if self.best is None or (line := self.best.best) is None:
             return
         metric = self.config.best_metric
