@@ -33,12 +33,12 @@ def batches(*, name: str, batch: int, distributed: bool) -> Work:
 
     data = trained.images(*SETS[name])
     one: dict[str, Any] = dict(batches_per_step=1, replicas=range(1), num_replicas=1)
-    devices = replicas.start(recipes.resolve({"batch_size": batch, "devices": "cpu"}))
+    devices = replicas.create_replicas(recipes.resolve({"batch_size": batch, "devices": "cpu"}))
 
     def made(replicas: range) -> tf.data.Dataset:
         return pipeline.batches(data, seed=0, first_step=0, batch_size=batch, **one)
 
-    source = devices.distribute(made) if distributed else iter(made(range(1)))
+    source = devices.make_iterator(made) if distributed else iter(made(range(1)))
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.int32)])
     def take(count: tf.Tensor) -> None:

@@ -77,10 +77,10 @@ def phases(run_dir: str) -> dict[str, float]:
     mark("import of TensorFlow")
     from trainer import train as trainer
     from trainer.reporting.console import Console
-    from trainer.training import loop, state
+    from trainer.training import loop
 
     mark("import of Keras and the trainer")
-    create, loop_run = state.create, loop.run
+    create, loop_run = trainer.create_state, loop.run
 
     def created(*args: Any) -> Any:
         mark("devices")
@@ -97,7 +97,7 @@ def phases(run_dir: str) -> dict[str, float]:
 
         return loop_run(advance=advanced, **others)
 
-    with mock.patch.object(state, "create", created), mock.patch.object(loop, "run", run):
+    with mock.patch.object(trainer, "create_state", created), mock.patch.object(loop, "run", run):
         trainer.train(config, data, terminal=Console(), stop_requested=lambda: False)
     ends = itertools.pairwise(marks)
     return {name: end - began for (_, began), (name, end) in ends if name}

@@ -41,7 +41,7 @@ class Parts:
         from trainer.data import pipeline
         from trainer.training import step
 
-        return self.devices.distribute(
+        return self.devices.make_iterator(
             lambda replicas: pipeline.batches(
                 self.data,
                 seed=self.config.seed,
@@ -55,11 +55,11 @@ class Parts:
 
     def advance(self, batches: Iterator[Any]) -> Any:
         """Returns the function that runs compiled steps on these batches, as in the trainer."""
-        from trainer.training.compiled_steps import make_advance
+        from trainer.training.compiled_steps import compile_steps
         from trainer.training.data_wait import Stopwatch
 
         watch = Stopwatch()
-        return make_advance(
+        return compile_steps(
             self.config,
             self.devices,
             self.variables,
@@ -80,9 +80,9 @@ def parts(*, side: int = 28, channels: int = 1, count: int = 10_000, **settings:
 
     config = recipes.resolve(settings)
     data = images(count, side, channels)
-    devices = replicas.start(config)
+    devices = replicas.create_replicas(config)
     with devices.scope():
-        variables = state.create(config, data.shape, devices.precision)
+        variables = state.create_state(config, data.shape, devices.precision)
     return Parts(config, data, devices, variables)
 
 

@@ -167,7 +167,10 @@ def test_evaluate_by_command(short, trainer):
         (["--features=vgg"], "--features='vgg' is not known"),
         (["--split=tests"], "--split='tests' is not known"),
         (["--seed=-1"], "--seed=-1 must be"),
-        (["--checkpoint=newest"], "--checkpoint=newest is none of best, latest, all, or a step"),
+        (
+            ["--checkpoint=newest"],
+            "--checkpoint=newest is not valid. Use best, latest, all, or a step",
+        ),
     ):
         answer = trainer(*call, *flags)
         assert answer.returncode == ExitCode.USAGE, answer.stderr

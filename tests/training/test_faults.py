@@ -35,7 +35,7 @@ def poison(monkeypatch):
     """Makes a weight of the generator NaN once, after some steps."""
 
     def at(step, times=1):
-        real = run_module.make_advance
+        real = run_module.compile_steps
         left = [times]
 
         def make(config, devices, variables, *rest):
@@ -53,7 +53,7 @@ def poison(monkeypatch):
 
             return poisoned
 
-        monkeypatch.setattr(run_module, "make_advance", make)
+        monkeypatch.setattr(run_module, "compile_steps", make)
 
     return at
 
@@ -93,9 +93,9 @@ def test_a_run_that_diverges_again_and_again_ends(tiny, run, poison):
 
 @pytest.mark.parametrize("replica", [0, 1])
 def test_what_is_not_finite_on_one_replica_reaches_no_weight(tiny, replica):
-    devices = replicas.start(tiny(recipe="mlp", devices="cpu:2"))
+    devices = replicas.create_replicas(tiny(recipe="mlp", devices="cpu:2"))
     with devices.scope():
-        variables = state.create(tiny(recipe="mlp"), sources.load(tiny()).shape, "float32")
+        variables = state.create_state(tiny(recipe="mlp"), sources.load(tiny()).shape, "float32")
     before = [variable.numpy() for variable in variables.generator.variables]
 
     @tf.function
@@ -106,7 +106,7 @@ def test_what_is_not_finite_on_one_replica_reaches_no_weight(tiny, replica):
             gradients[3] += tf.where(bad, np.inf, 0.0)
             return variables.g.apply(gradients)
 
-        return devices.run(on_replica)
+        return devices.run_and_sum(on_replica)
 
     assert not np.isfinite(update().numpy())
     for old, new in zip(before, variables.generator.variables, strict=True):
@@ -116,7 +116,7 @@ def test_what_is_not_finite_on_one_replica_reaches_no_weight(tiny, replica):
 
 def test_weights_are_looked_at(tiny, run, monkeypatch):
     """Batch norm's statistics get no gradient: a bad one shows in no loss."""
-    real = run_module.make_advance
+    real = run_module.compile_steps
 
     def make(config, devices, variables, *rest):
         advance = real(config, devices, variables, *rest)
@@ -128,7 +128,7 @@ def test_weights_are_looked_at(tiny, run, monkeypatch):
 
         return poisoned
 
-    monkeypatch.setattr(run_module, "make_advance", make)
+    monkeypatch.setattr(run_module, "compile_steps", make)
     config = tiny(recipe="mlp", length=steps(2), max_rollbacks=0)
     with pytest.raises(DivergedError, match=r"diverged: Weights of generator not finite in steps"):
         run(config)

@@ -35,34 +35,34 @@ PEER_LOST = (  # errors of a collective operation after a peer was lost
 
 
 @dataclasses.dataclass(frozen=True)
-class Runtime:
+class Replicas:
     """The replicas of a run, with one code path for one or many.
 
     Attributes:
       strategy: TensorFlow's distribution strategy over the selected devices.
-      devices: names of the devices of this machine, such as "GPU:0".
+      device_names: names of the devices of this machine, such as "GPU:0".
       precision: number format of the networks: "float32", "bfloat16" or "float16".
       deterministic: whether operations are bit-reproducible.
-      workers: number of machines that train together.
-      worker: index of this machine; 0 is the chief.
+      num_workers: number of machines that train together.
+      worker_index: index of this machine; 0 is the chief.
     """
 
     strategy: tf.distribute.Strategy
-    devices: tuple[str, ...]
+    device_names: tuple[str, ...]
     precision: str
     deterministic: bool
-    workers: int = 1
-    worker: int = 0
+    num_workers: int = 1
+    worker_index: int = 0
 
     @property
     def is_chief(self) -> bool:
         """Whether this worker is the chief, which writes the run directory."""
-        return self.worker == 0
+        return self.worker_index == 0
 
     @property
     def is_on_gpus(self) -> bool:
         """Whether the replicas are GPUs."""
-        return self.devices[0].startswith("GPU")
+        return self.device_names[0].startswith("GPU")
 
     @property
     def num_replicas(self) -> int:
@@ -73,33 +73,33 @@ class Runtime:
         """Returns the context in which variables are created, one copy per replica."""
         return self.strategy.scope()
 
-    def run(self, function: Callable[..., tf.Tensor], *args: Any) -> tf.Tensor:
+    def run_and_sum(self, function: Callable[..., tf.Tensor], *args: Any) -> tf.Tensor:
         """Calls `function` on every replica and returns the sum of the results."""
         values = self.strategy.run(function, args=args)
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
 
     @property
-    def replicas_here(self) -> int:
-        """Number of replicas on which `on_each_here` calls a function."""
-        return len(self.devices) if self.workers == 1 else 1
+    def num_local_replicas(self) -> int:
+        """Number of replicas on which `run_on_local_replicas` calls a function."""
+        return len(self.device_names) if self.num_workers == 1 else 1
 
-    def on_each_here(self, function: Callable[[Any], tf.Tensor]) -> list[tf.Tensor]:
+    def run_on_local_replicas(self, function: Callable[[Any], tf.Tensor]) -> list[tf.Tensor]:
         """Returns the result of `function` on each replica of this machine.
 
         `function` receives the index of the replica.  With several machines, a single machine
         can use only one of its replicas.
         """
-        if self.replicas_here == 1:
+        if self.num_local_replicas == 1:
             return [function(0)]
         values = self.strategy.run(lambda: function(replica_index()))
         return list(self.strategy.experimental_local_results(values))
 
-    def distribute(self, make: Callable[[range], tf.data.Dataset]) -> Any:
+    def make_iterator(self, make: Callable[[range], tf.data.Dataset]) -> Any:
         """Returns an iterator over `make(replicas)`, with one element per replica and step.
 
         `make` receives the range of replicas that this process feeds.
         """
-        if self.devices == ("CPU:0",) and self.workers == 1:
+        if self.device_names == ("CPU:0",) and self.num_workers == 1:
             return iter(make(range(1)))  # the strategy's iterator is two to three times slower
 
         def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -111,12 +111,12 @@ class Runtime:
         return iter(self.strategy.distribute_datasets_from_function(pipeline))
 
     @contextlib.contextmanager
-    def peers_watched(self) -> Iterator[None]:
+    def converted_peer_errors(self) -> Iterator[None]:
         """Converts the errors that TensorFlow raises after a lost peer into a PeerLostError."""
         try:
             yield
         except PEER_LOST as error:
-            if self.workers == 1:
+            if self.num_workers == 1:
                 raise
             # TensorFlow's first line states the operation; the cause is further down.
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -131,15 +131,27 @@ class Runtime:
 
         Every worker must call it at the same time.
         """
-        if self.workers == 1:
+        if self.num_workers == 1:
             return count, stop
         mine = [count if self.is_chief else 0, int(stop)]
         chief_count, stops = self._sum_over_workers(np.array(mine, np.int64))
         return int(chief_count), bool(stops)
 
-    def take_from_chief(self, variables: Iterable[tf.Variable]) -> None:
+    def barrier(self) -> None:
+        """Waits until every worker calls it."""
+        self.agree(0, False)
+
+    def broadcast(self, value: int) -> int:
+        """Returns the value of the chief.  Every worker must call it at the same time."""
+        return self.agree(value, False)[0]
+
+    def any_worker(self, flag: bool) -> bool:
+        """Returns whether the flag is set on any worker.  Every worker must call it at once."""
+        return self.agree(0, flag)[1]
+
+    def broadcast_variables(self, variables: Iterable[tf.Variable]) -> None:
         """Assigns the values of the chief to variables.  Every worker must call it at once."""
-        if self.workers == 1:
+        if self.num_workers == 1:
             return
         by_type: dict[tf.DType, list[tf.Variable]] = {}
         for variable in variables:
@@ -151,28 +163,29 @@ class Runtime:
             for variable, values in zip(same, np.split(total, ends[:-1]), strict=True):
                 variable.assign(values.reshape(variable.shape))
 
-    def check_same(self, what: str) -> None:
+    def check_same_on_all_workers(self, what: str) -> None:
         """Compares a text that must be equal on every worker.
 
         Raises:
           UsageError: on every worker, if it differs.
         """
         mine = int.from_bytes(hashlib.sha256(what.encode()).digest()[:7], "big")
-        chiefs, _ = self.agree(mine, False)
-        if self.agree(0, mine != chiefs)[1]:
+        chiefs = self.broadcast(mine)
+        if self.any_worker(mine != chiefs):
             comparison = "has" if mine == chiefs else "does not have"
             raise UsageError(
                 "The workers were started with different flags, or see different data: worker "
-                f"{self.worker} {comparison} the chief's. Start all with the same flags and data."
+                f"{self.worker_index} {comparison} the chief's. Start all with the same "
+                "flags and data."
             )
 
     def _sum_over_workers(self, value: np.ndarray) -> np.ndarray:
-        with self.peers_watched():
+        with self.converted_peer_errors():
             return self._sum(tf.constant(value)).numpy()
 
     @functools.cached_property
     def _sum(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        per_worker = self.num_replicas // self.workers
+        per_worker = self.num_replicas // self.num_workers
 
         @tf.function(autograph=False)
         def total(value: tf.Tensor) -> tf.Tensor:
@@ -182,16 +195,16 @@ class Runtime:
                 )  # one replica per worker contributes
                 return tf.where(speaks, value, tf.zeros_like(value))
 
-            return self.run(share)
+            return self.run_and_sum(share)
 
         return total
 
-    def memory(self) -> dict[str, float]:
+    def peak_memory_gib(self) -> dict[str, float]:
         """Returns the peak memory in GiB of the process and of each GPU."""
         with open("/proc/self/status", encoding="ascii") as status:
             match = re.search(r"VmHWM:\s+(\d+) kB", status.read())
         peaks = {"host": int(match[1]) / 2**20} if match else {}
-        for device in self.devices:
+        for device in self.device_names:
             if device.startswith("GPU"):
                 peak = tf.config.experimental.get_memory_info(device)["peak"]
                 peaks[device] = peak / 2**30
@@ -224,7 +237,7 @@ def sum_over_replicas(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
     return [tf.reshape(part, t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
-def start(config: Config, cluster: Cluster | None = None) -> Runtime:
+def create_replicas(config: Config, cluster: Cluster | None = None) -> Replicas:
     """Selects the devices and the number format of the process, and joins the other workers.
 
     Call it before anything else uses a device.
@@ -252,14 +265,16 @@ def start(config: Config, cluster: Cluster | None = None) -> Runtime:
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     if cluster is None:
-        return Runtime(_strategy(tuple(names)), tuple(names), precision, deterministic)
+        return Replicas(_strategy(tuple(names)), tuple(names), precision, deterministic)
     cluster.wait_for_names()
     secs = cluster.wait_secs
     with _time_limit(secs, f"not all of {', '.join(cluster.workers)} joined within {secs:g} s"):
         strategy = _joined(cluster, gpus=len(names) if names[0].startswith("GPU") else 0)
-        runtime = Runtime(strategy, tuple(names), precision, deterministic, workers, cluster.index)
-        runtime.agree(0, False)  # waits for all workers
-    return runtime
+        replicas = Replicas(
+            strategy, tuple(names), precision, deterministic, workers, cluster.index
+        )
+        replicas.barrier()  # waits for all workers
+    return replicas
 
 
 def _share_cores(config: Config) -> None:
@@ -331,23 +346,3 @@ def _time_limit(secs: float, failure: str) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
         pipe.close()
         helper.wait()
-
-
-def check_batch(config: Config, replicas: int) -> None:
-    """Raises a UsageError unless the replicas can share the global batch.
-
-    Args:
-      config: the configuration of the run.
-      replicas: number of replicas.
-    """
-    if config.batch_size % replicas:
-        raise UsageError(
-            f"--batch_size={config.batch_size} cannot be divided among {replicas} devices "
-            f"(--devices={config.devices}). Use a multiple of {replicas}."
-        )
-    share, at_once = config.batch_size // replicas, config.batch_per_replica
-    if at_once and at_once < share and share % at_once:
-        raise UsageError(
-            f"--batch_per_replica={at_once} does not divide a device's share of {share} images "
-            f"(--batch_size={config.batch_size} over {replicas})."
-        )

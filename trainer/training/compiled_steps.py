@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.errors import NotFiniteError, UsageError
-from trainer.machine.replicas import Runtime
+from trainer.machine.replicas import Replicas
 from trainer.training.divergence import check_finite
 from trainer.training.state import TrainState
 from trainer.training.step import Step, metric_names
@@ -19,9 +19,9 @@ from trainer.training.utilisation import Meter, flops
 Advance = Callable[[int], np.ndarray]
 
 
-def make_advance(
+def compile_steps(
     config: Config,
-    runtime: Runtime,
+    replicas: Replicas,
     state: TrainState,
     classes: int,
     batch: Callable[[tf.Tensor], Any],
@@ -31,7 +31,7 @@ def make_advance(
 
     Args:
       config: the configuration of the run.
-      runtime: the replicas that train.
+      replicas: the replicas that train.
       state: the state that training changes.
       classes: number of classes of the data set.
       batch: returns the next batches of reals of the replicas, given the step's index in
@@ -43,13 +43,13 @@ def make_advance(
       float32.  It raises a NotFiniteError if a metric, or a weight after the last step, is
       not finite.
     """
-    step = Step(config, state, classes, runtime.num_replicas)
-    names = metric_names(runtime.precision)
+    step = Step(config, state, classes, replicas.num_replicas)
+    names = metric_names(replicas.precision)
     networks = state.networks()
-    meter = meter or Meter(runtime.devices, runtime.precision)
+    meter = meter or Meter(replicas.device_names, replicas.precision)
 
     def one_more(k: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-        rows = rows.write(k, runtime.run(step, *batch(k)))
+        rows = rows.write(k, replicas.run_and_sum(step, *batch(k)))
         meter.flops = flops(tf.compat.v1.get_default_graph())
         state.images.assign_add(config.batch_size)
         return k + 1, rows
@@ -65,8 +65,8 @@ def make_advance(
     def checked(steps: int) -> np.ndarray:
         """Trains `steps` steps and returns their metrics."""
         first_step = state.steps_done(config.batch_size)
-        at_once = config.batch_per_replica or config.batch_size // runtime.num_replicas
-        with runtime.peers_watched(), _memory_named(at_once):
+        at_once = config.batch_per_replica or config.batch_size // replicas.num_replicas
+        with replicas.converted_peer_errors(), _memory_named(at_once):
             rows, finite = advance(tf.constant(steps, tf.int32))
         check_finite(rows.numpy(), names, first_step)
         bad = [name for name, is_finite in zip(networks, finite, strict=True) if not is_finite]

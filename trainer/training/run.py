@@ -18,7 +18,7 @@ from trainer.data.images import ImageSet
 from trainer.errors import DivergedError, NotFiniteError, StoppedError, StorageError
 from trainer.evaluation.during_training import Quality
 from trainer.generation.sampler import Sampler, SampleSheet, last_sheet, save_picture, sheet_path
-from trainer.machine.replicas import Runtime
+from trainer.machine.replicas import Replicas
 from trainer.reporting.console import Console
 from trainer.reporting.prometheus import Telemetry
 from trainer.reporting.record import Recorder
@@ -26,7 +26,7 @@ from trainer.run_dir.directory import RunDir
 from trainer.run_dir.saver import Saver
 from trainer.storage.location import Uploads
 from trainer.training import loop, profiling, step, xla
-from trainer.training.compiled_steps import Advance, make_advance
+from trainer.training.compiled_steps import Advance, compile_steps
 from trainer.training.data_wait import Stopwatch
 from trainer.training.divergence import REMEDY, CollapseAlarm
 from trainer.training.state import TrainState
@@ -76,8 +76,8 @@ class Run:
       config: the configuration.
       data: the training images.
       run_dir: the run directory.
-      devices: the replicas that train.
-      variables: the state that training changes.
+      replicas: the replicas that train.
+      state: the state that training changes.
       saver: saves and restores its checkpoints.
       uploads: the uploads to its bucket, if the run directory is in one.
       terminal: the console that shows its progress.
@@ -89,8 +89,8 @@ class Run:
     config: Config
     data: ImageSet
     run_dir: RunDir
-    devices: Runtime
-    variables: TrainState
+    replicas: Replicas
+    state: TrainState
     saver: Saver
     uploads: Uploads
     terminal: Console
@@ -138,7 +138,7 @@ class Run:
                 save(steps.start)  # a checkpoint to roll back to, and proof that the run started
             done = self._advance_to(steps, sample, save, recorder, stop_early)
             # A run that has stopped improving is complete, too.
-            over, _ = self.devices.agree(int(self.quality.is_over), False)
+            over = self.replicas.broadcast(int(self.quality.is_over))
             complete = done == steps.stop or bool(over)
             complete = complete and self.quality.evaluate(done)
             saved = save(done) or (complete and save(done))
@@ -187,7 +187,7 @@ class Run:
                     every(self.config.checkpoint_every, save),
                 ],
                 stop_requested=stop,
-                agree=self.devices.agree,
+                agree=self.replicas.agree,
             )
 
     def _roll_back(self, error: NotFiniteError) -> None:
@@ -196,13 +196,13 @@ class Run:
         Raises:
           DivergedError: if --max_rollbacks is reached.
         """
-        rollbacks = int(self.variables.rollbacks.numpy()) + 1
+        rollbacks = int(self.state.rollbacks.numpy()) + 1
         if rollbacks > self.config.max_rollbacks:
             tried = f", after {rollbacks - 1} rollbacks" if rollbacks > 1 else ""
             raise DivergedError(f"Training diverged: {error}{tried}. {REMEDY}")
         path = self.saver.restore_newest()
-        self.devices.take_from_chief(self.variables.variables())
-        self.variables.rollbacks.assign(rollbacks)
+        self.replicas.broadcast_variables(self.state.all_variables())
+        self.state.rollbacks.assign(rollbacks)
         log.warning(
             "Training diverged: %s. Restored %s; training continues with other random numbers "
             "(rollback %d of %d).",
@@ -216,19 +216,19 @@ class Run:
         """Returns the record of training from the current step."""
         recorder = Recorder(
             self.run_dir,
-            names=step.metric_names(self.devices.precision),
-            steps=range(self.variables.steps_done(self.config.batch_size), self.last_step),
+            names=step.metric_names(self.replicas.precision),
+            steps=range(self.state.steps_done(self.config.batch_size), self.last_step),
             batch_size=self.config.batch_size,
             epoch_size=len(self.data),
             every_secs=self.config.log_every_secs,
             every_steps=self.config.log_every_steps,
-            memory=self.devices.memory,
+            memory=self.replicas.peak_memory_gib,
             utilisation=self.meter.utilisation,
             wait_secs=self.waiting.mean_secs,
             terminal=self.terminal,
             written=written,
         )
-        if rollbacks := int(self.variables.rollbacks.numpy()):
+        if rollbacks := int(self.state.rollbacks.numpy()):
             recorder.extras["rollbacks"] = rollbacks
         return recorder
 
@@ -246,7 +246,7 @@ class Run:
           A function that draws the sample grid of a step.
         """
         sheet = SampleSheet(self.config, self.data.shape.classes)
-        sampler = Sampler(self.config, self.variables.drawing)
+        sampler = Sampler(self.config, self.state.drawing)
         reals = sheet.reals(self.data)
         variety = sheet.diversity(reals)
 
@@ -277,7 +277,7 @@ class Run:
     @functools.cached_property
     def meter(self) -> Meter:
         """Measures how much of the devices' peak throughput the steps use."""
-        return Meter(self.devices.devices, self.devices.precision)
+        return Meter(self.replicas.device_names, self.replicas.precision)
 
     @functools.cached_property
     def waiting(self) -> Stopwatch:
@@ -287,12 +287,12 @@ class Run:
     @functools.cached_property
     def with_xla(self) -> bool:
         """Whether XLA compiles the steps, as configured or as measured."""
-        devices = self.devices
+        replicas = self.replicas
         # With several replicas, a failure of one alone would make the others wait for it.
-        may_try = devices.is_on_gpus and devices.num_replicas == 1 and not devices.deterministic
-        is_done = self.variables.steps_done(self.config.batch_size) >= self.last_step
+        may_try = replicas.is_on_gpus and replicas.num_replicas == 1 and not replicas.deterministic
+        is_done = self.state.steps_done(self.config.batch_size) >= self.last_step
         if self.config.xla == "auto" and may_try and not is_done:
-            return xla.is_faster(self._compiled, self.variables.variables())
+            return xla.is_faster(self._compiled, self.state.all_variables())
         return self.config.xla == "on"
 
     def _advance(self) -> Advance:
@@ -304,22 +304,22 @@ class Run:
     def _compiled(self) -> Advance:
         config = self.config
 
-        def batches(replicas: range) -> tf.data.Dataset:
+        def batches(fed: range) -> tf.data.Dataset:
             """Returns the batches of reals of some replicas, from the current step."""
             return pipeline.batches(
                 self.data,
                 seed=config.seed,
-                first_step=self.variables.steps_done(config.batch_size),
+                first_step=self.state.steps_done(config.batch_size),
                 batch_size=config.batch_size,
                 batches_per_step=step.real_batches_per_step(config),
-                replicas=replicas,
-                num_replicas=self.devices.num_replicas,
+                replicas=fed,
+                num_replicas=self.replicas.num_replicas,
             )
 
-        iterator = self.devices.distribute(batches)
+        iterator = self.replicas.make_iterator(batches)
 
         def batch(number: tf.Tensor) -> Any:
             return self.waiting.timed(lambda: next(iterator), number)
 
         classes = self.data.shape.classes
-        return make_advance(config, self.devices, self.variables, classes, batch, self.meter)
+        return compile_steps(config, self.replicas, self.state, classes, batch, self.meter)

@@ -54,7 +54,7 @@ class TrainState:
         named = dict(generator=self.generator, discriminator=self.discriminator)
         return named if self.average is None else {**named, "average": self.average}
 
-    def variables(self) -> list[tf.Variable]:
+    def all_variables(self) -> list[tf.Variable]:
         """Returns every variable that a checkpoint holds."""
         found = [v.value for network in self.networks().values() for v in network.variables]
         for updater in (self.g, self.d):
@@ -76,7 +76,7 @@ class TrainState:
         return named
 
 
-def create(config: Config, shape: ImageShape, precision: str) -> TrainState:
+def create_state(config: Config, shape: ImageShape, precision: str) -> TrainState:
     """Creates the state of a run.  Call it inside the scope of the replicas.
 
     Args:
