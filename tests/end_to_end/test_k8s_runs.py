@@ -14,8 +14,9 @@ from trainer.errors import ExitCode
 
 pytestmark = pytest.mark.faults
 
+STEPS = 1200  # some seconds of training on a fast machine, so that signals arrive during it
 QUICK = [
-    "--length=--steps=300", "--flag=--g_width=0.05", "--flag=--d_width=0.05",
+    f"--length=--steps={STEPS}", "--flag=--g_width=0.05", "--flag=--d_width=0.05",
     "--flag=--batch_size=8", "--flag=--sample_grid=2", "--flag=--log_every_secs=0.2",
 ]  # fmt: skip
 
@@ -70,7 +71,7 @@ def trains(folder: Path):
     return lambda: (folder / "metrics.jsonl").exists() and len(records(folder)) >= 3
 
 
-def check_whole(folder: Path, steps: int = 300) -> None:
+def check_whole(folder: Path, steps: int = STEPS) -> None:
     """Asserts that no step was lost or repeated."""
     lines = records(folder)
     assert sum(line["steps"] for line in lines) == lines[-1]["step"] == steps
@@ -105,7 +106,7 @@ def test_a_finished_job_that_is_submitted_again(cluster):
     assert second.name != first.name
     assert second.condition == "Complete", second.outputs()
     assert second.exit_codes == [ExitCode.OK]
-    assert "is complete: 300 steps" in second.outputs()
+    assert f"is complete: {STEPS} steps" in second.outputs()
     for path in [cluster.run() / "generator.keras", cluster.run() / "metrics.jsonl"]:
         assert path.stat().st_mtime == before[path]
 

@@ -128,7 +128,7 @@ def test_sigterm_in_any_phase(tmp_path, undisturbed, phase):
 def test_killed_again_and_again(tmp_path, kills):
     """SIGKILL at random moments, half of them while something is saved, sampled or logged."""
     arguments = [
-        *TINY_FLAGS, f"--steps={100 * kills}", "--devices=cpu", "--checkpoint_every_kimg=0.08",
+        *TINY_FLAGS, f"--steps={250 * kills}", "--devices=cpu", "--checkpoint_every_kimg=0.08",
         "--sample_every_kimg=4", "--log_every_steps=25", "--log_every_secs=1e9",
     ]  # fmt: skip
     chance, done, unfinished = random.Random(kills), 0, 0
@@ -139,9 +139,9 @@ def test_killed_again_and_again(tmp_path, kills):
         if done % 6:
             with contextlib.suppress(AssertionError):  # complete
                 process.wait_for("Run directory")
-            delay = chance.uniform(0, 7)
+            delay = chance.uniform(0, 4)
         else:
-            delay = chance.uniform(0, 12)
+            delay = chance.uniform(0, 8)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.popen.wait(delay)
             break

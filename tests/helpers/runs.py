@@ -66,9 +66,16 @@ class Process:
 
     def wait_for(self, text: str):
         deadline = time.monotonic() + 120
-        while text not in (line := self._lines.get(timeout=deadline - time.monotonic())):
-            assert self.popen.poll() is None, self.output
-        return line
+        while True:
+            ended = self.popen.poll() is not None  # before the queue: nothing follows its lines
+            try:
+                line = self._lines.get(timeout=0.5)
+            except queue.Empty:
+                assert not ended, self.output
+                assert time.monotonic() < deadline, self.output
+                continue
+            if text in line:
+                return line
 
     def end(self, timeout=300) -> int:
         code = self.popen.wait(timeout)

@@ -202,7 +202,7 @@ def test_a_worker_that_does_not_come_is_not_waited_for_for_ever(tmp_path):
             env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
         )  # fmt: skip
         assert alone.returncode == ExitCode.CRASH, alone.stderr
-        assert "came within 5 s" in alone.stderr
+        assert "joined within 5 s" in alone.stderr
         assert "Traceback" not in alone.stderr
 
 
