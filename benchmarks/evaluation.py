@@ -1,11 +1,12 @@
-"""Seconds and peak memory of the metrics, each in a process of its own.
+"""Measures the time and peak memory of each metric in a process of its own.
 
     python -m benchmarks.evaluation [--samples=10000,50000] [--widths=128,2048]
 
-Features are random, as many of reals as of samples; 128 is the width of the data set's own
-classifier, 2,048 that of inception.
+The features are random, with as many real images as samples. A width of 128 is that of the
+data set's own classifier, and 2,048 is that of Inception.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ import numpy as np
 from benchmarks import harness
 
 METRICS = ("fid", "kid", "inception_score", "neighbours")
-CLASSES = {128: 10, 2048: 1008}  # logits that come with features of a width
+CLASSES = {128: 10, 2048: 1008}  # number of logits for each width of features
 
 
 def features(samples: int, width: int, seed: int) -> np.ndarray:
-    """Features [samples, width] that are 0 or more, as networks' are, some of them linked."""
+    """Returns correlated, nonnegative features [samples, width], as those after a ReLU."""
     draw = np.random.default_rng(seed)
     mixing = draw.normal(0.0, 1.0, (64, width)).astype(np.float32)
     found = draw.normal(0.0, 1.0, (samples, 64)).astype(np.float32) @ mixing
@@ -26,15 +27,15 @@ def features(samples: int, width: int, seed: int) -> np.ndarray:
 
 
 def metric(*, name: str, samples: int, width: int) -> dict[str, Any]:
-    """Seconds and peak memory of a metric, and the memory before it."""
+    """Returns a metric's time and peak memory, and the resident memory before it."""
     from trainer.metrics import distances, neighbours
     from trainer.metrics.moments import Moments
 
     reals, fakes = features(samples, width, 1), features(samples, width, 2)
     logits = fakes[:, : CLASSES.get(width, 10)]
-    known = Moments.of(reals) if name == "fid" else None  # they are in the cache
-    calls = {
-        "fid": lambda: distances.fid(known, Moments.of(fakes)),
+    known = Moments.of(reals) if name == "fid" else None  # the trainer caches them
+    calls: dict[str, Callable[[], Any]] = {
+        "fid": lambda: distances.fid(known or Moments.of(reals), Moments.of(fakes)),
         "kid": lambda: distances.kid(reals, fakes),
         "inception_score": lambda: distances.inception_score(logits),
         "neighbours": lambda: neighbours.manifold(reals, fakes),

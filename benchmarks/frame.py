@@ -1,15 +1,16 @@
-"""What the frame costs: the whole trainer against its compiled step and the bare updates.
+"""Measures the overhead of the whole trainer over its compiled step and its bare updates.
 
     python -m benchmarks.frame [--recipes=dcgan,mlp] [--kimg=20] [--rounds=7] [--secs=10]
 
-Let --secs be about what the trainer takes for --kimg, so that turns are alike.  The trainer
-runs at its default pace of samples, saves and summaries; shares are of its wall time.
-`frame_%` is what it loses to the bare updates in the median turn, `loses_%` with all that
-falls due in any turn.
+Set --secs to about the time that the trainer takes for --kimg, so that all turns take equally
+long. The trainer draws samples, saves checkpoints and writes summaries at its default
+intervals; shares are percentages of its wall time. `frame_%` is the speed lost to the bare
+updates in the median turn. `loses_%` is that lost over all turns, including all periodic work.
 """
 
 import statistics
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks import harness, trained
@@ -19,7 +20,7 @@ PERIODIC = ("samples", "evaluations", "saves", "summaries")
 
 
 def watching(recipe: str) -> float:
-    """Seconds that a call's search for values that are not finite takes, if alone."""
+    """Returns the seconds that one check for values that are not finite takes on its own."""
     import numpy as np
     import tensorflow as tf
 
@@ -31,10 +32,10 @@ def watching(recipe: str) -> float:
     made = trained.parts(recipe=recipe, **trained.shape_of(recipe))
     names = metric_names(made.devices.precision)
     networks = made.variables.networks().values()
-    rows = np.zeros((loop.MAX_STEPS, len(names)), np.float32)  # of the longest call
+    rows = np.zeros((loop.MAX_STEPS, len(names)), np.float32)  # the metrics of the longest call
 
     @tf.function(autograph=False)
-    def finite():
+    def finite() -> list[tf.Tensor]:
         return [_is_finite(network.variables) for network in networks]
 
     def check() -> None:
@@ -46,8 +47,8 @@ def watching(recipe: str) -> float:
 
 
 def row(recipe: str, kimg: float, rounds: int, secs: float, folder: str) -> dict[str, Any]:
-    """What a recipe's frame costs."""
-    # As many as MNIST has: paces may be in epochs.
+    """Returns the table row of a recipe."""
+    # As many images as MNIST has, because intervals may be given in epochs.
     options = dict(recipe=recipe, count=60_000, **trained.shape_of(recipe))
     paced = dict(every_kimg=kimg, run_dir=f"{folder}/{recipe}", **options)
     cases = [
@@ -73,12 +74,12 @@ def row(recipe: str, kimg: float, rounds: int, secs: float, folder: str) -> dict
 
 
 def _mean(measured: Measured) -> float:
-    """Images per second over all turns: each trains as many."""
+    """Returns images per second over all turns, which all train on as many images."""
     return statistics.harmonic_mean(measured.rates)
 
 
-def shares(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """Parts of the trainer's wall time in percent."""
+def shares(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """Returns the shares of the trainer's wall time in percent."""
     wall = sum(seconds["wall"])
     found = {f"{name}_%": 100 * sum(seconds.get(name, [])) / wall for name in PERIODIC}
     outside = 100 * (1 - sum(seconds["steps"]) / wall)
@@ -89,7 +90,12 @@ def main() -> None:
     parser = harness.parser(__doc__)
     parser.set_defaults(secs=10.0)
     parser.add_argument("--recipes", default="dcgan,mlp")
-    parser.add_argument("--kimg", type=float, default=20.0, help="of the trainer in a turn")
+    parser.add_argument(
+        "--kimg",
+        type=float,
+        default=20.0,
+        help="thousands of images that the trainer processes per turn",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = [

@@ -1,7 +1,7 @@
-"""Measures things side by side: each in a process of its own, in turns, as ratios.
+"""Measures cases side by side: each in a process of its own, in turns, compared as ratios.
 
-A machine's speed changes from minute to minute more than a change of the code does, so
-figures are compared only with figures of the same run, round by round.
+A machine's speed varies more from minute to minute than a change of the code makes it vary,
+so results are compared only within a run, round by round.
 """
 
 import argparse
@@ -10,10 +10,10 @@ import importlib
 import json
 import multiprocessing
 import os
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a case does.
+    """The work that a case measures.
 
     Attributes:
-      call: does it so many times.
-      units: what one time counts for, for example a batch's images.
-      facts: what else is known of it at the end, by name.
+      call: function that repeats the work a given number of times.
+      units: number of units in one repetition, for example the images of a batch.
+      facts: further results by name, read after the last round.
     """
 
     call: Callable[[int], Any]
@@ -39,13 +39,13 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Something to measure in a process of its own.
+    """A case, which is measured in a process of its own.
 
     Attributes:
-      name: how the table calls it.
-      make: "module:function", which returns its Work.
-      options: the function's arguments.
-      environment: what to set before the module is imported.
+      name: name in the table.
+      make: "module:function" that returns the case's Work.
+      options: keyword arguments of the function.
+      environment: environment variables to set before the module is imported.
     """
 
     name: str
@@ -56,12 +56,12 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What came out.
+    """The result of a case.
 
     Attributes:
       rates: units per second, one per round.
-      facts: of its Work.
-      error: why there is nothing, else "".
+      facts: facts of the case's Work, and its peak memory in GiB.
+      error: why the case could not be measured, or "".
     """
 
     rates: tuple[float, ...] = ()
@@ -70,17 +70,17 @@ class Measured:
 
     @property
     def rate(self) -> float:
-        """The median, units per second; NaN without any."""
+        """Median of the rates in units per second, or NaN without any."""
         return statistics.median(self.rates) if self.rates else float("nan")
 
     def over(self, other: "Measured") -> float:
-        """The median of the rounds' ratios to another's."""
+        """Returns the median over rounds of the ratio of this rate to another's."""
         ratios = [a / b for a, b in zip(self.rates, other.rates, strict=True)]
         return statistics.median(ratios) if ratios else float("nan")
 
 
 def measure(cases: Sequence[Case], *, rounds: int = 7, secs: float = 2.0) -> dict[str, Measured]:
-    """Measures cases in turns, `rounds` times some `secs` seconds each."""
+    """Measures cases in turns, for `rounds` rounds of about `secs` seconds per case."""
     context = multiprocessing.get_context("spawn")
     pipes, failed = {}, {}
     for case in cases:
@@ -88,7 +88,7 @@ def measure(cases: Sequence[Case], *, rounds: int = 7, secs: float = 2.0) -> dic
         context.Process(target=_serve, args=(far_end, case), daemon=True).start()
         far_end.close()
         pipes[case.name] = pipe
-        # One after the other: while a case compiles no other may run.
+        # Wait for each case, so that no two compile at the same time.
         answer = _answer(pipe)
         if isinstance(answer, str):
             failed[case.name] = Measured(error=answer)
@@ -110,10 +110,10 @@ def measure(cases: Sequence[Case], *, rounds: int = 7, secs: float = 2.0) -> dic
 
 
 def alone(function: str, **options: Any) -> Any:
-    """What "module:function" returns, called in a process of its own.
+    """Calls "module:function" in a process of its own and returns its result.
 
     Raises:
-      RuntimeError: if that died.
+      RuntimeError: if the process failed.
     """
     context = multiprocessing.get_context("spawn")
     pipe, far_end = context.Pipe()
@@ -127,13 +127,13 @@ def alone(function: str, **options: Any) -> Any:
     return answer
 
 
-def _call(pipe, function: str, options: Mapping[str, Any]) -> None:
+def _call(pipe: Connection, function: str, options: Mapping[str, Any]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     pipe.send(_named(function, options))
 
 
 def _named(function: str, options: Mapping[str, Any]) -> Any:
-    """Calls "module:function", without TensorFlow's chatter while it is imported."""
+    """Calls "module:function" and suppresses TensorFlow's start-up messages."""
     module, _, name = function.partition(":")
     with imports.quiet():
         return getattr(importlib.import_module(module), name)(**options)
@@ -142,8 +142,8 @@ def _named(function: str, options: Mapping[str, Any]) -> Any:
 def ratios(
     first: Callable[[int], Any], second: Callable[[int], Any], *, rounds: int, secs: float
 ) -> list[float]:
-    """How long `first` takes to `second`'s 1 for the same count, in turns of `secs` seconds."""
-    second(1), first(1)  # compile
+    """Returns the time of `first` over that of `second` in each round of about `secs` seconds."""
+    second(1), first(1)  # compiles both
     count, taken = 1, timed(second, 1)
     while taken < 0.25 * secs:
         count *= 4
@@ -153,20 +153,21 @@ def ratios(
 
 
 def timed(call: Callable[..., Any], *args: Any) -> float:
-    """How long a call takes, in seconds."""
+    """Returns the seconds that a call takes."""
     began = time.perf_counter()
     call(*args)
     return time.perf_counter() - began
 
 
 def memory_gib(kind: str = "VmHWM") -> float:
-    """The process's memory by its name in /proc: VmHWM for the peak, VmRSS for now."""
+    """Returns the process's memory in GiB: VmHWM is the peak, VmRSS the current value."""
     with open("/proc/self/status", encoding="ascii") as status:
-        return int(re.search(rf"{kind}:\s+(\d+) kB", status.read())[1]) / 2**20
+        fields = dict(line.split(":", 1) for line in status)
+    return int(fields[kind].removesuffix(" kB\n")) / 2**20
 
 
-def _times(pipe, secs: float) -> int:
-    """How often a case is to be done to take `secs` seconds."""
+def _times(pipe: Connection, secs: float) -> int:
+    """Returns how many repetitions of a case take about `secs` seconds."""
     count = 1
     while True:
         pipe.send(count)
@@ -176,15 +177,15 @@ def _times(pipe, secs: float) -> int:
         count *= 4
 
 
-def _answer(pipe) -> Any:
+def _answer(pipe: Connection) -> Any:
     try:
         return pipe.recv()
     except EOFError:
         return "the process died"
 
 
-def _serve(pipe, case: Case) -> None:
-    """Makes the case's work, then does it as often as the pipe says, until that is 0."""
+def _serve(pipe: Connection, case: Case) -> None:
+    """Creates the case's work and repeats it by each count received, until the count is 0."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.update(case.environment)
     try:
@@ -202,7 +203,7 @@ def _serve(pipe, case: Case) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Returns a description of the machine."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         lines = [line.partition(":") for line in file]
     known = {key.strip(): value.strip() for key, _, value in lines}
@@ -216,17 +217,19 @@ def machine() -> dict[str, Any]:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that all benchmarks take."""
+    """Returns a parser with the arguments that all benchmarks share."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--rounds", type=int, default=7, help="turns")
-    made.add_argument("--secs", type=float, default=2.0, help="of a case in a turn")
+    made.add_argument(
+        "--rounds", type=int, default=7, help="rounds, in each of which every case is measured once"
+    )
+    made.add_argument("--secs", type=float, default=2.0, help="seconds per case and round")
     return made
 
 
 def report(name: str, rows: Sequence[Mapping[str, Any]], **facts: Any) -> None:
-    """Prints a table and writes it to results/NAME.json with what it was measured on."""
+    """Prints a table and writes it to results/NAME.json with a description of the machine."""
     print_table(rows)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
@@ -236,7 +239,7 @@ def report(name: str, rows: Sequence[Mapping[str, Any]], **facts: Any) -> None:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints rows under their names, numbers with three digits."""
+    """Prints rows as a table with a header; numbers have three significant digits."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [columns] + [[_text(row.get(column, "")) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -1,10 +1,10 @@
-"""The input alone: images a second from memory and from files, and what steps wait for it.
+"""Measures the input pipeline from memory and from files, and how long steps wait for it.
 
     python -m benchmarks.input [--pictures=3000] [--rounds=7] [--secs=2]
 
-`distributed` are the batches as the trainer takes them, `bare` the same tf.data pipeline
-without a strategy; both are consumed in a tf.function.  `waiting_%` is the median over turns
-of what a step takes longer on the pipeline than on one batch that is there.
+`distributed` is the pipeline as the trainer uses it, and `bare` is the same tf.data pipeline
+without a strategy. Both are consumed in a tf.function. `waiting_%` is how much longer a step
+takes on the pipeline than on one batch that is already in memory, as the median over turns.
 """
 
 import os
@@ -20,11 +20,11 @@ from benchmarks.harness import Case, Work
 SETS = {"mnist": (60_000, 28, 1), "cifar10": (50_000, 32, 3)}
 BATCHES = (64, 256)
 DECODED = (1, 2)  # cores
-SIDE = 128  # pixels of the pictures; they are decoded to half
+SIDE = 128  # pixels of the image files, which are decoded to half of it
 
 
 def batches(*, name: str, batch: int, distributed: bool) -> Work:
-    """Batches of a set in memory, taken one by one within a tf.function."""
+    """Returns work that takes batches of a data set in memory within a tf.function."""
     import tensorflow as tf
 
     from trainer import recipes
@@ -32,16 +32,16 @@ def batches(*, name: str, batch: int, distributed: bool) -> Work:
     from trainer.machine import replicas
 
     data = trained.images(*SETS[name])
-    one = dict(batches_per_step=1, replicas=range(1), num_replicas=1)
-    devices = replicas.start(recipes.resolve({"batch_size": batch, "devices": "cpu"}))
+    one: dict[str, Any] = dict(batches_per_step=1, replicas=range(1), num_replicas=1)
+    devices = replicas.create_replicas(recipes.resolve({"batch_size": batch, "devices": "cpu"}))
 
     def made(replicas: range) -> tf.data.Dataset:
         return pipeline.batches(data, seed=0, first_step=0, batch_size=batch, **one)
 
-    source = devices.distribute(made) if distributed else iter(made(range(1)))
+    source = devices.make_iterator(made) if distributed else iter(made(range(1)))
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.int32)])
-    def take(count):
+    def take(count: tf.Tensor) -> None:
         for _ in tf.range(count):
             next(source)
 
@@ -49,7 +49,7 @@ def batches(*, name: str, batch: int, distributed: bool) -> Work:
 
 
 def from_memory(options: Any) -> list[dict[str, Any]]:
-    """Rates of the pipeline over sets in memory."""
+    """Returns the rates of the pipeline for data sets in memory."""
     rows = []
     for name in SETS:
         cases = [
@@ -66,7 +66,7 @@ def from_memory(options: Any) -> list[dict[str, Any]]:
 
 
 def write_pictures(folder: Path, count: int, suffix: str) -> None:
-    """Writes colour pictures that are smooth with some noise, in ten class folders."""
+    """Writes smooth colour images with some noise into ten class directories."""
     import numpy as np
     from PIL import Image
 
@@ -81,7 +81,7 @@ def write_pictures(folder: Path, count: int, suffix: str) -> None:
 
 
 def decode(*, folder: str, cores: int, cache: str) -> dict[str, float]:
-    """Images a second of a folder of pictures: the first time, and from the cache."""
+    """Returns images per second of loading a directory: decoded first, then from the cache."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     os.environ["XDG_CACHE_HOME"] = cache
     from trainer import recipes
@@ -97,7 +97,7 @@ def decode(*, folder: str, cores: int, cache: str) -> dict[str, float]:
 
 
 def from_files(count: int) -> list[dict[str, Any]]:
-    """Rates of decoding."""
+    """Returns the rates of loading image files."""
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for suffix in ("png", "jpg"):
@@ -116,19 +116,19 @@ def from_files(count: int) -> list[dict[str, Any]]:
 
 
 def waiting(*, recipe: str, rounds: int, secs: float) -> dict[str, float]:
-    """What steps take longer on the pipeline than on one batch, both in this process."""
+    """Returns how much longer steps take on the pipeline than on one batch, in percent."""
     made = trained.parts(recipe=recipe, count=60_000, **trained.shape_of(recipe))
     piped = made.advance(made.batches())
     same = made.advance(trained.SameBatch(made.batches()))
     ratios = harness.ratios(piped, same, rounds=rounds, secs=secs)
     low, middle, high = statistics.quantiles(ratios, n=4)
-    error = (high - low) / len(ratios) ** 0.5  # about that of the median
+    error = (high - low) / len(ratios) ** 0.5  # about the standard error of the median
     return {"waiting_%": 100 * (middle - 1), "+-": 100 * error}
 
 
 def main() -> None:
     parser = harness.parser(__doc__)
-    parser.add_argument("--pictures", type=int, default=3000, help="files of each kind")
+    parser.add_argument("--pictures", type=int, default=3000, help="image files of each format")
     options = parser.parse_args()
     rows = from_memory(options) + from_files(options.pictures)
     short = dict(rounds=6 * options.rounds, secs=options.secs / 4)

@@ -1,9 +1,9 @@
-"""Peak memory of each recipe at its batch, and whether it stays flat.
+"""Measures the peak memory of each recipe, and whether memory grows during a run.
 
-python -m benchmarks.memory [--steps=2000]
+    python -m benchmarks.memory [--steps=2000]
 
-Each is a run of the whole trainer in a process of its own; figures are of the resident set,
-in GiB.  The growth is of a small recipe that draws samples and saves all the while.
+Each measurement is a run of the whole trainer in a process of its own; sizes are those of the
+resident set in GiB. Growth is measured on a small recipe that draws samples and saves often.
 """
 
 import collections
@@ -13,22 +13,20 @@ from typing import Any
 from benchmarks import harness, trained, whole
 
 SMALL = "mlp-small"
-LOOKS = (50, 500, 2000)  # steps after which the growing run is looked at
+LOOKS = (50, 500, 2000)  # steps after which memory is reported
 
 
 def peak(*, recipe: str, run_dir: str) -> dict[str, float]:
-    """The peak of a short run that draws samples and saves."""
-    shape, lengths = trained.shape_of(recipe), dict(length="4 steps", sample_every="2 steps")
-    seconds = collections.defaultdict(list)
-    whole.train(
-        seconds, every_kimg=1000.0, recipe=recipe, run_dir=run_dir, **shape, **lengths,
-        checkpoint_every="2 steps",
-    )  # fmt: skip
+    """Returns the peak memory of a short run that draws samples and saves."""
+    options: dict[str, Any] = dict(trained.shape_of(recipe))
+    options.update(length="4 steps", sample_every="2 steps", checkpoint_every="2 steps")
+    seconds: whole.Seconds = collections.defaultdict(list)
+    whole.train(seconds, every_kimg=1000.0, recipe=recipe, run_dir=run_dir, **options)
     return {"peak_gib": harness.memory_gib()}
 
 
 def growth(*, steps: int, run_dir: str) -> dict[int, float]:
-    """The memory by steps done."""
+    """Returns the resident memory by the number of steps done."""
     from trainer import recipes
 
     found = {}
@@ -51,7 +49,9 @@ def main() -> None:
     from trainer import recipes
 
     parser = harness.parser(__doc__)
-    parser.add_argument("--steps", type=int, default=max(LOOKS), help="of the run that is watched")
+    parser.add_argument(
+        "--steps", type=int, default=max(LOOKS), help="steps of the run whose growth is measured"
+    )
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

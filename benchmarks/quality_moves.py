@@ -1,18 +1,20 @@
-"""What moves which metric: real images, spoilt in ways that are known, against real ones.
+"""Shows which metrics respond to which known degradations of real images.
 
-    python benchmarks/quality_moves.py mnist --data_dir=FOLDER --num=2000
+    python benchmarks/quality_moves.py mnist --data_dir=DIRECTORY --num=2000
 
-Prints a table: each row a way to spoil test images, each column a metric against the
-training images, by the features of the data set's classifier.
+Prints a table with a row for each degradation of the test images and a column for each metric.
+Metrics compare with the training images in the features of the data set's classifier.
 """
 
 import argparse
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from trainer import recipes
 from trainer.data import sources
+from trainer.data.images import ImageSet
 from trainer.evaluation import classifier, reference
 from trainer.evaluation.features import extract, in_batches
 from trainer.metrics import registry
@@ -23,16 +25,18 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def blurred(images, radius):
-    def blur(image):
+def blurred(images: np.ndarray, radius: float) -> np.ndarray:
+    def blur(image: np.ndarray) -> np.ndarray:
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
         return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius))).reshape(image.shape)
 
     return np.stack([blur(image) for image in images])
 
 
-def spoilt(images, labels, training, count):
-    """Ways to spoil test images: name -> images and the classes that they claim to show."""
+def spoilt(
+    images: np.ndarray, labels: np.ndarray, training: ImageSet, count: int
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yields degraded test images: the name, the images and the labels assigned to them."""
     draw = np.random.default_rng(0)
     noise = draw.integers(0, 256, images.shape, np.uint8)
     few = np.flatnonzero(labels < 5)
@@ -46,7 +50,8 @@ def spoilt(images, labels, training, count):
     yield "blurred by 1 pixel", blurred(images, 1), labels
     yield "blurred by 2 pixels", blurred(images, 2), labels
     yield "half of the classes", images[few], labels[few]
-    yield "one class", *(a[np.resize(np.flatnonzero(labels == 3), count)] for a in (images, labels))
+    threes = np.resize(np.flatnonzero(labels == 3), count)
+    yield "one class", images[threes], labels[threes]
     tenth = np.arange(count) % (count // 10)
     yield "each image 10 times", images[tenth], labels[tenth]
     one = np.zeros(count, int)
@@ -55,7 +60,7 @@ def spoilt(images, labels, training, count):
     yield "3 of 10 of another class", images, wrong
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", nargs="?", default="digits")
     parser.add_argument("--data_dir", default="")

@@ -1,8 +1,8 @@
-"""Speed and memory of `dcgan` as one thing grows and the others stay.
+"""Measures speed and memory of `dcgan` as one factor grows and the others stay fixed.
 
-python -m benchmarks.scaling [--factor=batch] [--rounds=3] [--secs=2]
+    python -m benchmarks.scaling [--factor=batch] [--rounds=3] [--secs=2]
 
-The cases of a factor are measured in turns; peak_gib is of the whole process.
+The cases of a factor are measured in turns. `peak_gib` is the peak of the whole process.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
 
 def main() -> None:
     parser = harness.parser(__doc__)
-    parser.add_argument("--factor", choices=FACTORS, help="that one only")
+    parser.add_argument("--factor", choices=FACTORS, help="measure only this factor")
     parser.set_defaults(rounds=3)
     options = parser.parse_args()
     rows = []

@@ -1,9 +1,9 @@
-"""How long a checkpoint and a sample grid hold training up.
+"""Measures how long checkpoints and sample grids pause training.
 
     python -m benchmarks.stalls [--count=10] [--recipes=dcgan,dcgan-studiogan]
 
-`median` and `worst` are of so many calls, in milliseconds; `share_%` is of wall time, at the
-recipe's own pace of saves and samples.
+`median_ms` and `worst_ms` are taken over --count calls. `share_%` is the share of wall time
+at the recipe's own intervals of saves and samples.
 """
 
 import collections
@@ -13,16 +13,16 @@ from typing import Any
 
 from benchmarks import harness, trained, whole
 
-STEPS = 2  # between two calls
+STEPS = 2  # steps between two calls
 
 
 def stalls(*, recipe: str, count: int, run_dir: str) -> dict[str, Any]:
-    """Seconds of saves and samples, images a second of steps, and the recipe's own pace."""
+    """Returns seconds of saves and samples, the steps' images/s, and the recipe's intervals."""
     from trainer import recipes
 
-    shape = trained.shape_of(recipe)
+    shape: dict[str, Any] = trained.shape_of(recipe)
     own = recipes.resolve({"recipe": recipe})
-    seconds = collections.defaultdict(list)
+    seconds: whole.Seconds = collections.defaultdict(list)
     whole.train(
         seconds,
         **shape,
@@ -42,7 +42,7 @@ def stalls(*, recipe: str, count: int, run_dir: str) -> dict[str, Any]:
 
 
 def rows_of(recipe: str, found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for saves and one for samples."""
+    """Returns a row for saves and a row for samples."""
     rows = []
     for name, every in found["every"].items():
         taken = found["seconds"][name]
@@ -64,7 +64,7 @@ def rows_of(recipe: str, found: dict[str, Any]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--recipes", default="dcgan,dcgan-studiogan")
-    parser.add_argument("--count", type=int, default=10, help="saves and samples")
+    parser.add_argument("--count", type=int, default=10, help="number of saves and of samples")
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:

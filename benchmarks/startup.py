@@ -1,9 +1,9 @@
-"""Seconds from a command to its answer: --help, --dry_run, a first step, and going on.
+"""Measures the time to --help, to --dry_run, and to the first step of new and resumed runs.
 
     python -m benchmarks.startup [--rounds=5]
 
-A first step of `dcgan` on digits on the CPU is timed from outside, at the line of
-metrics.jsonl that it leaves; its phases are timed from inside, in runs of their own.
+The first step of `dcgan` on digits on the CPU is timed from outside, until its line appears in
+metrics.jsonl. The phases of start-up are timed inside separate runs.
 """
 
 import itertools
@@ -13,7 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from benchmarks import harness
 
@@ -21,7 +24,7 @@ RUN = ("--recipe=dcgan", "--dataset=digits", "--devices=cpu", "--log_every_secs=
 
 
 def answered(*arguments: str) -> float:
-    """Seconds that a command takes to its end."""
+    """Returns the seconds until a command ends."""
     command = [sys.executable, "-m", "trainer", *arguments]
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -29,7 +32,7 @@ def answered(*arguments: str) -> float:
 
 
 def stepped(run_dir: Path, steps: int) -> tuple[float, float]:
-    """Seconds to the line of the last of `steps` steps, and to the end of the command."""
+    """Returns the seconds until the last step is recorded, and until the command ends."""
     command = ["train", *RUN, f"--run_dir={run_dir}", f"--steps={steps}"]
     began = time.perf_counter()
     process = subprocess.Popen(
@@ -48,14 +51,14 @@ def _has_step(record: Path, step: int) -> bool:
     lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
     try:
         return any(json.loads(line)["step"] >= step for line in lines)
-    except ValueError:  # half a line
+    except ValueError:  # the last line is incomplete
         return False
 
 
 def phases(run_dir: str) -> dict[str, float]:
-    """Seconds of the phases of the first step, in this fresh process.
+    """Returns the seconds of each phase until the first step, in this new process.
 
-    They follow one another; what lies between two is added to the later one.
+    Phases follow one another, and time between two of them counts towards the later one.
     """
     marks = [("", time.perf_counter())]
 
@@ -74,19 +77,19 @@ def phases(run_dir: str) -> dict[str, float]:
     mark("import of TensorFlow")
     from trainer import train as trainer
     from trainer.reporting.console import Console
-    from trainer.training import loop, state
+    from trainer.training import loop
 
     mark("import of Keras and the trainer")
-    create, loop_run = state.create, loop.run
+    create, loop_run = trainer.create_state, loop.run
 
-    def created(*args):
+    def created(*args: Any) -> Any:
         mark("devices")
         made = create(*args)
         mark("networks and optimizers")
         return made
 
-    def run(*, advance, **others):
-        def advanced(steps: int):
+    def run(*, advance: Callable[[int], Any], **others: Any) -> Any:
+        def advanced(steps: int) -> Any:
             mark("first samples and save" if not steps else "")
             rows = advance(steps)
             mark("tracing and compiling the step" if not steps else "first step")
@@ -94,14 +97,14 @@ def phases(run_dir: str) -> dict[str, float]:
 
         return loop_run(advance=advanced, **others)
 
-    state.create, loop.run = created, run
-    trainer.train(config, data, terminal=Console(), stop_requested=lambda: False)
+    with mock.patch.object(trainer, "create_state", created), mock.patch.object(loop, "run", run):
+        trainer.train(config, data, terminal=Console(), stop_requested=lambda: False)
     ends = itertools.pairwise(marks)
     return {name: end - began for (_, began), (name, end) in ends if name}
 
 
 def rows_of(rounds: int, folder: Path) -> list[dict[str, object]]:
-    """Medians of what is timed, over rounds of all of it."""
+    """Returns the median and the maximum of each time over the rounds."""
     taken: dict[str, list[float]] = {}
     for number in range(rounds):
         run_dir = folder / str(number)

@@ -1,6 +1,7 @@
-"""The trainer's own step as a case, as it is and with parts of it taken away."""
+"""The trainer's training step as a case, complete and with parts removed."""
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,8 @@ import numpy as np
 from benchmarks.harness import Work
 
 
-def images(count: int, side: int, channels: int):
-    """Random images with labels of ten classes, as a data set."""
+def images(count: int, side: int, channels: int) -> Any:
+    """Returns an ImageSet of random images with labels of ten classes."""
     from trainer.data.images import ImageSet
 
     draw = np.random.default_rng(0)
@@ -22,25 +23,25 @@ def images(count: int, side: int, channels: int):
 
 
 def shape_of(recipe: str) -> dict[str, int]:
-    """Of the images that a recipe is measured on: those of CIFAR-10 or of MNIST."""
+    """Returns the image shape that a recipe is measured on: that of CIFAR-10 or of MNIST."""
     return dict(side=32, channels=3) if recipe == "dcgan-studiogan" else dict(side=28, channels=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Parts:
-    """What a compiled step is made of."""
+    """The parts of a compiled training step."""
 
     config: Any
     data: Any
     devices: Any
     variables: Any
 
-    def batches(self):
-        """The real batches, as the trainer takes them."""
+    def batches(self) -> Iterator[Any]:
+        """Returns the batches of real images, made as the trainer makes them."""
         from trainer.data import pipeline
         from trainer.training import step
 
-        return self.devices.distribute(
+        return self.devices.make_iterator(
             lambda replicas: pipeline.batches(
                 self.data,
                 seed=self.config.seed,
@@ -52,13 +53,13 @@ class Parts:
             )
         )
 
-    def advance(self, batches):
-        """The compiled step on these batches, as the trainer makes it."""
-        from trainer.training.compiled_steps import make_advance
+    def advance(self, batches: Iterator[Any]) -> Any:
+        """Returns the function that runs compiled steps on these batches, as in the trainer."""
+        from trainer.training.compiled_steps import compile_steps
         from trainer.training.data_wait import Stopwatch
 
         watch = Stopwatch()
-        return make_advance(
+        return compile_steps(
             self.config,
             self.devices,
             self.variables,
@@ -66,33 +67,33 @@ class Parts:
             lambda number: watch.timed(lambda: next(batches), number),
         )
 
-    def work(self, call) -> Work:
-        """A number of steps as a case."""
+    def work(self, call: Callable[[int], Any]) -> Work:
+        """Returns a function of the number of steps as work to measure."""
         return Work(call, self.config.batch_size, {"batch": self.config.batch_size})
 
 
 def parts(*, side: int = 28, channels: int = 1, count: int = 10_000, **settings: Any) -> Parts:
-    """The parts of a recipe's step on random images."""
+    """Returns the parts of a recipe's training step on random images."""
     from trainer import recipes
     from trainer.machine import replicas
     from trainer.training import state
 
     config = recipes.resolve(settings)
     data = images(count, side, channels)
-    devices = replicas.start(config)
+    devices = replicas.create_replicas(config)
     with devices.scope():
-        variables = state.create(config, data.shape, devices.precision)
+        variables = state.create_state(config, data.shape, devices.precision)
     return Parts(config, data, devices, variables)
 
 
 def step(**options: Any) -> Work:
-    """Training steps of a recipe, many per call, as the trainer makes them."""
+    """Returns training steps of a recipe, many per call, as the trainer runs them."""
     made = parts(**options)
     return made.work(made.advance(made.batches()))
 
 
 def bare_step(**options: Any) -> Work:
-    """The same updates with nothing around them: no metrics come back, nothing is checked."""
+    """Returns the same updates alone: without metrics and without checks for divergence."""
     import tensorflow as tf
 
     from trainer.training.step import Step
@@ -111,16 +112,16 @@ def bare_step(**options: Any) -> Work:
 
 
 class SameBatch:
-    """One batch again and again, in place of the pipeline, on one replica."""
+    """An iterator that repeats one batch in place of the input pipeline, on one replica."""
 
-    def __init__(self, batches) -> None:
+    def __init__(self, batches: Iterator[Any]) -> None:
         import tensorflow as tf
 
-        # Variables: of constants the graph would do once what each step does with a batch.
+        # Variables, because TensorFlow would fold work on constants out of the steps.
         self._batch = [tf.Variable(part, trainable=False) for part in next(batches)]
 
-    def __iter__(self):
+    def __iter__(self) -> "SameBatch":
         return self
 
-    def __next__(self):
+    def __next__(self) -> list[Any]:
         return [variable.read_value() for variable in self._batch]

@@ -1,13 +1,13 @@
-"""Training images/s: the trainer beside a plain TensorFlow program and beside PyTorch.
+"""Compares training speed with a plain TensorFlow program and with PyTorch.
 
     python -m benchmarks.training --recipes=dcgan,mlp --precisions=float32 --torch-compile
 
-Each row is one measurement in turns; x_... is how many times as fast the trainer is as
-the other, the median of the rounds' ratios.  "dcgan" stands for that recipe without
-labels, "dcgan-conditional" for the recipe as it is.
+The programs of a row are measured in turns, in images per second. The columns x_... are the
+median over rounds of the trainer's speed divided by that of the other program. "dcgan" is
+that recipe without labels, and "dcgan-conditional" is the recipe as it is.
 
-PyTorch's threads wait for one another at each operation: beside another busy process it
-is many times slower, and small networks may want --torch-threads=1.
+PyTorch's threads synchronize at each operation, so PyTorch is many times slower while another
+process is busy. Small networks may be faster with --torch-threads=1.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ OTHERS = {
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """The settings of a row: those of its recipe, and whether it has labels."""
+    """Returns the settings of a row: its recipe and whether the networks get labels."""
     named = {"dcgan": False, "dcgan-conditional": True}
     if name in named:
         return dict(recipe="dcgan", conditional=named[name])
@@ -47,9 +47,9 @@ def cases(
     xla: bool = True,
     torch_threads: int = 0,
 ) -> list[Case]:
-    """The trainer, and what it is measured beside, on images of a shape."""
+    """Returns the cases of a row: the trainer and the programs to compare it with."""
     given = {**settings, **shape}
-    # A GPU's memory is shared by all cases; without one none may look for it.
+    # All cases share a GPU's memory. On a CPU no case may see the GPUs.
     environment = dict(TF_FORCE_GPU_ALLOW_GROWTH="true") if gpu else dict(CUDA_VISIBLE_DEVICES="-1")
     devices = "gpu:0" if gpu else "cpu"
     for_torch = dict(given, device="cuda" if gpu else "cpu", dtype=precision)
@@ -82,7 +82,7 @@ def cases(
 
 
 def row_of(name: str, precision: str, measured: dict[str, Measured]) -> dict[str, Any]:
-    """A row of the table: images/s of each, and the trainer's ratio to the others."""
+    """Returns a row: images/s of each program, and the trainer's ratio to the others."""
     ours = measured["trainer"]
     batch = ours.facts.get("batch", "?")
     row = {"recipe": name, "precision": precision, "batch": batch, "trainer": ours.rate}
@@ -97,25 +97,29 @@ def row_of(name: str, precision: str, measured: dict[str, Measured]) -> dict[str
 
 
 def side_and_channels(name: str, side: int, channels: int) -> dict[str, int]:
-    """The shape of the images: as given, else MNIST's, or CIFAR-10's where 28 does not fit."""
+    """Returns the images' shape: the given one, or by default MNIST's or CIFAR-10's."""
     usual = (32, 3) if name == "dcgan-studiogan" else (28, 1)
     return dict(side=side or usual[0], channels=channels or usual[1])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = harness.parser(__doc__)
-    parser.add_argument("--recipes", default=",".join(RECIPES), help="rows, of these")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="comma-separated rows")
     parser.add_argument("--precisions", default="float32,bfloat16")
-    parser.add_argument("--batches", default="0", help="0: the recipe's own")
-    parser.add_argument("--side", type=int, default=0, help="of the images")
-    parser.add_argument("--channels", type=int, default=0, help="of the images")
-    parser.add_argument("--gpu", action="store_true", help="on the first GPU, else on the CPU")
-    parser.add_argument("--torch-compile", action="store_true", help="torch.compile too")
-    parser.add_argument("--xla", action="store_true", help="the trainer with --xla=on, too")
+    parser.add_argument("--batches", default="0", help="batch sizes; 0 is that of the recipe")
+    parser.add_argument("--side", type=int, default=0, help="side of the images in pixels")
+    parser.add_argument("--channels", type=int, default=0, help="channels of the images")
+    parser.add_argument("--gpu", action="store_true", help="use the first GPU instead of the CPU")
+    parser.add_argument("--torch-compile", action="store_true", help="also measure torch.compile")
+    parser.add_argument("--xla", action="store_true", help="also measure the trainer with --xla=on")
     parser.add_argument(
-        "--no-xla", action="store_true", help="train_on_batch of the references without XLA"
+        "--no-xla",
+        action="store_true",
+        help="disable XLA in train_on_batch of the TensorFlow programs",
     )
-    parser.add_argument("--torch-threads", type=int, default=0, help="0: PyTorch's default")
+    parser.add_argument(
+        "--torch-threads", type=int, default=0, help="threads of PyTorch; 0 is its default"
+    )
     given = parser.parse_args(arguments)
     options = dict(
         gpu=given.gpu,

@@ -1,11 +1,11 @@
-"""The whole trainer, watched: what its parts take, and as a case that goes on turn by turn."""
+"""Times the parts of the whole trainer, and runs it as a case that pauses between rounds."""
 
 import collections
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -13,7 +13,7 @@ from benchmarks.harness import Work
 from benchmarks.trained import images
 
 ACTIONS = ("samples", "evaluations", "saves")  # in the order of the trainer's loop
-Seconds = dict[str, list[float]]  # of each call, by what it does
+Seconds = dict[str, list[float]]  # seconds of each call, by kind of work
 
 
 def train(
@@ -26,14 +26,14 @@ def train(
     count: int = 10_000,
     **settings: Any,
 ) -> None:
-    """Trains a run to its end as the command does, and notes how long its parts take.
+    """Trains a run to its end as the command does, and records how long its parts take.
 
     Args:
-      seconds: where to note it.
-      every_kimg: how often to call `at`, last of what is due.
-      at: called with the number of steps done.
-      side, channels, count: of the random images.
-      settings: the run's, its run_dir included.
+      seconds: filled with the seconds of each call.
+      every_kimg: interval of calls of `at`, which come after all other periodic work.
+      at: function that is called with the number of steps done.
+      side, channels, count: shape and number of the random images.
+      settings: settings of the run, including run_dir.
     """
     from trainer import recipes
     from trainer import train as trainer
@@ -43,15 +43,23 @@ def train(
     loop_run = loop.run
 
     def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed_call(argument):
+        def timed_call(first: Any, *others: Any) -> Any:
             began = time.perf_counter()
-            result = call(argument)
-            seconds[name if argument != 0 else "compile"].append(time.perf_counter() - began)
+            result = call(first, *others)
+            # A call of the compiled step for 0 steps only compiles it.
+            is_compilation = name == "steps" and first == 0
+            seconds["compile" if is_compilation else name].append(time.perf_counter() - began)
             return result
 
         return timed_call
 
-    def run(*, advance, observe, periodic, **others):
+    def run(
+        *,
+        advance: Callable[..., Any],
+        observe: Callable[..., Any],
+        periodic: Sequence[loop.Periodic],
+        **others: Any,
+    ) -> Any:
         due = [
             loop.Periodic(p.every_images, noted(name, p.action))
             for name, p in zip(ACTIONS, periodic, strict=True)
@@ -73,14 +81,15 @@ def train(
 
 
 def case(*, every_kimg: float, **options: Any) -> Work:
-    """The trainer at its default pace, for so many kimg each time.
+    """Returns the trainer at its default intervals as work of `every_kimg` per repetition.
 
-    Its facts are the seconds of each call of its parts, the first turn's left out.
+    The facts are the seconds of each call of its parts, without those of the first round.
     """
-    import trainer.train  # noqa: F401  (here, where TensorFlow's chatter is kept away)
+    import trainer.train  # noqa: F401  (imported while TensorFlow's messages are off)
 
     seconds: Seconds = collections.defaultdict(list)
-    go_on, is_held = queue.Queue(), queue.Queue()
+    go_on: queue.Queue[None] = queue.Queue()
+    is_held: queue.Queue[bool] = queue.Queue()
 
     def hold(step: int) -> None:
         is_held.put(True)

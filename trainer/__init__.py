@@ -1,3 +1,3 @@
 """Distributed training of generative adversarial networks on TensorFlow."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -12,12 +12,13 @@ from trainer.machine.signals import StopRequest
 from trainer.reporting.console import report
 
 COMMANDS = {
-    "train": "train a recipe on a data set; the same command again goes on",
+    "train": "train a recipe on a data set, or resume a run",
     "generate": "draw images from a run",
-    "evaluate": "measure how good a run's pictures are",
-    "export": "write a run's generator for use without this package",
-    "status": "show where a run is",
-    "doctor": "show what this machine has, and what keeps TensorFlow from its GPUs",
+    "evaluate": "measure the image quality of a run",
+    "export": "export the generator of a run for use without this package",
+    "status": "show the progress and the health of a run",
+    "recipes": "list the recipes and how they differ from their sources",
+    "doctor": "check this machine, and why TensorFlow does not use its GPUs",
 }
 
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     except HelpRequested as request:
         print(request)
     except TrainerError as error:
-        line = " ".join(str(error).splitlines())  # names that a user gives may hold anything
+        line = " ".join(str(error).splitlines())  # names from the user may contain line breaks
         report(f"{_label(error)}{line}", error.exit_code)
         return error.exit_code
     return ExitCode.OK
@@ -53,16 +54,22 @@ def _usage() -> str:
 def run_and_end(arguments: Sequence[str]) -> NoReturn:
     """Runs a command and ends the process with its exit code.
 
-    At once: TensorFlow's own end would wait for other machines, which may have gone.
+    It ends the process immediately, because TensorFlow's shutdown would wait for other
+    machines, which may be gone.
     """
     try:
         code = main(arguments)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-    except BrokenPipeError:  # `... --help | head`: who read our output has had enough
+    except BrokenPipeError:  # `... --help | head` closes our output early
         code = ExitCode.OK
     os._exit(code)
+
+
+def console_script() -> NoReturn:
+    """Runs the command line of the process; `gan-trainer` calls it."""
+    run_and_end(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Exit codes and the errors that end a command with one line.
+"""Exit codes, and the errors that end a command with a one-line message.
 
-The codes follow sysexits.h where it has a fitting one.  A batch system tells by
-them what to do next: retry, give up, or start again without counting a failure.
+The codes follow sysexits.h where it defines a suitable one.  They tell a batch system whether
+to retry, to give up, or to start again without counting a failure.
 """
 
 import difflib
@@ -10,38 +10,38 @@ from collections.abc import Iterable
 
 
 class ExitCode(enum.IntEnum):
-    """What the exit status of a command means."""
+    """Exit codes of a command."""
 
-    OK = 0  # complete, also when it already was
-    CRASH = 1  # a fault of the program or of a disk: retried a limited number of times
-    STOPPED = 42  # stopped on request after a save: start me again
+    OK = 0  # complete, also if it was complete before
+    CRASH = 1  # a crash, a full disk or a network error: a limited number of retries
+    STOPPED = 42  # stopped on request after a save, or a peer was lost: start again
     USAGE = 64  # the command line or the configuration is wrong
-    DATA = 65  # the data are unusable
-    DIVERGED = 70  # training diverged past its retries
-    CHECKPOINT = 73  # checkpoints exist that do not load, or do not fit
-    BUSY = 75  # another job holds the run directory
+    DATA = 65  # the data set is unusable
+    DIVERGED = 70  # training diverged or collapsed
+    CHECKPOINT = 73  # checkpoints exist that do not load or do not fit the run
+    BUSY = 75  # another job holds the run directory: try later
 
 
 class TrainerError(Exception):
-    """An error that its reader can mend: one line, no traceback."""
+    """An error that the user can resolve, shown as one line without a traceback."""
 
     exit_code = ExitCode.CRASH
 
 
 class UsageError(TrainerError):
-    """A flag or a configuration value is wrong."""
+    """A flag or a setting is wrong."""
 
     exit_code = ExitCode.USAGE
 
 
 class DataError(TrainerError):
-    """The data set is missing, damaged or does not fit."""
+    """The data set is missing, damaged or does not fit the run."""
 
     exit_code = ExitCode.DATA
 
 
 class DivergedError(TrainerError):
-    """Training went wrong and cannot go on."""
+    """Training diverged and cannot continue."""
 
     exit_code = ExitCode.DIVERGED
 
@@ -63,36 +63,41 @@ class BusyError(TrainerError):
 
 
 class StorageError(TrainerError):
-    """The disk is full, or the disk, a bucket or the network fails: another try may succeed."""
+    """The disk, a bucket or the network fails.  Another attempt may succeed."""
 
     exit_code = ExitCode.CRASH
 
 
 class PeerError(TrainerError):
-    """The machines of a run did not come together: another try may succeed."""
+    """The workers of a run did not find each other.  Another attempt may succeed."""
 
     exit_code = ExitCode.CRASH
 
 
 class StoppedError(TrainerError):
-    """The run was asked to stop, has saved, and can be started again."""
+    """The run was stopped on request after a save, and can be started again."""
 
     exit_code = ExitCode.STOPPED
 
 
 class HelpRequested(Exception):
-    """--help was given; the message is the text to print."""
+    """The user asked for help.  The message is the text to print."""
 
 
 class PeerLostError(StoppedError):
-    """Another worker has gone; the run goes on from its last checkpoint."""
+    """Another worker was lost.  The run can be resumed from its last checkpoint."""
 
 
 def one_of(what: str, value: str, known: Iterable[str]) -> str:
-    """Returns `value` if it is `known`.
+    """Returns `value` if it is one of the known values.
+
+    Args:
+      what: the flag, for the error message.
+      value: the value to check.
+      known: the known values.
 
     Raises:
-      UsageError: otherwise, naming the nearest spelling and all known values.
+      UsageError: otherwise; it names the nearest spelling and all known values.
     """
     names = list(known)
     if value in names:

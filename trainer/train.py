@@ -1,4 +1,4 @@
-"""Puts the parts of a run together and trains it."""
+"""Composition root: puts the parts of a run together and trains it."""
 
 import contextlib
 import logging
@@ -17,9 +17,9 @@ from trainer.evaluation import during_training
 from trainer.files.atomic import replacing
 from trainer.generation.export import deliver, is_delivered
 from trainer.generation.sampler import write_gif
-from trainer.machine import replicas
+from trainer.machine.batch import check_batch_size
 from trainer.machine.cluster import Cluster
-from trainer.machine.replicas import Runtime
+from trainer.machine.replicas import Replicas, create_replicas
 from trainer.machine.signals import TimeLimit
 from trainer.models.plain import plain
 from trainer.reporting.console import Console
@@ -31,9 +31,9 @@ from trainer.run_dir.directory import RunDir
 from trainer.run_dir.saver import Saver
 from trainer.storage import output_copies
 from trainer.storage.location import NoUploads, Place, Uploads, reading
-from trainer.training import run_messages, state
+from trainer.training import run_messages
 from trainer.training.run import Run
-from trainer.training.state import TrainState
+from trainer.training.state import TrainState, copy_weights, create_state
 
 log = logging.getLogger(__name__)
 
@@ -51,105 +51,110 @@ def train(
     accept_changed_data: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Trains a run to its end, from where its directory says it is.
+    """Trains a run to its end, from the newest checkpoint of its run directory.
 
     Args:
-      config: the run.
-      data: its images.
-      terminal: where progress goes.
-      stop_requested: whether to save and stop now.
-      cluster: the machines that carry the run together, if there are several.
-      place: where it is worked on; by default as the configuration says.
-      secs_left: until the process is ended from outside.
-      fresh: whether to set an old run in the directory aside.
-      accept_changed_data: whether to go on with other images than the run began with.
-      clock: seconds, rising, by which --max_hours counts.
+      config: the configuration of the run.
+      data: its training images.
+      terminal: the console that shows its progress.
+      stop_requested: returns whether to save a checkpoint and stop.
+      cluster: the workers, if several machines train together.
+      place: the location of the run directory; by default as configured.
+      secs_left: returns the seconds until the process is killed.
+      fresh: whether to rename an existing run directory and start a new run.
+      accept_changed_data: whether to resume with changed images.
+      clock: returns monotonic seconds, for --max_hours.
 
     Raises:
-      TrainerError: if the run cannot go on; StoppedError once an early stop is saved.
+      TrainerError: if the run cannot continue; a StoppedError after an early stop.
     """
     if cluster is None or cluster.is_chief:
         output_copies.check(config.tensorboard_dir, "tensorboard_dir")
         output_copies.check(config.model_dir, "model_dir")
     stop = TimeLimit(config.max_hours, stop_requested, clock)
     place = place or Place(config)
-    devices = replicas.start(config, cluster)
-    replicas.check_batch(config, devices.num_replicas)
-    with devices.scope():
-        variables = state.create(config, data.shape, devices.precision)
+    replicas = create_replicas(config, cluster)
+    check_batch_size(config, replicas.num_replicas)
+    with replicas.scope():
+        state = create_state(config, data.shape, replicas.precision)
     during_training.check(config, data)
-    same = [config.shared_json(), data.fingerprint, devices.precision, str(len(devices.devices))]
-    devices.check_same("\n".join(same))
-    # Last, so that settings which cannot be leave nothing behind.
-    with _directory(config, devices, place, fresh, secs_left) as (run_dir, check, uploads):
+    same = [
+        config.replace(precision=replicas.precision).shared_json(),
+        data.fingerprint,
+        replicas.precision,
+        str(len(replicas.device_names)),
+    ]
+    replicas.check_same_on_all_workers("\n".join(same))
+    # The directory is created last, so that wrong settings leave nothing behind.
+    with _directory(config, replicas, place, fresh, secs_left) as (run_dir, check, uploads):
         versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
-        start = provenance.collect(versions, devices.devices, devices.precision)
+        start = provenance.collect(versions, replicas.device_names, replicas.precision)
         run_dir.claim(config, data.describe(), start, accept_changed_data=accept_changed_data)
         heartbeat = Heartbeat(Path(config.heartbeat) if config.heartbeat else None)
 
         def stop_now() -> bool:
             check()
-            heartbeat.beat(variables.steps_done(config.batch_size))
+            heartbeat.beat(state.steps_done(config.batch_size))
             return stop()
 
-        run = _taken_up(
-            config, data, run_dir, devices, variables, uploads, terminal, check, stop_now
-        )
+        run = _taken_up(config, data, run_dir, replicas, state, uploads, terminal, check, stop_now)
         if run is None:
-            if devices.is_chief and not is_delivered(config):
+            if replicas.is_chief and not is_delivered(config):
                 deliver(run_dir, config)
             return
         run.train(stop_now, lambda: stop.reason)
-        if devices.is_chief:
-            _finish(config, variables, run_dir)
+        if replicas.is_chief:
+            _finish(config, state, run_dir)
             run_messages.end(run_dir)
             run.quality.sum_up()
-        devices.agree(0, False)  # nobody leaves before the chief has written all
+        replicas.barrier()  # a worker that left early would end the chief, which still writes
 
 
 def _taken_up(
     config: Config,
     data: ImageSet,
     run_dir: RunDir,
-    devices: Runtime,
-    variables: TrainState,
+    replicas: Replicas,
+    state: TrainState,
     uploads: Uploads,
     terminal: Console,
     check: Callable[[], None],
     stop: Callable[[], bool],
 ) -> Run | None:
-    """The run as its newest checkpoint has it, ready to train; None if it is complete."""
+    """Returns the run at its newest checkpoint, ready to train; None if it is complete."""
     checkpoints = Checkpoints(
         run_dir.checkpoints,
-        variables.trackables(),
+        state.trackables(),
         keep=config.keep_checkpoints,
         spare=config.max_failed_saves,
     )
-    restored = _begin(config, checkpoints, variables) if devices.is_chief else None
-    devices.take_from_chief(variables.variables())
-    done = variables.steps_done(config.batch_size)
+    restored = _begin(config, checkpoints, state) if replicas.is_chief else None
+    replicas.broadcast_variables(state.all_variables())
+    done = state.steps_done(config.batch_size)
     last_step = config.length.steps(config.batch_size, len(data))
-    finished = bool(devices.agree(int(run_dir.is_complete(restored)), False)[0])
+    finished = bool(replicas.broadcast(int(run_dir.is_complete(restored))))
     if done >= last_step and finished:
-        log.info("%s is complete: %d steps. A greater length goes on.", run_dir.path, done)
+        log.info(
+            "%s is complete: %d steps. Use a greater length to continue it.", run_dir.path, done
+        )
         return None
-    run_messages.start(config, devices, variables, data, last_step)
+    run_messages.start(config, replicas, state, data, last_step)
     quality = during_training.prepare(
-        config, data, run_dir, variables.drawing, variables.trackables(), stop, devices
+        config, data, run_dir, state.drawing, state.trackables(), stop, replicas
     )
     quality.begin(done)
-    if devices.agree(int(quality.is_over and finished), False)[0]:
-        log.info("%s is complete: it stopped gaining by step %d.", run_dir.path, done)
+    if replicas.broadcast(int(quality.is_over and finished)):
+        log.info("%s is complete: it stopped improving by step %d.", run_dir.path, done)
         return None
-    labels = {"run": config.run_dir, "worker": str(devices.worker)}
+    labels = {"run": config.run_dir, "worker": str(replicas.worker_index)}
     telemetry = Telemetry(config.metrics_port, labels)
     telemetry.set("resumes", run_dir.record_start(done))
     return Run(
         config=config,
         data=data,
         run_dir=run_dir,
-        devices=devices,
-        variables=variables,
+        replicas=replicas,
+        state=state,
         saver=Saver(checkpoints, max_failed=config.max_failed_saves, check=check),
         uploads=uploads,
         terminal=terminal,
@@ -162,18 +167,22 @@ def _taken_up(
 @contextlib.contextmanager
 def _directory(
     config: Config,
-    devices: Runtime,
+    replicas: Replicas,
     place: Place,
     fresh: bool,
     secs_left: Callable[[], float],
 ) -> Iterator[tuple[RunDir, Callable[[], None], Uploads]]:
-    """The run's directory, what to call now and then to see that it is ours, and its mirror.
+    """Yields the run directory, an ownership check and the uploader.
 
-    For workers but the chief it is one that vanishes with them: so all of them do the
-    same, and only what the chief writes stays.
+    Workers other than the chief get a temporary directory, so that all workers run the same
+    code and only the files of the chief remain.
     """
-    if not devices.is_chief:
-        log.info("Worker %d of %d: what the chief says counts", devices.worker, devices.workers)
+    if not replicas.is_chief:
+        log.info(
+            "Worker %d of %d. See the log of the chief for the progress of the run.",
+            replicas.worker_index,
+            replicas.num_workers,
+        )
         logging.getLogger("trainer").setLevel(logging.WARNING)
         with tempfile.TemporaryDirectory(prefix="gan-trainer-worker-") as folder:
             yield RunDir(Path(folder)), lambda: None, NoUploads()
@@ -194,29 +203,29 @@ def _directory(
         yield RunDir(place.folder, events), check, uploads
 
 
-def _begin(config: Config, checkpoints: Checkpoints, variables: TrainState) -> Path | None:
-    """Restores the newest checkpoint, or takes over the networks of --init_from."""
+def _begin(config: Config, checkpoints: Checkpoints, state: TrainState) -> Path | None:
+    """Restores the newest checkpoint, or copies the networks of --init_from."""
     restored = checkpoints.restore_newest()
     if restored:
         log.info("Resuming from %s", restored)
     elif config.init_from:
         source = RunDir(reading(config.init_from, flag="init_from"))
         has_average = bool(source.read_config().ema_half_life_kimg)
-        networks = variables.networks()
+        networks = state.networks()
         average = None if has_average else networks.pop("average", None)
         load_networks(source.checkpoints, networks)
         if average is not None:
-            state.copy_weights(variables.generator, average)
+            copy_weights(state.generator, average)
         log.info("Starting from the networks of %s", source.path)
     return restored
 
 
-def _finish(config: Config, variables: TrainState, run_dir: RunDir) -> None:
-    """Makes the GIF and saves the generator alone, also where a server looks for it."""
+def _finish(config: Config, state: TrainState, run_dir: RunDir) -> None:
+    """Writes the GIF, exports the generator to --model_dir, and saves it as a Keras file."""
     with run_dir.converted_write_errors():
         write_gif(run_dir.samples, run_dir.gif)
     if config.model_dir:
         deliver(run_dir, config)
-    # Last: it is the sign that the run is complete.
+    # Written last, because its presence marks the run as complete.
     with run_dir.converted_write_errors(), replacing(run_dir.generator) as scratch:
-        plain(variables.drawing).save(scratch)
+        plain(state.drawing).save(scratch)

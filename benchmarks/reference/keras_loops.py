@@ -1,9 +1,9 @@
-"""The reference systems as such programs are written in plain Keras and TensorFlow.
+"""The reference systems, written in plain Keras and TensorFlow.
 
-Two ways: a Python loop of `predict` and `train_on_batch` over NumPy arrays, with the
-discriminator frozen inside an adversarial model; and one tf.function per step, called
-from a Python loop over a tf.data pipeline of floats.  Batch, optimizers and the updates
-of a step are those of the recipe of the name.
+There are two styles: a Python loop of `predict` and `train_on_batch` over NumPy arrays, with
+the discriminator frozen inside an adversarial model, and one tf.function per step, called
+from a Python loop over a tf.data pipeline of floats. The batch size, the optimizers and the
+updates of a step are those of the recipe of the same name.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from trainer.data.images import ImageSet
 from trainer.models.kernels import NormalizedKernel
 
 FROZEN = ("dcgan-sigmoid", "mlp-small", "cgan")  # written with predict and train_on_batch
-PLAIN = (*FROZEN, "mlp", "dcgan-kstep")  # whose networks are keras_networks'
+PLAIN = (*FROZEN, "mlp", "dcgan-kstep")  # recipes with networks in keras_networks
 
 
 def work(
@@ -34,7 +34,7 @@ def work(
     jit_compile: str | bool = "auto",
     **given: Any,
 ) -> Work:
-    """Training steps of the reference that is named like a recipe, one by one."""
+    """Returns training steps of the reference for a recipe, one per repetition."""
     config = recipes.resolve(given)
     loop = make(config, random_images(count, side, channels), precision, jit_compile)
 
@@ -49,10 +49,10 @@ def work(
 def make(
     config: Config, data: ImageSet, precision: str = "float32", jit_compile: str | bool = "auto"
 ) -> "FrozenLoop | TapeLoop":
-    """The loop of `config.recipe` on its networks.
+    """Returns the training loop of `config.recipe` on its networks.
 
-    `jit_compile` is that of Model.compile, by default by XLA; programs written for
-    earlier versions ran without.
+    `jit_compile` is the argument of Model.compile, whose default lets Keras choose XLA.
+    Programs written for earlier versions of Keras ran without XLA.
     """
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
@@ -63,7 +63,7 @@ def make(
 
 
 def networks_of(config: Config, data: ImageSet) -> tuple[keras.Model, keras.Model]:
-    """The networks in plain Keras; of recipes that have no program, the trainer's so written."""
+    """Returns the networks in plain Keras, cloned from the trainer's if none are written."""
     if config.recipe not in PLAIN:
         built = models.build(config, data.shape)
         generator, discriminator = (
@@ -81,7 +81,7 @@ def _plain(layer: keras.layers.Layer) -> keras.layers.Layer:
 
 
 def _floats(config: Config, data: ImageSet) -> tuple[np.ndarray, np.ndarray]:
-    """All images in the image range, float32, and the labels."""
+    """Returns all images as float32 in the recipe's image range, and the labels."""
     images = data.images.astype(np.float32)
     return images / 127.5 - 1 if config.image_range == "tanh" else images / 255, data.labels
 
@@ -96,20 +96,26 @@ def _optimizer(config: Config, network: str) -> keras.optimizers.Optimizer:
 
 
 class FrozenLoop:
-    """predict, train_on_batch on D, train_on_batch on an adversarial model.
+    """A loop of predict, train_on_batch on D, and train_on_batch on an adversarial model.
 
-    Labels come second in the lists of inputs, where there are any.
+    In conditional models the labels are the second input.
     """
 
     def __init__(
-        self, config: Config, images, labels, generator, discriminator, jit_compile="auto"
+        self,
+        config: Config,
+        images: np.ndarray,
+        labels: np.ndarray,
+        generator: keras.Model,
+        discriminator: keras.Model,
+        jit_compile: str | bool = "auto",
     ) -> None:
         self.config, self.images, self.labels = config, images, labels
         self.generator, self.jit_compile = generator, jit_compile
         verdict = keras.layers.Activation("sigmoid", dtype="float32")(discriminator.outputs[0])
         self.discriminator = keras.Model(discriminator.inputs, verdict)
         self._compile(self.discriminator, "d")
-        # Keras 3 reads what is trainable when it first traces: before the freeze, then.
+        # Keras 3 reads which weights are trainable when it first traces, so trace before freezing.
         self._train_d(*self._reals(), self._noise())
         self.discriminator.trainable = False
         drawn = [*generator.outputs, *generator.inputs[1:]]
@@ -118,7 +124,7 @@ class FrozenLoop:
         self._compile(self.adversarial, "g")
 
     def step(self) -> tuple[float, float]:
-        """One step; returns D's loss and G's."""
+        """Runs one step; returns the losses of D and G."""
         d_loss = self._train_d(*self._reals(), self._noise())
         classes = np.random.randint(0, self.labels.max() + 1, self.config.batch_size)
         inputs = self._inputs(self._noise(), classes)
@@ -134,7 +140,7 @@ class FrozenLoop:
             jit_compile=self.jit_compile,
         )
 
-    def _train_d(self, reals, labels, noise) -> float:
+    def _train_d(self, reals: np.ndarray, labels: np.ndarray, noise: np.ndarray) -> float:
         batch = self.config.batch_size
         fakes = self.generator.predict(self._inputs(noise, labels), verbose=0)
         if self.config.d_update == "joint":
@@ -161,9 +167,16 @@ class FrozenLoop:
 
 
 class TapeLoop:
-    """One tf.function per step, called from Python, on batches of a tf.data pipeline."""
+    """A loop of one tf.function call per step on batches of a tf.data pipeline."""
 
-    def __init__(self, config: Config, images, labels, generator, discriminator) -> None:
+    def __init__(
+        self,
+        config: Config,
+        images: np.ndarray,
+        labels: np.ndarray,
+        generator: keras.Model,
+        discriminator: keras.Model,
+    ) -> None:
         self.config, self.classes = config, int(labels.max()) + 1
         self.generator, self.discriminator = generator, discriminator
         self.g_optimizer, self.d_optimizer = _optimizer(config, "g"), _optimizer(config, "d")
@@ -177,13 +190,15 @@ class TapeLoop:
         self.train_step = tf.function(self._train_step)
 
     def step(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """One step; returns D's loss and G's."""
+        """Runs one step; returns the losses of D and G."""
         reals = 1 if self.config.repeat_reals else self.config.d_steps
         return self.train_step([next(self.batches) for _ in range(reals)])
 
-    def _forever(self, images, labels) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+    def _forever(
+        self, images: np.ndarray, labels: np.ndarray
+    ) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
         dataset = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(images))
-        # Without the last, smaller batch: it would be compiled for on its own.
+        # Drop the last, smaller batch, which would be traced separately.
         dataset = dataset.batch(self.config.batch_size, drop_remainder=True)
         if self.config.horizontal_flip:
             dataset = dataset.map(
@@ -206,7 +221,7 @@ class TapeLoop:
                 old.assign(keep * old + (1 - keep) * new)
         return d_loss, g_loss
 
-    def _train_d(self, reals, labels) -> tf.Tensor:
+    def _train_d(self, reals: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         fakes = self._draw(labels)
         with tf.GradientTape() as tape:
             loss = self._d_loss(*self._judge_both(reals, fakes, labels))
@@ -220,8 +235,8 @@ class TapeLoop:
         self._apply(tape, loss, self.g_optimizer, self.generator)
         return loss
 
-    def _train_both(self, reals, labels) -> tuple[tf.Tensor, tf.Tensor]:
-        """Both updates from the same weights and the same fakes."""
+    def _train_both(self, reals: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Updates both networks from the same weights and the same fakes."""
         with tf.GradientTape() as g_tape, tf.GradientTape() as d_tape:
             on_reals, on_fakes = self._judge_both(reals, self._draw(labels), labels)
             d_loss, g_loss = self._d_loss(on_reals, on_fakes), self._g_loss(on_fakes)
@@ -229,26 +244,34 @@ class TapeLoop:
         self._apply(d_tape, d_loss, self.d_optimizer, self.discriminator)
         return d_loss, g_loss
 
-    def _apply(self, tape, loss, optimizer, network) -> None:
+    def _apply(
+        self,
+        tape: tf.GradientTape,
+        loss: tf.Tensor,
+        optimizer: keras.optimizers.Optimizer,
+        network: keras.Model,
+    ) -> None:
         gradients = tape.gradient(loss, network.trainable_variables)
         optimizer.apply_gradients(zip(gradients, network.trainable_variables))
 
-    def _draw(self, labels) -> tf.Tensor:
+    def _draw(self, labels: tf.Tensor) -> tf.Tensor:
         noise = tf.random.normal([self.config.batch_size, self.config.latent_dim])
         return self.generator(self._inputs(noise, labels), training=True)
 
-    def _judge(self, images, labels) -> tf.Tensor:
+    def _judge(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         logits = self.discriminator(self._inputs(images, labels), training=True)
         return tf.cast(tf.reshape(logits, [-1]), tf.float32)
 
-    def _judge_both(self, reals, fakes, labels) -> Sequence[tf.Tensor]:
+    def _judge_both(
+        self, reals: tf.Tensor, fakes: tf.Tensor, labels: tf.Tensor
+    ) -> Sequence[tf.Tensor]:
         fakes = tf.cast(fakes, tf.float32)
         if self.config.d_update != "joint":
             return self._judge(reals, labels), self._judge(fakes, labels)
         both = tf.concat([reals, fakes], 0), tf.concat([labels, labels], 0)
         return tf.split(self._judge(*both), 2)
 
-    def _d_loss(self, on_reals, on_fakes) -> tf.Tensor:
+    def _d_loss(self, on_reals: tf.Tensor, on_fakes: tf.Tensor) -> tf.Tensor:
         if self.config.loss == "hinge":
             losses = tf.nn.relu(1 - on_reals), tf.nn.relu(1 + on_fakes)
         else:
@@ -260,11 +283,11 @@ class TapeLoop:
         total = tf.reduce_mean(losses[0]) + tf.reduce_mean(losses[1])
         return 0.5 * total if self.config.d_update == "joint" else total
 
-    def _g_loss(self, on_fakes) -> tf.Tensor:
+    def _g_loss(self, on_fakes: tf.Tensor) -> tf.Tensor:
         if self.config.loss == "hinge":
             return -tf.reduce_mean(on_fakes)
         entropy = tf.nn.sigmoid_cross_entropy_with_logits
         return tf.reduce_mean(entropy(tf.ones_like(on_fakes), on_fakes))
 
-    def _inputs(self, values, labels) -> Any:
+    def _inputs(self, values: tf.Tensor, labels: tf.Tensor) -> Any:
         return [values, labels] if self.config.conditional else values

@@ -1,7 +1,7 @@
-"""The reference systems' networks in plain Keras, layer for layer those of the recipes.
+"""The reference systems' networks in plain Keras, with the same layers as the recipes.
 
-Each function maps image side, channels and classes to a generator and a discriminator
-that ends in a logit [N, 1]; a sigmoid is put behind it where a program does so.
+Each function maps the image side, channels and classes to a generator and a discriminator
+whose output is a logit [N, 1]. Programs that need a probability append a sigmoid.
 """
 
 import keras
@@ -9,7 +9,7 @@ from keras import layers
 
 
 def dcgan_sigmoid(side: int, channels: int, classes: int) -> tuple[keras.Model, keras.Model]:
-    """5x5 kernels; in G a norm before each layer, in D a LeakyReLU."""
+    """Returns networks of 5x5 kernels, with a norm (G) or a LeakyReLU (D) before each layer."""
     quarter = side // 4
     g = keras.Sequential([keras.Input([100]), layers.Dense(quarter * quarter * 128)])
     g.add(layers.Reshape([quarter, quarter, 128]))
@@ -28,7 +28,7 @@ def dcgan_sigmoid(side: int, channels: int, classes: int) -> tuple[keras.Model, 
 
 
 def mlp_small(side: int, channels: int, classes: int) -> tuple[keras.Model, keras.Model]:
-    """Dense layers; in G a LeakyReLU, then a norm."""
+    """Returns networks of dense layers; G has a LeakyReLU followed by a norm."""
     g = keras.Sequential([keras.Input([100])])
     for units in (256, 512, 1024):
         g.add(layers.Dense(units))
@@ -40,7 +40,7 @@ def mlp_small(side: int, channels: int, classes: int) -> tuple[keras.Model, kera
 
 
 def mlp(side: int, channels: int, classes: int) -> tuple[keras.Model, keras.Model]:
-    """Dense layers; in G a norm, then a LeakyReLU, no norm behind the first."""
+    """Returns networks of dense layers; G has norms before each LeakyReLU but the first."""
     g = keras.Sequential([keras.Input([100]), layers.Dense(256), layers.LeakyReLU(0.2)])
     for units in (512, 1024):
         g.add(layers.Dense(units))
@@ -61,7 +61,7 @@ def _dense_discriminator(units: tuple[int, ...], side: int, channels: int) -> ke
 
 
 def dcgan_kstep(side: int, channels: int, classes: int) -> tuple[keras.Model, keras.Model]:
-    """3x3 kernels, no norms, dropout in D."""
+    """Returns networks of 3x3 kernels without norms, with dropout in D."""
     quarter = side // 4
     g = keras.Sequential([keras.Input([150]), layers.Dense(quarter * quarter * 256)])
     g.add(layers.Reshape([quarter, quarter, 256]))
@@ -80,7 +80,7 @@ def dcgan_kstep(side: int, channels: int, classes: int) -> tuple[keras.Model, ke
 
 
 def cgan(side: int, channels: int, classes: int) -> tuple[keras.Model, keras.Model]:
-    """3x3 kernels; an embedding of the label times the latents, and times the image."""
+    """Returns networks of 3x3 kernels whose inputs are multiplied by embeddings of the label."""
     quarter, pixels = side // 4, side * side * channels
     latents, labels = keras.Input([100]), keras.Input([], dtype="int32")
     x = layers.Multiply()([latents, layers.Embedding(classes, 100)(labels)])

@@ -1,11 +1,11 @@
-"""The recipes' steps in PyTorch, as well as its own means go: the same networks and work.
+"""The recipes' training steps in idiomatic, optimized PyTorch with the same networks.
 
-Fakes for D are drawn without a graph, D's weights take no gradients in G's update, the
-optimizers are fused where they can be, and batches are gathered from bytes on the device.
+Fakes for D are generated without a graph, D's weights take no gradients in G's update,
+optimizers are fused where possible, and batches are gathered from uint8 images on the device.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ Losses = tuple[torch.Tensor, torch.Tensor]
 
 
 def work(*, side: int = 28, channels: int = 1, count: int = 10_000, **options: Any) -> Work:
-    """Training steps of a recipe; `options` are Loop's and the recipe's settings."""
+    """Returns training steps of a recipe; `options` are arguments of Loop and settings."""
     names = Loop.__init__.__kwdefaults__ or {}
     own = {name: options.pop(name) for name in names if name in options}
     config = recipes.resolve(options)
@@ -29,19 +29,19 @@ def work(*, side: int = 28, channels: int = 1, count: int = 10_000, **options: A
     def call(times: int) -> list[float]:
         for _ in range(times):
             losses = loop.step()
-        return [float(loss) for loss in losses]  # waits for the device
+        return [float(loss) for loss in losses]  # blocks until the device has finished
 
     facts = {"batch": config.batch_size, "threads": torch.get_num_threads()}
     return Work(call, config.batch_size, facts)
 
 
 class Loop:
-    """A recipe's networks and data on a device, and its step.
+    """A recipe's networks, data and training step on a device.
 
     Args:
-      dtype: "float32", or "bfloat16" by autocast.
-      channels_last: memory format of images and convolutions.
-      compiled: by torch.compile, in `mode`.
+      dtype: "float32", or "bfloat16" for autocast.
+      channels_last: whether images and convolutions use the channels-last memory format.
+      compiled: whether to use torch.compile with `mode`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Loop:
         mode: str = "default",
     ) -> None:
         torch.manual_seed(config.seed)
-        torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as TensorFlow has it
+        torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as in TensorFlow
         torch.backends.cudnn.benchmark = True
         self.config, self.classes, self.compiled = config, 10, compiled
         self.device, self.half = torch.device(device), dtype != "float32"
@@ -80,7 +80,7 @@ class Loop:
             self.g_loss = torch.compile(self._g_loss, **options)
 
     def step(self) -> Losses:
-        """One step; returns D's loss and G's."""
+        """Runs one step; returns the losses of D and G."""
         for k in range(self.config.d_steps):
             if k == 0 or not self.config.repeat_reals:
                 reals, labels = self._reals()
@@ -90,13 +90,11 @@ class Loop:
         g_loss = self._update_g()
         if self.config.ema_half_life_kimg:
             half_lives = self.config.batch_size / (1000 * self.config.ema_half_life_kimg)
-            # As the averages of torch.optim.swa_utils do.
+            # The same operation as in the averages of torch.optim.swa_utils.
             torch._foreach_lerp_(self.average, self.averaged, 1 - 0.5**half_lives)
         return d_loss, g_loss
 
-    # The updates.
-
-    def _update_d(self, reals, labels) -> torch.Tensor:
+    def _update_d(self, reals: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             fakes = self.draw(self._latents(), labels)
         if self.config.d_update == "sequential":
@@ -116,11 +114,11 @@ class Loop:
             self._descend(loss, self.g_update)
         return loss.detach()
 
-    def _update_both(self, reals, labels) -> Losses:
-        """Both gradients from the same weights and fakes, then both updates."""
+    def _update_both(self, reals: torch.Tensor, labels: torch.Tensor) -> Losses:
+        """Computes both gradients from the same weights and fakes, then applies both updates."""
         fakes = self.draw(self._latents(), labels)
         if self.compiled:
-            # A compiled graph goes backward once and whole: D sees the fakes twice.
+            # A compiled graph allows one backward pass, so D judges the fakes twice.
             d_loss = self.d_loss(reals, fakes.detach(), labels)
             d_gradients = torch.autograd.grad(d_loss, self.d_weights)
             with self._frozen_d():
@@ -142,12 +140,12 @@ class Loop:
             update()
         return d_loss.detach(), g_loss.detach()
 
-    def _descend(self, loss, update) -> None:
+    def _descend(self, loss: torch.Tensor, update: Callable[[], None]) -> None:
         loss.backward()
         update()
 
-    def _updater(self, network: str):
-        """A function that takes a step of the optimizer, and of its rate, and drops gradients."""
+    def _updater(self, network: str) -> Callable[[], None]:
+        """Returns a function that steps the optimizer and its schedule and clears gradients."""
         weights = self.g_weights if network == "g" else self.d_weights
         rate = getattr(self.config, f"{network}_lr")
         if self.config.optimizer == "adam":
@@ -172,14 +170,14 @@ class Loop:
         yield
         self.d.requires_grad_(True)
 
-    # What the networks see and say; what torch.compile makes functions of its own of.
+    # Evaluation of the networks. torch.compile compiles the first three separately.
 
-    def _draw(self, latents, labels) -> torch.Tensor:
+    def _draw(self, latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with self._autocast():
             return self.g(latents, labels)
 
-    def _d_loss(self, reals, fakes, labels) -> torch.Tensor:
-        """Of both together, of both in turn, or of those given."""
+    def _d_loss(self, reals: Any, fakes: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Returns D's loss on reals and fakes; either may be None, except in a joint update."""
         if self.config.d_update == "joint":
             both = torch.cat([self._to_range(reals).to(fakes.dtype), fakes])
             on_reals, on_fakes = self._judge(both, torch.cat([labels, labels])).chunk(2)
@@ -191,21 +189,21 @@ class Loop:
             return on_fakes
         return on_fakes + self._loss(self._judge(self._to_range(reals), labels), True)
 
-    def _g_loss(self, fakes, labels) -> torch.Tensor:
+    def _g_loss(self, fakes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits = self._judge(fakes, labels)
         return -logits.mean() if self.config.loss == "hinge" else self._loss(logits, True)
 
-    def _judge(self, images, labels) -> torch.Tensor:
+    def _judge(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with self._autocast():
             return self.d(images, labels)
 
-    def _loss(self, logits, real: bool) -> torch.Tensor:
+    def _loss(self, logits: torch.Tensor, real: bool) -> torch.Tensor:
         towards = -logits if real else logits
         if self.config.loss == "hinge":
             return functional.relu(1 + towards).mean()
         return functional.softplus(towards).mean()
 
-    def _to_range(self, pixels) -> torch.Tensor:
+    def _to_range(self, pixels: torch.Tensor) -> torch.Tensor:
         images = pixels.float()
         images = images / 127.5 - 1 if self.config.image_range == "tanh" else images / 255
         if self.config.horizontal_flip:
@@ -213,11 +211,11 @@ class Loop:
             images = torch.where(mirrored, images.flip(3), images)
         return images
 
-    def _autocast(self):
+    def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
 
     def _reals(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A random batch: [N, C, H, W] uint8 and its labels."""
+        """Returns a random batch of images [N, C, H, W] uint8 and its labels."""
         chosen = torch.randint(len(self.pixels), [self.config.batch_size], device=self.device)
         return self.pixels[chosen], self.labels[chosen]
 

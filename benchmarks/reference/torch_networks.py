@@ -1,7 +1,6 @@
-"""The recipes' networks in PyTorch: as many weights, layer for layer.
+"""The recipes' networks in PyTorch, with as many weights in each layer.
 
-'Same' padding of an even total is symmetric here and not in TensorFlow; the sizes of all
-layers are equal.
+Padding differs from TensorFlow's "same" where that is asymmetric; all layers' sizes are equal.
 """
 
 import itertools
@@ -13,9 +12,11 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from trainer.config import Config
 
+Layers = list[tuple[int, int, int]]  # filters, kernel size and stride of each layer
+
 
 class ConditionalNorm(nn.Module):
-    """Batch norm with a scale and a shift for each class."""
+    """Batch normalization with a scale and a shift for each class."""
 
     def __init__(self, config: Config, channels: int, classes: int) -> None:
         super().__init__()
@@ -24,20 +25,22 @@ class ConditionalNorm(nn.Module):
         nn.init.ones_(self.scale.weight)
         nn.init.zeros_(self.shift.weight)
 
-    def forward(self, x, labels):
-        """Normalises [N, C, H, W]."""
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Normalizes images [N, C, H, W] with labels [N]."""
         scale, shift = (e(labels).to(x.dtype)[:, :, None, None] for e in (self.scale, self.shift))
         return torch.addcmul(shift, self.norm(x), scale)
 
 
 class Generator(nn.Module):
-    """Latents [N, Z] and labels [N] to images [N, C, H, W] in the image range.
+    """Maps latents [N, Z] and labels [N] to images [N, C, H, W] in the image range.
 
-    `first` is the shape in which the layers get what the dense one makes, channels first;
-    the layers of multi-layer perceptrons get vectors and end in images.
+    `first` is the channels-first shape to which the output of the dense layer is reshaped.
+    In multi-layer perceptrons it is a vector, and the last layer makes images.
     """
 
-    def __init__(self, config: Config, classes: int, first: Sequence[int], layers) -> None:
+    def __init__(
+        self, config: Config, classes: int, first: Sequence[int], layers: Sequence[nn.Module]
+    ) -> None:
         super().__init__()
         self.config, self.classes, self.first = config, classes, first
         inputs = config.latent_dim
@@ -50,8 +53,8 @@ class Generator(nn.Module):
         self.dense = nn.Linear(inputs, units, bias=config.networks != "dcgan")
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, latents, labels):
-        """Draws images."""
+    def forward(self, latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Returns generated images."""
         if self.config.conditional and self.config.g_conditioning == "multiply":
             latents = latents * self.embedding(labels)
         elif self.config.conditional:
@@ -64,10 +67,15 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images [N, C, H, W] and labels [N] to logits [N] float32."""
+    """Maps images [N, C, H, W] and labels [N] to logits [N] float32."""
 
     def __init__(
-        self, config: Config, classes: int, image: Sequence[int], layers, features
+        self,
+        config: Config,
+        classes: int,
+        image: Sequence[int],
+        layers: Sequence[nn.Module],
+        features: int,
     ) -> None:
         super().__init__()
         self.config, self.image = config, image
@@ -79,8 +87,8 @@ class Discriminator(nn.Module):
         elif config.conditional:
             self.embedding = _normalized(config, nn.Embedding(classes, features))
 
-    def forward(self, images, labels):
-        """Judges images."""
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Returns the logits of images."""
         if self.config.conditional and self.config.d_conditioning == "multiply":
             images = images * self.embedding(labels).unflatten(1, self.image)
         features = self.layers(images)
@@ -91,17 +99,17 @@ class Discriminator(nn.Module):
 
 
 class PixelSum(nn.Module):
-    """[N, C, H, W] to the sums [N, C]."""
+    """Maps [N, C, H, W] to its sums over the pixels, [N, C]."""
 
-    def forward(self, x):
-        """Sums over the pixels."""
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the sums."""
         return x.sum((2, 3))
 
 
 def build(
     config: Config, side: int, channels: int, classes: int
 ) -> tuple[Generator, Discriminator]:
-    """The generator and the discriminator of `config.networks`."""
+    """Returns the generator and the discriminator of `config.networks`."""
     make = {"mlp": _mlp, "mlp-small": _mlp}.get(config.networks, _convolutional)
     networks = make(config, side, channels, classes)
     if config.initializer == "normal":
@@ -112,13 +120,13 @@ def build(
     return networks
 
 
-def _mlp(config, side, channels, classes):
+def _mlp(config: Config, side: int, channels: int, classes: int) -> tuple[Generator, Discriminator]:
     small, image = config.networks == "mlp-small", (channels, side, side)
     g = [nn.LeakyReLU(0.2, inplace=True)]
     g += [nn.BatchNorm1d(256, 1e-3, 1 - config.bn_momentum)] if small else []
     for before, after in ((256, 512), (512, 1024)):
         norm = nn.BatchNorm1d(after, 1e-3, 1 - config.bn_momentum)
-        # A norm keeps its input for its gradient, but a ReLU's slope may go over it.
+        # An activation may work in place on a norm's output, but a norm needs its input later.
         then = [nn.LeakyReLU(0.2, inplace=True), norm] if small else [norm, nn.LeakyReLU(0.2, True)]
         g += [nn.Linear(before, after), *then]
     pixels = torch.Size(image).numel()
@@ -130,7 +138,9 @@ def _mlp(config, side, channels, classes):
     return Generator(config, classes, [256], g), Discriminator(config, classes, image, d, 256)
 
 
-def _convolutional(config, side, channels, classes):
+def _convolutional(
+    config: Config, side: int, channels: int, classes: int
+) -> tuple[Generator, Discriminator]:
     first, up, down = _layers_of(config, side, channels)
     g = _generator_layers(config, classes, first[0], up)
     d, features = _discriminator_layers(config, side, channels, down)
@@ -140,8 +150,10 @@ def _convolutional(config, side, channels, classes):
     )
 
 
-def _layers_of(config: Config, side: int, channels: int):
-    """G's first shape and layers and D's layers, each as (filters, kernel, stride)."""
+def _layers_of(
+    config: Config, side: int, channels: int
+) -> tuple[tuple[int, int, int], Layers, Layers]:
+    """Returns G's first shape, G's layers and D's layers."""
     quarter = side // 4
     if config.networks == "dcgan-sigmoid":
         up = [(128, 5, 2), (64, 5, 2), (32, 5, 1), (channels, 5, 1)]
@@ -162,26 +174,26 @@ def _layers_of(config: Config, side: int, channels: int):
         ups += 1
     filters = [min(512, 32 << k) for k in range(ups, 0, -1)]
     up = [(count, 4, 2) for count in [*filters[1:], channels]]
-    down, size = [], side
+    size, down = side, []
     while size > 4:
         down.append((32 << len(down), 4, 2))
         size = -(-size // 2)
     return (filters[0], side >> ups, side >> ups), up, down
 
 
-def _generator_layers(config: Config, classes: int, inputs: int, up):
+def _generator_layers(config: Config, classes: int, inputs: int, up: Layers) -> list[nn.Module]:
     layers: list[nn.Module] = []
     by_class = config.conditional and config.g_conditioning == "batchnorm"
     slope = {"cgan": 0.01, "dcgan-kstep": 0.3}.get(config.networks, 0.0)
 
-    def norm_and_activation(count):
+    def norm_and_activation(count: int) -> None:
         if by_class:
             layers.append(ConditionalNorm(config, count, classes))
         elif config.g_norm == "batch":
             layers.append(nn.BatchNorm2d(count, 1e-3, 1 - config.bn_momentum))
         layers.append(nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True))
 
-    # A norm before each layer, or behind each but the last.
+    # Norms come before each layer, or after each layer but the last.
     before = config.networks in ("dcgan-sigmoid", "dcgan")
     for k, (count, kernel, stride) in enumerate(up):
         last = k == len(up) - 1
@@ -200,18 +212,20 @@ def _generator_layers(config: Config, classes: int, inputs: int, up):
     return layers
 
 
-def _discriminator_layers(config: Config, side: int, inputs: int, down):
+def _discriminator_layers(
+    config: Config, side: int, inputs: int, down: Layers
+) -> tuple[list[nn.Module], int]:
     layers: list[nn.Module] = []
     studiogan = config.networks == "dcgan-studiogan"
 
-    def activation(inplace=True):
+    def activation(inplace: bool = True) -> nn.Module:
         if config.d_activation == "relu":
             return nn.ReLU(inplace)
         return nn.LeakyReLU(config.d_slope, inplace)
 
     for k, (count, kernel, stride) in enumerate(down):
         if config.networks == "dcgan-sigmoid":
-            layers.append(activation(inplace=k > 0))  # the image must stay as it is
+            layers.append(activation(inplace=k > 0))  # must not change the input image
         after = -(-side // stride)
         pad = next(p for p in range(kernel) if (side + 2 * p - kernel) // stride + 1 == after)
         layers.append(_normalized(config, nn.Conv2d(inputs, count, kernel, stride, pad)))

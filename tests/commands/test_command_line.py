@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from trainer import recipes
 from trainer.errors import ExitCode
 
 
@@ -46,7 +47,7 @@ def test_dry_run_prints_the_resolved_configuration(trainer):
         ("train --dataset=mnits", "--dataset='mnits' is not known. Did you mean mnist?"),
         ("train --batchsize=3", "--batchsize is not a flag of train. Did you mean --batch_size?"),
         ("train --batch_size=many", "batch_size"),
-        ("train --steps=3 --kimg=1", "--steps and --kimg both say how long to train"),
+        ("train --steps=3 --kimg=1", "--steps and --kimg both set the length of training"),
         ("train stray", "'stray' is not a flag"),
         ("train --kimg=-1", "is too small"),
         ("train --data_dir=nowhere --dataset=mnist", "--data_dir=nowhere is not a folder."),
@@ -74,9 +75,21 @@ def test_devices_that_do_not_fit_are_usage_errors(tiny, run):
     from trainer.errors import UsageError
 
     for devices, message in (
-        ("cpu:3", "--batch_size=8 cannot be shared by 3 devices"),
+        ("cpu:3", "--batch_size=8 cannot be divided among 3 devices"),
         ("tpu", "--devices='tpu' is not understood"),
         ("gpu", "TensorFlow lists no GPU here"),
     ):
         with pytest.raises(UsageError, match=message):
             run(tiny(devices=devices))
+
+
+def test_recipes_states_sources_and_differences(trainer):
+    answer = trainer("recipes")
+    assert answer.returncode == 0, answer.stderr
+    facts = json.loads(trainer("recipes", "--json").stdout)
+    assert set(facts) == set(recipes.RECIPES)
+    for name, fact in facts.items():
+        assert f"\n{name}\n" in f"\n{answer.stdout}"
+        assert all(fact.values()), name
+    assert "inference mode" in answer.stdout
+    assert "1e-14" in answer.stdout

@@ -1,10 +1,11 @@
-"""The images: what can be read from their files, and with root's rights a proof by building."""
+"""Checks of the Dockerfiles and, where the user is root, of an image built from them."""
 
 import importlib.util
 import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,15 +33,19 @@ def test_the_image_is_as_clusters_want_it(path):
     labels = " ".join(instructions(path, "LABEL"))
     for name in ("title", "description", "version", "revision", "licenses"):
         assert f"org.opencontainers.image.{name}=" in labels
-    assert len(instructions(path, "FROM")) == 2, "what builds is not what runs"
-    assert not re.search(r"^#\s*syntax", path.read_text(), re.M), "it would be pulled"
+    assert len(instructions(path, "FROM")) == 2, "the build stage is not part of the image"
+    assert not re.search(r"^#\s*syntax", path.read_text(), re.M), (
+        "the builder would pull the syntax image"
+    )
     names = {a.partition("=")[0] for line in instructions(path, "ARG") for a in line.split()}
-    assert names == {"BASE_IMAGE", "VERSION", "REVISION"}, "no secrets: ARG is seen in the image"
+    assert names == {"BASE_IMAGE", "VERSION", "REVISION"}, (
+        "build arguments are visible in the image, so none may be a secret"
+    )
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_the_environment_is_the_manifests(path):
-    """So that a run by hand writes where a Pod does."""
+    """A container started by hand writes to the same folders as a Pod."""
     overlay = "cpu-smoke" if path.suffix == ".cpu" else "single-node"
     wanted = k8s.environment_of(k8s.render(f"overlays/{overlay}"))
     given = dict(re.findall(r"([A-Z_]+)=(\S+)", " ".join(instructions(path, "ENV"))))
@@ -48,8 +53,22 @@ def test_the_environment_is_the_manifests(path):
         assert given[name] == wanted[name]
 
 
+def test_the_check_of_the_cuda_libraries_runs():
+    """It imports the trainer by name; the libraries themselves may be missing on this machine."""
+    check = next(line for line in instructions(DOCKERFILES[0], "RUN") if line.startswith("["))
+    python, *arguments = json.loads(check)
+    assert python == "python"
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, text=True, capture_output=True, timeout=60
+    )
+    if done.returncode:
+        assert done.stderr.startswith("CUDA libraries that do not load: ['lib"), done.stderr
+        assert done.stderr.count("\n") == 1
+    assert "libcuda.so.1" not in done.stderr
+
+
 def wanted_by_clusters() -> list[Requirement]:
-    """What the trainer needs, with the extras for which there is a component."""
+    """Returns the trainer's requirements, with those of the extras that have a component."""
     setup = (ROOT / "setup.py").read_text()
     block = re.search(r"install_requires=\[(.*?)\]", setup, re.S)[1]
     extras = dict(re.findall(r'^ +"(\w+)": \[(.*?)\],$', setup, re.M | re.S))
@@ -72,12 +91,12 @@ def test_every_package_is_chosen_with_its_hashes(name):
         (exact,) = requirement.specifier
         assert exact.operator == "=="
         chosen[requirement.name] = Version(exact.version)
-    assert {"setuptools", "wheel"} <= chosen.keys(), "they build the trainer's own wheel"
+    assert {"setuptools", "wheel"} <= chosen.keys(), "the trainer's own wheel is built with them"
     assert ("nvidia-cudnn-cu12" in chosen) == (name == "requirements-gpu.txt")
 
     for asked in wanted_by_clusters():
         package = LISTS[name] if asked.name == "tensorflow" else asked.name
-        assert chosen[package] in asked.specifier, f"{name}: make requirements"
+        assert chosen[package] in asked.specifier, f"{name} is out of date: make requirements"
 
 
 def test_images_hold_what_they_need_and_no_more():
@@ -104,11 +123,11 @@ def load_proof():
 
 @pytest.mark.images
 def test_the_cpu_image_builds_and_runs_as_in_a_pod(tmp_path):
-    """Takes minutes; a folder in TRAINER_PROVE_DIR keeps its base for another time."""
+    """Takes minutes. A folder in TRAINER_PROVE_DIR keeps the base image for later calls."""
     proof = load_proof()
     folder = os.environ.get("TRAINER_PROVE_DIR", tmp_path)
-    if reason := proof.missing():
-        pytest.skip(f"no image can be built here: {reason}")
+    if reason := proof.unmet_requirement():
+        pytest.skip(f"no image can be built on this machine: {reason}")
     manifests = k8s.render("overlays/cpu-smoke")
     done = subprocess.run(
         ["python3", ROOT / "docker" / "prove.py", folder, "--", *k8s.arguments_of(manifests)],

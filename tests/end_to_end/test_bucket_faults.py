@@ -53,7 +53,7 @@ def server(monkeypatch):
 def test_killed_and_wiped_again_and_again(emulator, tmp_path):
     """Kills jobs with SIGKILL at random times; each starts on a machine without local files."""
     arguments = [
-        *TINY_FLAGS, "--steps=400", "--devices=cpu", "--checkpoint_every_kimg=0.08",
+        *TINY_FLAGS, "--steps=2000", "--devices=cpu", "--checkpoint_every_kimg=0.08",
         "--scratch_dir=s",
         "--sample_every_kimg=0.8", "--log_every_steps=10", "--log_every_secs=1e9",
     ]  # fmt: skip
@@ -62,7 +62,7 @@ def test_killed_and_wiped_again_and_again(emulator, tmp_path):
     for _ in range(3):
         process = Process(tmp_path, *arguments, run_dir=RUN)
         process.wait_for("Run directory")
-        time.sleep(chance.uniform(2, 6))
+        time.sleep(chance.uniform(1.5, 4))
         process.popen.kill()
         process.end()
         assert "Traceback" not in process.output, process.output
@@ -76,7 +76,7 @@ def test_killed_and_wiped_again_and_again(emulator, tmp_path):
     assert whole.end() == 0, whole.output
     assert_same_run(tmp_path / "whole", tmp_path / "s" / NAME)
     lines = records(tmp_path / "s" / NAME)
-    assert sum(line["steps"] for line in lines) == lines[-1]["step"] == 400
+    assert sum(line["steps"] for line in lines) == lines[-1]["step"] == 2000
 
 
 def test_sigterm_and_on_another_machine(emulator, tmp_path):

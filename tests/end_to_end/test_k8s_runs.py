@@ -1,4 +1,4 @@
-"""The manifests at work: Jobs of real processes that are evicted, killed and started again."""
+"""Runs the manifests as Jobs of real processes that are evicted, killed and restarted."""
 
 import shutil
 import time
@@ -14,21 +14,22 @@ from trainer.errors import ExitCode
 
 pytestmark = pytest.mark.faults
 
+STEPS = 1200  # some seconds of training on a fast machine, so that signals arrive during it
 QUICK = [
-    "--length=--steps=300", "--flag=--g_width=0.05", "--flag=--d_width=0.05",
+    f"--length=--steps={STEPS}", "--flag=--g_width=0.05", "--flag=--d_width=0.05",
     "--flag=--batch_size=8", "--flag=--sample_grid=2", "--flag=--log_every_secs=0.2",
 ]  # fmt: skip
 
 
 class Cluster:
-    """Volumes that stay, and Jobs."""
+    """Persistent volumes, and the Jobs that use them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._jobs: list[Job] = []
 
     def dataset(self, claim: str) -> str:
-        """Real pictures on the volume of the runs, where there are some; else digits."""
+        """Returns the data-set flag: MNIST, copied to the volume, if available; else digits."""
         if not DATA_DIR:
             return "--dataset=digits"
         volume = self._folder / "claims" / claim
@@ -66,19 +67,19 @@ def cluster(tmp_path):
 
 
 def trains(folder: Path):
-    """Whether a run has made some steps."""
+    """Returns a condition that holds once the run has logged three times."""
     return lambda: (folder / "metrics.jsonl").exists() and len(records(folder)) >= 3
 
 
-def check_whole(folder: Path, steps: int = 300) -> None:
-    """Nothing is lost and nothing was done twice."""
+def check_whole(folder: Path, steps: int = STEPS) -> None:
+    """Asserts that no step was lost or repeated."""
     lines = records(folder)
     assert sum(line["steps"] for line in lines) == lines[-1]["step"] == steps
     assert (folder / "generator.keras").exists()
 
 
 def assert_equal(one: Path, other: Path) -> None:
-    """Bit for bit."""
+    """Asserts that the variables of two runs are identical bit for bit."""
     expected, got = variables(one), variables(other)
     assert expected.keys() == got.keys()
     for name, value in expected.items():
@@ -105,13 +106,13 @@ def test_a_finished_job_that_is_submitted_again(cluster):
     assert second.name != first.name
     assert second.condition == "Complete", second.outputs()
     assert second.exit_codes == [ExitCode.OK]
-    assert "is complete: 300 steps" in second.outputs()
+    assert f"is complete: {STEPS} steps" in second.outputs()
     for path in [cluster.run() / "generator.keras", cluster.run() / "metrics.jsonl"]:
         assert path.stat().st_mtime == before[path]
 
 
 def test_an_evicted_pod_and_one_that_is_killed(cluster):
-    """Neither costs a step; only the kill counts as a failure."""
+    """Neither loses a step, and only the kill counts as a failure."""
     job = cluster.smoke()
     job.wait(trains(cluster.run()))
     (pod,) = job.running.values()
@@ -175,7 +176,7 @@ def test_a_pod_that_dies_again_and_again_is_given_up(cluster):
     assert job.exit_codes == [137] * (1 + job.spec["backoffLimit"])
 
 
-# Several machines
+# Several machines.
 
 
 SHARED = "gan-runs-shared"
@@ -191,7 +192,7 @@ def test_workers_from_start_to_end(cluster):
 
 
 def test_one_worker_is_evicted(cluster):
-    """All stop at one step, none is a failure, and all go on."""
+    """All workers stop at the same step without a failure, and resume."""
     job = cluster.workers()
     job.wait(trains(cluster.run(claim=SHARED)))
     began = time.monotonic()
@@ -207,7 +208,7 @@ def test_one_worker_is_evicted(cluster):
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_one_worker_is_killed(cluster, index):
-    """The other ends by itself, and both go on from the last checkpoint."""
+    """The other worker stops by itself, and both resume from the last checkpoint."""
     job = cluster.workers("--flag=--checkpoint_every_kimg=0.4")
     job.wait(trains(cluster.run(claim=SHARED)))
     began = time.monotonic()

@@ -322,8 +322,8 @@ def test_replicas_draw_together_what_one_draws(tiny):
     from trainer.machine import replicas
 
     config = tiny(recipe="mlp", devices="cpu:2", conditional=True)
-    devices = replicas.start(config)
-    numbers = tf.function(lambda: devices.on_each_here(lambda number: number + 0))()
+    devices = replicas.create_replicas(config)
+    numbers = tf.function(lambda: devices.run_on_local_replicas(lambda number: number + 0))()
     assert [number.numpy() for number in numbers] == [0, 1]
     with devices.scope():
         generator, _ = models.build(config, ImageShape(28, 1, 10))

@@ -163,11 +163,14 @@ def test_what_cannot_be_evaluated_is_said(short):
 def test_evaluate_by_command(short, trainer):
     call = ["evaluate", f"--run_dir={short.run_dir}", "--devices=cpu"]
     for flags, message in (
-        (["--num_samples=5"], "--num_samples=5 is too few"),
+        (["--num_samples=5"], "--num_samples=5 is too small"),
         (["--features=vgg"], "--features='vgg' is not known"),
         (["--split=tests"], "--split='tests' is not known"),
         (["--seed=-1"], "--seed=-1 must be"),
-        (["--checkpoint=newest"], "--checkpoint=newest is none of best, latest, all, or a step"),
+        (
+            ["--checkpoint=newest"],
+            "--checkpoint=newest is not valid. Use best, latest, all, or a step",
+        ),
     ):
         answer = trainer(*call, *flags)
         assert answer.returncode == ExitCode.USAGE, answer.stderr
@@ -313,7 +316,7 @@ def test_a_run_without_gain_ends_and_is_complete(measured, run, monkeypatch):
     assert [line["step"] for line in record(config.run_dir)] == [2, 4, 6, 8]
     assert RunDir(Path(config.run_dir)).generator.exists()
     assert "Best fid: 5 at 0.032 kimg" in output
-    assert "is complete: it stopped gaining by step 8" in run(config)
+    assert "is complete: it stopped improving by step 8" in run(config)
     falling(monkeypatch, [7.0, 6.0])
     output = run(config.replace(length=steps(12), stop_after_no_gain_kimg=0.0))
     assert "Evaluation at 0.08 kimg" in output

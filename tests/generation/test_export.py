@@ -43,7 +43,7 @@ def steps(count):
 
 def drawn(config, conditional):
     """What the run draws: latents, labels and images uint8 [BATCH, H, W, C]."""
-    replicas.start(config)
+    replicas.create_replicas(config)
     generator, _ = load_drawing(RunDir(Path(config.run_dir)), config)
     zero = tf.constant(0, tf.int64)
     labels = np.arange(BATCH, dtype=np.int32)[::-1] % 10 if conditional else None

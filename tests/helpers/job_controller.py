@@ -1,9 +1,10 @@
-"""A small model of Kubernetes' Job controller and kubelet: Pods are processes of this machine.
+"""A small model of Kubernetes' Job controller and kubelet that runs Pods as local processes.
 
-It takes rendered manifests and does what a cluster does with them, as far as a trainer sees it:
-variables and arguments, volumes (claims stay, empty folders end with their Pod), names of
-workers, indices, the failure policy, the backoff, replacement, SIGTERM and after the grace
-period SIGKILL.  Containers' walls are not modelled: a mount is another path.
+It implements what a trainer notices of a cluster: environment variables and arguments, volumes
+(claims persist, emptyDir volumes are deleted with their Pod), host names of workers, completion
+indices, the Pod failure policy, the back-off, Pod replacement, and SIGTERM followed by SIGKILL
+after the grace period. The isolation of containers is not modelled: mount paths are replaced by
+local ones.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ BACKOFF_SECS = 0.2  # Kubernetes: 10 s, doubled each time up to 6 minutes
 
 @dataclasses.dataclass(eq=False)
 class Pod:
-    """One attempt at one index."""
+    """One Pod: an attempt to complete one index of the Job."""
 
     index: int
     popen: subprocess.Popen
@@ -41,7 +42,7 @@ class Pod:
         return self.log.read_text()
 
     def evict(self, grace_secs: float) -> None:
-        """What a drained node, the kubelet or a preempting Pod does."""
+        """Evicts the Pod, as a drained node, the kubelet or a preempting Pod does."""
         self.conditions.add("DisruptionTarget")
         self.terminate(grace_secs)
 
@@ -50,18 +51,18 @@ class Pod:
         self.kill_at = time.monotonic() + grace_secs
 
     def kill(self) -> None:
-        """As the kernel does where memory ends: no condition, no notice."""
+        """Kills the process without notice or condition, as the kernel does when out of memory."""
         self.popen.kill()
 
     def probe(self, name: str, timeout: float) -> bool:
-        """Whether a probe of the container succeeds."""
+        """Returns whether a probe of the container succeeds."""
         done = subprocess.run(
             self.probes[name], env=self.environment, timeout=timeout, capture_output=True
         )
         return done.returncode == 0
 
     def look(self) -> bool:
-        """Whether it has ended; ends it where its grace is over."""
+        """Returns whether the Pod has ended, after killing it if its grace period is over."""
         if self.kill_at and time.monotonic() > self.kill_at and self.popen.poll() is None:
             self.popen.kill()
             self.popen.wait()
@@ -74,7 +75,7 @@ class Pod:
 
 
 class Job:
-    """A Job and its Pods; `step` is one look of the controller."""
+    """A Job and its Pods. Each call of `step` is one iteration of the controller."""
 
     def __init__(self, manifests: k8s.Manifests, claims: Path, scratch: Path) -> None:
         self._manifests, self._claims, self._scratch = manifests, claims, scratch
@@ -84,14 +85,14 @@ class Job:
         self._indexed = self.spec.get("completionMode") == "Indexed"
         count = self.spec.get("completions", 1)
         self._hosts = self._names(count)
-        self._waiting = dict.fromkeys(range(count), 0.0)  # index: when to start it
+        self._waiting = dict.fromkeys(range(count), 0.0)  # start time by index
         self._began = time.monotonic()
         self.running: dict[int, Pod] = {}
         self.ended: list[Pod] = []
-        self.failed = 0  # what counts against backoffLimit
+        self.failed = 0  # failures that count towards backoffLimit
         self.condition, self.reason = "", ""
 
-    # The controller
+    # The Job controller.
 
     def step(self) -> None:
         for index, pod in list(self.running.items()):
@@ -110,7 +111,7 @@ class Job:
             self.condition = "Complete"
 
     def wait(self, until: Callable[[], bool] | None = None, timeout: float = 240) -> "Job":
-        """Steps until something is so, or the Job has ended with all its Pods."""
+        """Steps until a condition holds; without one, until the Job and all its Pods have ended."""
         deadline = time.monotonic() + timeout
         while not (until() if until else self.condition and not self.running):
             self.step()
@@ -120,7 +121,7 @@ class Job:
         return self
 
     def close(self) -> None:
-        """Ends what is left, as where the test failed."""
+        """Kills the remaining Pods, for example after a failed test."""
         for pod in self.running.values():
             pod.popen.kill()
             pod.popen.wait()
@@ -148,7 +149,7 @@ class Job:
         self._waiting[pod.index] = time.monotonic() + BACKOFF_SECS * 2**self.failed
 
     def _action(self, pod: Pod) -> str:
-        """That of the first rule which fits."""
+        """Returns the action of the first matching rule, or "Count"."""
         for rule in self.spec["podFailurePolicy"]["rules"]:
             if codes := rule.get("onExitCodes"):
                 listed = pod.exit_code in codes["values"]
@@ -166,14 +167,16 @@ class Job:
             if pod.kill_at is None:
                 pod.terminate(self.grace_secs)
 
-    # The kubelet
+    # The kubelet.
 
     def _start(self, index: int) -> Pod:
         scratch = self._scratch / f"{self.name}-{index}-{len(self.ended)}"
         mounts = self._mounts(scratch)
         local = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(k8s.ROOT),  # the trainer of this checkout is the image's
+            "PYTHONPATH": str(
+                k8s.ROOT
+            ),  # the trainer of this checkout takes the place of the image's
             "PYTHONUNBUFFERED": "1",
             "KUBERNETES_SERVICE_HOST": "10.96.0.1",
             "HOSTNAME": f"{self.name}-{index}" if self._indexed else self.name,
@@ -197,7 +200,7 @@ class Job:
         return Pod(index, popen, log, scratch, probes, environment)
 
     def _mounts(self, scratch: Path) -> dict[str, Path]:
-        """Folders of this machine by the paths at which the container has them."""
+        """Creates the volumes and returns the local folders by their mount paths."""
         scratch.mkdir(parents=True)
         volumes = {volume["name"]: volume for volume in k8s.pod_of(self._manifests)["volumes"]}
         mounts = {}
@@ -213,7 +216,7 @@ class Job:
         return mounts
 
     def _here(self, text: str, mounts: dict[str, Path]) -> str:
-        """A text of the container, with the paths and names of this machine."""
+        """Replaces mount paths and the host names of workers by local paths and addresses."""
         paths = "|".join(re.escape(path) for path in sorted(mounts, key=len, reverse=True))
         text = re.sub(
             rf"(?<![\w./:-])({paths})(?![\w.-])", lambda found: str(mounts[found[1]]), text
@@ -223,7 +226,7 @@ class Job:
         return text
 
     def _names(self, count: int) -> dict[str, str]:
-        """What the names of workers stand for, if a Service of their subdomain has them."""
+        """Returns local addresses of the workers, after checking the Service that names them."""
         subdomain = k8s.pod_of(self._manifests).get("subdomain")
         if not self._indexed or subdomain is None:
             return {}

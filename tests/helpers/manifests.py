@@ -1,4 +1,4 @@
-"""The manifests as kubectl renders them, and what Kubernetes makes of their Pods."""
+"""Renders the manifests with kubectl and expands their Pods as Kubernetes does."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ Manifests = list[dict]
 
 def _kubectl() -> None:
     if not shutil.which("kubectl"):
-        pytest.skip("kubectl is not installed, and nothing else here renders kustomizations")
+        pytest.skip("kubectl, which renders the kustomizations, is not installed")
 
 
 @functools.cache
@@ -31,18 +31,18 @@ def _rendered(folder: Path) -> str:
         ["kubectl", "kustomize", str(folder)], text=True, capture_output=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert not done.stderr, "kubectl warns of what is deprecated"
+    assert not done.stderr, "kubectl warns about deprecated fields"
     return done.stdout
 
 
 def render(name: str, *components: str) -> Manifests:
-    """A folder below k8s, perhaps with components."""
+    """Renders a folder below k8s, optionally with components."""
     folder = K8S / name
     if not components:
         return list(yaml.safe_load_all(_rendered(folder)))
     with tempfile.TemporaryDirectory() as scratch:
         here = Path(scratch).resolve()
-        up = "../" * (len(here.parts) - 1)  # kustomize takes no absolute paths
+        up = "../" * (len(here.parts) - 1)  # kustomize does not accept absolute paths
         added = [f"{up}{K8S.relative_to('/')}/components/{name}" for name in components]
         what = {"resources": [f"{up}{folder.relative_to('/')}"], "components": added}
         (here / "kustomization.yaml").write_text(json.dumps(what))
@@ -50,7 +50,7 @@ def render(name: str, *components: str) -> Manifests:
 
 
 def submit(*arguments: str) -> Manifests:
-    """What a submission would apply."""
+    """Returns the manifests that a submission would apply."""
     _kubectl()
     done = subprocess.run(
         [sys.executable, K8S / "submit.py", *arguments], text=True, capture_output=True, timeout=60
@@ -78,7 +78,7 @@ def trainer_of(manifests: Manifests) -> dict:
 
 
 def environment_of(manifests: Manifests) -> dict[str, str]:
-    """A container's variables: those of its ConfigMaps, then its own."""
+    """Returns the container's variables: those of its ConfigMaps, overridden by its own."""
     maps = {item["metadata"]["name"]: item["data"] for item in all_of(manifests, "ConfigMap")}
     container, found = trainer_of(manifests), {}
     for source in container.get("envFrom", []):
@@ -87,7 +87,7 @@ def environment_of(manifests: Manifests) -> dict[str, str]:
 
 
 def expand(text: str, environment: dict[str, str]) -> str:
-    """`$(NAME)` as the kubelet expands it: what is not known stays as it is."""
+    """Expands `$(NAME)` as the kubelet does: unknown names are left unchanged."""
     return re.sub(r"\$\((\w+)\)", lambda name: environment.get(name[1], name[0]), text)
 
 
@@ -97,6 +97,6 @@ def arguments_of(manifests: Manifests) -> list[str]:
 
 
 def entry_point(dockerfile: str = "Dockerfile") -> list[str]:
-    """What the image runs: its arguments are the container's `args`."""
+    """Returns the image's entry point, to which the container's `args` are passed."""
     text = (ROOT / "docker" / dockerfile).read_text()
     return json.loads(re.search(r"^ENTRYPOINT (\[.*\])$", text, re.M)[1])

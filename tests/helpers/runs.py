@@ -17,7 +17,7 @@ from trainer.data import pipeline, sources
 from trainer.machine import replicas
 from trainer.run_dir.checkpoint_files import list_checkpoints
 from trainer.training import state, step
-from trainer.training.compiled_steps import make_advance
+from trainer.training.compiled_steps import compile_steps
 
 DATA_DIR = os.environ.get("TRAINER_DATA_DIR", "")
 STEPS = 4
@@ -66,9 +66,16 @@ class Process:
 
     def wait_for(self, text: str):
         deadline = time.monotonic() + 120
-        while text not in (line := self._lines.get(timeout=deadline - time.monotonic())):
-            assert self.popen.poll() is None, self.output
-        return line
+        while True:
+            ended = self.popen.poll() is not None  # before the queue: nothing follows its lines
+            try:
+                line = self._lines.get(timeout=0.5)
+            except queue.Empty:
+                assert not ended, self.output
+                assert time.monotonic() < deadline, self.output
+                continue
+            if text in line:
+                return line
 
     def end(self, timeout=300) -> int:
         code = self.popen.wait(timeout)
@@ -96,10 +103,10 @@ def assert_same_run(one: Path, other: Path) -> None:
 def trajectory(config, steps=STEPS):
     """Trains some steps; returns the metrics [steps, M] and the state."""
     data = sources.load(config)
-    devices = replicas.start(config)
+    devices = replicas.create_replicas(config)
     with devices.scope():
-        variables = state.create(config, data.shape, devices.precision)
-    batches = devices.distribute(
+        variables = state.create_state(config, data.shape, devices.precision)
+    batches = devices.make_iterator(
         lambda replicas: pipeline.batches(
             data,
             seed=config.seed,
@@ -110,7 +117,7 @@ def trajectory(config, steps=STEPS):
             num_replicas=devices.num_replicas,
         )
     )
-    advance = make_advance(config, devices, variables, data.shape.classes, lambda k: next(batches))
+    advance = compile_steps(config, devices, variables, data.shape.classes, lambda k: next(batches))
     return advance(steps), variables
 
 

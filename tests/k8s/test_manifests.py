@@ -1,4 +1,4 @@
-"""The manifests: valid for Kubernetes, true to the trainer, and one with each other."""
+"""The manifests are valid for Kubernetes and consistent with the trainer and each other."""
 
 import functools
 import json
@@ -27,13 +27,13 @@ SUBMITTED = {
     "submitted single-node": ["--overlay=single-node", "--gpus=4", "--dataset=mnist"],
     "submitted multi-worker": [
         "--overlay=multi-worker", "--gpus=2", "--workers=4", "--recipe=cgan", "--dataset=mnist",
-        "--component=kueue", "--component=prometheus", "--image=host:5000/a/gan-trainer:0.1.0",
+        "--component=kueue", "--component=prometheus", "--image=host:5000/a/gan-trainer:0.2.0",
     ],
     "submitted gcs": ["--overlay=gcs", "--bucket=b", "--service_account=a@b", "--gpu_type=x"],
 }  # fmt: skip
 RUNS = [*k8s.OVERLAYS, *(f"{name} + all" for name in k8s.OVERLAYS), *SUBMITTED]
 
-# The Prometheus Operator's own kind, as far as it is used here: nothing else may be in it.
+# A schema of the PodMonitor of the Prometheus Operator, limited to the fields used here.
 POD_MONITOR = yaml.safe_load("""
 type: object
 additionalProperties: false
@@ -78,7 +78,7 @@ def manifests(request) -> k8s.Manifests:
 
 
 def validate(item: dict, version: str) -> None:
-    """Against the schema, unknown fields and unknown kinds being errors."""
+    """Validates an object against its schema. Unknown fields and kinds are errors."""
     if item["kind"] == "PodMonitor":
         jsonschema.validate(item, POD_MONITOR)
     else:
@@ -87,7 +87,7 @@ def validate(item: dict, version: str) -> None:
 
 @functools.cache
 def validate_text(text: str, version: str) -> None:
-    """Once for what overlays share."""
+    """Validates an object; cached, because overlays share objects."""
     assert kubernetes_validate.validate(json.loads(text), version, strict=True) == version
 
 
@@ -111,7 +111,7 @@ def test_a_pod_to_fill_and_read_volumes(name, version):
 
 
 def test_results_are_where_runs_put_them():
-    """The Pod mounts the overlays' claim, or as the documents show one of another name."""
+    """The Pod mounts the overlays' claim; the documentation shows how to choose another."""
     pod = k8s.one_of(k8s.render("results"), "Pod")["spec"]
     (volume,), (mount,) = pod["volumes"], pod["containers"][0]["volumeMounts"]
     assert volume["persistentVolumeClaim"] == {"claimName": "gan-runs"}
@@ -136,11 +136,11 @@ def test_the_account_that_reads_buckets_is_the_documents():
 
 
 def test_overlays_agree_on_what_they_share():
-    """Each is applied over what the others left: the same name is the same object."""
+    """Overlays are applied to the same namespace, so equal names must mean equal objects."""
     seen: dict[tuple[str, str], dict] = {}
     for manifests in map(k8s.render, ["data", "results", *(f"overlays/{n}" for n in k8s.OVERLAYS)]):
         for item in manifests:
-            if item["kind"] not in ("Job", "Pod", "ConfigMap"):  # those are of one run
+            if item["kind"] not in ("Job", "Pod", "ConfigMap"):  # these belong to a single run
                 name = item["kind"], item["metadata"]["name"]
                 assert seen.setdefault(name, item) == item
 
@@ -169,7 +169,7 @@ def test_names_are_unique(manifests):
     assert len(set(names)) == len(names)
 
 
-# The failure policy
+# The failure policy.
 
 
 def test_exit_codes_are_those_of_the_code(manifests):
@@ -212,7 +212,7 @@ def test_the_grace_period_suffices_and_spot_nodes_keep_it(manifests):
         assert any(t["key"] == "cloud.google.com/gke-spot" for t in pod["tolerations"])
 
 
-# Several machines
+# Several machines.
 
 
 def test_workers_find_each_other(manifests):
@@ -236,7 +236,7 @@ def test_workers_find_each_other(manifests):
     name = job["metadata"]["name"]
     hosts = [f"{name}-{i}.{pod['subdomain']}:{port['port']}" for i in range(spec["completions"])]
     assert workers == [f"--workers={','.join(hosts)}"]
-    assert len(f"{name}-{spec['completions'] - 1}") <= 63, "a host name"
+    assert len(f"{name}-{spec['completions'] - 1}") <= 63, "longer than a host name may be"
     (claim,) = k8s.all_of(manifests, "PersistentVolumeClaim")
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
 
@@ -258,7 +258,7 @@ def test_selectors_fit_labels(manifests):
 
 
 def test_only_workers_of_the_same_job_come_in(manifests):
-    """And, where there is one, Prometheus."""
+    """Prometheus is allowed as well if its component is used."""
     name = k8s.one_of(manifests, "Job")["metadata"]["name"]
     for policy in k8s.all_of(manifests, "NetworkPolicy"):
         assert "Ingress" in policy["spec"]["policyTypes"]
@@ -282,11 +282,11 @@ def test_only_workers_of_the_same_job_come_in(manifests):
     assert "169.254.169.254/32" in blocks
 
 
-# The Pod
+# The Pod.
 
 
 def check_security(pod: dict) -> None:
-    """What the Pod Security Standard `restricted` asks, and more."""
+    """Checks the requirements of the Pod Security Standard `restricted`, and more."""
     assert pod["automountServiceAccountToken"] is False
     assert not {"hostNetwork", "hostPID", "hostIPC", "hostUsers"} & pod.keys()
     context = pod["securityContext"]
@@ -363,7 +363,7 @@ def test_a_run_outlives_its_pod(manifests):
     assert run_dir.startswith(f"--run_dir={folder}/")
 
 
-def test_each_overlay_brings_its_data(manifests):
+def test_each_overlay_provides_its_data(manifests):
     environment = k8s.environment_of(manifests)
     volumes = {v["name"]: v for v in k8s.pod_of(manifests)["volumes"]}
     mounts = {m["mountPath"]: m for m in k8s.trainer_of(manifests)["volumeMounts"]}
@@ -373,7 +373,7 @@ def test_each_overlay_brings_its_data(manifests):
         (there,) = k8s.all_of(k8s.render("data"), "PersistentVolumeClaim")
         assert there["metadata"]["name"] == claim
     elif not environment["DATASET"].startswith("gs://"):
-        # Part of the image, or downloaded to a folder that is writable.
+        # Included in the image, or downloaded to a writable folder.
         assert environment["DATASET"] in ("digits", "mnist", "fashion_mnist", "cifar10")
 
 
@@ -399,11 +399,11 @@ def test_gpu_numbers_agree(manifests, capsys):
     assert config["batch_size"] % (max(gpus, 1) * pods) == 0
 
 
-# The trainer
+# The trainer.
 
 
 def resolved(manifests: k8s.Manifests, capsys) -> dict:
-    """The configuration that the container's arguments mean."""
+    """Returns the configuration that results from the container's arguments."""
     command, *arguments = k8s.arguments_of(manifests)
     assert command == "train"
     train.run([*arguments, "--dry_run"], lambda: False)
@@ -414,7 +414,7 @@ def test_arguments_parse(manifests, capsys):
     for argument in k8s.arguments_of(manifests):
         assert "$(" not in argument
     names = [a.partition("=")[0] for a in k8s.arguments_of(manifests)]
-    assert len(set(names)) == len(names), "a flag is given twice"
+    assert len(set(names)) == len(names), "a flag is given more than once"
     config = resolved(manifests, capsys)
     environment = k8s.environment_of(manifests)
     for name in ("RECIPE", "DATASET"):
@@ -422,7 +422,7 @@ def test_arguments_parse(manifests, capsys):
 
 
 def test_settings_are_used(manifests):
-    """Each setting of the ConfigMap has a place in `args`; JOB makes it the Job's own."""
+    """`args` use each setting of the ConfigMap, except JOB, which makes its name unique."""
     data = k8s.one_of(manifests, "ConfigMap")["data"]
     used = set(re.findall(r"\$\((\w+)\)", " ".join(k8s.trainer_of(manifests)["args"])))
     assert used == data.keys() - {"JOB"}
@@ -442,7 +442,7 @@ def test_probes_read_the_heartbeat_that_is_written(manifests):
         probe = container[name]
         assert probe["exec"]["command"][:5] == ["python", "-m", "trainer", "doctor", "--liveness"]
         assert heartbeat in probe["exec"]["command"]
-        assert probe["timeoutSeconds"] >= 10, "Python has to start"
+        assert probe["timeoutSeconds"] >= 10, "the start of Python takes seconds"
     startup = container["startupProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] >= 1800
 
@@ -464,7 +464,7 @@ def test_a_probe_is_quick_and_tells_the_living_from_the_dead(tmp_path):
     assert probe() == 0
 
 
-# Components and submissions
+# Components and submissions.
 
 
 def test_kueue_starts_the_job():
@@ -502,8 +502,8 @@ def test_gpus_of_one_kind(overlay, given, label):
 
 
 def test_what_was_applied_before_a_failure_is_shown(tmp_path):
-    """Such as the Job, where the cluster does not know a PodMonitor."""
-    k8s.submit("--overlay=cpu-smoke")  # skips where there is no kubectl
+    """For example the Job, if the cluster does not have the kind PodMonitor."""
+    k8s.submit("--overlay=cpu-smoke")  # skips the test if kubectl is missing
     fake = tmp_path / "kubectl"
     fake.write_text(
         f'#!/bin/sh\n[ "$1" = apply ] || exec {shutil.which("kubectl")} "$@"\n'
@@ -535,26 +535,26 @@ def test_a_submission_is_a_fresh_job_of_the_run():
 @pytest.mark.parametrize(
     ("image", "becomes"),
     [
-        ("host:5000/x/gan", "host:5000/x/gan:0.1.0"),
+        ("host:5000/x/gan", "host:5000/x/gan:0.2.0"),
         ("host/gan:9", "host/gan:9"),
         ("host/gan@sha256:0123", "host/gan@sha256:0123"),
     ],
 )
 def test_an_image_of_another_registry(image, becomes):
     container = k8s.trainer_of(k8s.submit("--overlay=cpu-smoke", f"--image={image}"))
-    assert container["image"] == becomes.replace("0.1.0", __version__)
+    assert container["image"] == becomes.replace("0.2.0", __version__)
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["--overlay=cpu-smoke", "--gpus=2"], "cpu-smoke has no GPU"),
+        (["--overlay=cpu-smoke", "--gpus=2"], "OVERLAY=cpu-smoke, which has no GPU"),
         (["--overlay=spot", "--gpu_type=a=b=c"], "LABEL=VALUE"),
-        (["--overlay=spot", "--workers=2"], "spot has one Pod"),
+        (["--overlay=spot", "--workers=2"], "OVERLAY=spot, which runs a single Pod"),
         (["--overlay=multi-worker", "--workers=1"], "single-node"),
         (["--overlay=gcs"], "BUCKET"),
-        (["--overlay=spot", "--bucket=b"], "belong to OVERLAY=gcs"),
-        (["--overlay=spot", "--name=My_Run"], "small letters"),
+        (["--overlay=spot", "--bucket=b"], "only be used with OVERLAY=gcs"),
+        (["--overlay=spot", "--name=My_Run"], "lower-case letters"),
     ],
 )
 def test_a_wrong_submission_ends_in_one_line(given, says):
@@ -567,7 +567,7 @@ def test_a_wrong_submission_ends_in_one_line(given, says):
     assert not done.stdout
 
 
-def test_make_hands_on_what_was_given():
+def test_make_passes_the_given_settings():
     command = ["make", "--dry-run", "k8s-submit", "OVERLAY=spot", "DATASET=mnist", "GPUS=2"]
     done = subprocess.run(command, cwd=k8s.ROOT, text=True, capture_output=True, timeout=60)
     words = done.stdout.split()

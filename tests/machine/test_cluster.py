@@ -202,7 +202,7 @@ def test_a_worker_that_does_not_come_is_not_waited_for_for_ever(tmp_path):
             env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
         )  # fmt: skip
         assert alone.returncode == ExitCode.CRASH, alone.stderr
-        assert "came within 5 s" in alone.stderr
+        assert "joined within 5 s" in alone.stderr
         assert "Traceback" not in alone.stderr
 
 
@@ -223,7 +223,7 @@ def test_workers_with_gpus_use_them(monkeypatch):
         tf.distribute.cluster_resolver, "SimpleClusterResolver", lambda *a, **b: None
     )
     monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", lambda *a: strategy)
-    with pytest.raises(PeerError, match="makes 2 replicas of 2 machines, where 8 should be"):
+    with pytest.raises(PeerError, match="found 2 replicas on 2 machines instead of 8"):
         replicas._joined(Cluster(("a:1", "b:1"), 0), gpus=4)
 
 

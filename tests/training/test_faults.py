@@ -27,7 +27,7 @@ from trainer.run_dir.checkpoints import Checkpoints
 from trainer.run_dir.directory import RunDir
 from trainer.training import run as run_module
 from trainer.training import state
-from trainer.training.divergence import CollapseWatch, check_finite
+from trainer.training.divergence import CollapseDetector, check_finite
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def poison(monkeypatch):
     """Makes a weight of the generator NaN once, after some steps."""
 
     def at(step, times=1):
-        real = run_module.make_advance
+        real = run_module.compile_steps
         left = [times]
 
         def make(config, devices, variables, *rest):
@@ -53,7 +53,7 @@ def poison(monkeypatch):
 
             return poisoned
 
-        monkeypatch.setattr(run_module, "make_advance", make)
+        monkeypatch.setattr(run_module, "compile_steps", make)
 
     return at
 
@@ -63,9 +63,12 @@ def test_a_run_that_diverges_goes_back_and_on(tiny, run, poison, tmp_path):
     poison(5)
     output = run(config)
     what = (
-        r"WARNING: Training diverged: d_loss, g_loss, .*_grad_norm not finite at step 6\. Back to"
+        r"WARNING: Training diverged: d_loss, g_loss, .*_grad_norm not finite at step 6\. Restored"
     )
-    assert re.search(rf"{what} .*ckpt-4, with other noise \(rollback 1 of 3\)", output)
+    assert re.search(
+        rf"{what} .*ckpt-4; training continues with other random numbers \(rollback 1 of 3\)",
+        output,
+    )
     lines = records(config.run_dir)
     assert [line["step"] for line in lines] == list(range(1, 10))
     assert [line.get("rollbacks", 0) for line in lines] == [0] * 4 + [1] * 5
@@ -90,9 +93,9 @@ def test_a_run_that_diverges_again_and_again_ends(tiny, run, poison):
 
 @pytest.mark.parametrize("replica", [0, 1])
 def test_what_is_not_finite_on_one_replica_reaches_no_weight(tiny, replica):
-    devices = replicas.start(tiny(recipe="mlp", devices="cpu:2"))
+    devices = replicas.create_replicas(tiny(recipe="mlp", devices="cpu:2"))
     with devices.scope():
-        variables = state.create(tiny(recipe="mlp"), sources.load(tiny()).shape, "float32")
+        variables = state.create_state(tiny(recipe="mlp"), sources.load(tiny()).shape, "float32")
     before = [variable.numpy() for variable in variables.generator.variables]
 
     @tf.function
@@ -103,7 +106,7 @@ def test_what_is_not_finite_on_one_replica_reaches_no_weight(tiny, replica):
             gradients[3] += tf.where(bad, np.inf, 0.0)
             return variables.g.apply(gradients)
 
-        return devices.run(on_replica)
+        return devices.run_and_sum(on_replica)
 
     assert not np.isfinite(update().numpy())
     for old, new in zip(before, variables.generator.variables, strict=True):
@@ -113,7 +116,7 @@ def test_what_is_not_finite_on_one_replica_reaches_no_weight(tiny, replica):
 
 def test_weights_are_looked_at(tiny, run, monkeypatch):
     """Batch norm's statistics get no gradient: a bad one shows in no loss."""
-    real = run_module.make_advance
+    real = run_module.compile_steps
 
     def make(config, devices, variables, *rest):
         advance = real(config, devices, variables, *rest)
@@ -125,7 +128,7 @@ def test_weights_are_looked_at(tiny, run, monkeypatch):
 
         return poisoned
 
-    monkeypatch.setattr(run_module, "make_advance", make)
+    monkeypatch.setattr(run_module, "compile_steps", make)
     config = tiny(recipe="mlp", length=steps(2), max_rollbacks=0)
     with pytest.raises(DivergedError, match=r"diverged: Weights of generator not finite in steps"):
         run(config)
@@ -142,16 +145,18 @@ def test_overflow_of_a_scaled_gradient_is_no_divergence():
 
 
 def test_collapse_counts_once_it_has_lasted():
-    watch = CollapseWatch(1000)
-    assert [watch.judged(k, 1.0) for k in (0, 500, 900)] == [""] * 3
-    assert watch.judged(1000, 1.0) == "the discriminator is right on every image, since 0 kimg"
-    assert not watch.judged(1500, 1.0)  # said once
-    assert not watch.judged(2000, 0.9)
-    assert not watch.judged(2500, 1.0)
-    assert watch.judged(3500, 1.0)
-    assert not watch.drawn(0, 0.05)
-    assert watch.drawn(1200, 0.05) == "the samples are all alike, since 0 kimg"
-    assert not CollapseWatch(0).drawn(10**9, 0.0)
+    detector = CollapseDetector(1000)
+    assert [detector.observe_accuracy(k, 1.0) for k in (0, 500, 900)] == [""] * 3
+    assert detector.observe_accuracy(1000, 1.0) == (
+        "the discriminator classifies every image correctly, since 0 kimg"
+    )
+    assert not detector.observe_accuracy(1500, 1.0)  # said once
+    assert not detector.observe_accuracy(2000, 0.9)
+    assert not detector.observe_accuracy(2500, 1.0)
+    assert detector.observe_accuracy(3500, 1.0)
+    assert not detector.observe_diversity(0, 0.05)
+    assert detector.observe_diversity(1200, 0.05) == "the samples are all alike, since 0 kimg"
+    assert not CollapseDetector(0).observe_diversity(10**9, 0.0)
 
 
 def test_a_collapsed_run_warns_and_ends_where_asked(tiny, run, tmp_path):
@@ -231,7 +236,7 @@ def test_a_device_call_that_does_not_end_is_ended(tmp_path, number, times):
     _, errors = process.communicate(timeout=30)
     assert process.returncode == ExitCode.STOPPED
     assert time.monotonic() - began < 20
-    assert ("no answer for 1 s. The same command goes on" in errors) == (times == 1)
+    assert ("within 1 s. Running the same command again resumes" in errors) == (times == 1)
 
 
 def test_an_end_that_cannot_be_saved_is_no_success(tiny, run, monkeypatch):
@@ -257,7 +262,7 @@ def test_fresh_waits_for_the_lock_and_keeps_the_old_run(tiny, run, tmp_path):
     run(config)
     with pytest.raises(CheckpointError):
         run(config.replace(g_lr=1e-3))
-    with pytest.raises(UsageError, match="cannot be shared"):
+    with pytest.raises(UsageError, match="cannot be divided among"):
         run(config.replace(batch_size=9, devices="cpu:2"), fresh=True)
     assert (tmp_path / "run" / "config.json").exists()  # a wrong command sets nothing aside
     run(config.replace(g_lr=1e-3), fresh=True)

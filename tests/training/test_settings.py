@@ -14,7 +14,7 @@ from trainer.config.dataset import ImageShape
 from trainer.config.settings import Duration
 from trainer.data import sources
 from trainer.errors import UsageError
-from trainer.machine import replicas
+from trainer.machine import batch, replicas
 from trainer.models import kernels, layers, norms
 from trainer.randomness import Draws
 from trainer.training import objective, optimizers, state, step
@@ -173,12 +173,12 @@ def test_accumulation_is_one_large_batch(tiny, given):
 
 def test_accumulation_is_said_at_start(tiny, run):
     output = run(tiny(recipe="mlp", batch_per_replica=2, length=Duration(1, "steps")))
-    assert "Accumulating 4 micro-batches of 2 images a device: batch norm" in output
+    assert "Accumulating gradients over 4 micro-batches of 2 images per device" in output
 
 
 def test_micro_batches_must_divide_the_share(tiny):
     with pytest.raises(UsageError, match="--batch_per_replica=3 does not divide"):
-        replicas.check_batch(tiny(batch_per_replica=3), 1)
+        batch.check_batch_size(tiny(batch_per_replica=3), 1)
 
 
 def test_float16_trains_and_shows_its_scales(tiny):
@@ -203,15 +203,15 @@ def test_too_little_memory_names_the_flag(tiny, run, monkeypatch):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
     monkeypatch.setattr(step.Step, "__call__", out_of_memory)
-    with pytest.raises(UsageError, match="too small for 8 images at once: lower --batch_per_rep"):
+    with pytest.raises(UsageError, match=r"too small for 8 images at once\. Lower --batch_per_rep"):
         run(tiny(length=Duration(2, "steps")))
 
 
 def overflow(config: Config, bad_replica: int | None):
     """One update of D by gradients of ones, or with an infinity on one replica."""
-    devices = replicas.start(config)
+    devices = replicas.create_replicas(config)
     with devices.scope():
-        variables = state.create(config, ImageShape(28, 1, 10), devices.precision)
+        variables = state.create_state(config, ImageShape(28, 1, 10), devices.precision)
     before = weights(variables.discriminator)
 
     def update():
@@ -221,7 +221,7 @@ def overflow(config: Config, bad_replica: int | None):
         variables.d.apply([tf.fill(w.shape, value) for w in variables.d.weights])
         return tf.zeros([])
 
-    tf.function(lambda: devices.run(update))()
+    tf.function(lambda: devices.run_and_sum(update))()
     copies = [
         np.concatenate([w.values[k].numpy().ravel() for w in variables.d.weights])
         for k in range(devices.num_replicas)

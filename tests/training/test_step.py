@@ -84,10 +84,10 @@ class Counting:
 def test_update_orders(tiny, monkeypatch, given, d_calls, d_updates, g_calls):
     """Batches that D and G see in a step, and updates of D, by the order of updates."""
     config = tiny(recipe="mlp-small", **given)
-    devices = replicas.start(config)
+    devices = replicas.create_replicas(config)
     data = sources.load(config)
     with devices.scope():
-        variables = state.create(config, data.shape, devices.precision)
+        variables = state.create_state(config, data.shape, devices.precision)
     d = Counting(monkeypatch, variables.discriminator, variables.d)
     g = Counting(monkeypatch, variables.generator, variables.g)
     replica_step = step.Step(config, variables, data.shape.classes, 1)
@@ -160,10 +160,10 @@ def test_fused_updates_are_keras_updates():
 
 def test_the_average_follows_by_half_life_in_images(tiny):
     config = tiny(ema_half_life_kimg=0.008, g_lr=1e-2)  # one batch of 8
-    devices = replicas.start(config)
+    devices = replicas.create_replicas(config)
     data = sources.load(config)
     with devices.scope():
-        variables = state.create(config, data.shape, devices.precision)
+        variables = state.create_state(config, data.shape, devices.precision)
     before = [v.numpy() for v in variables.average.variables]
     variables.images.assign(10**6)  # far beyond the ramp
     for variable in variables.generator.variables:
@@ -231,5 +231,5 @@ def test_operations_of_fully_connected_networks_share_the_cores(tiny, monkeypatc
     seen = []
     monkeypatch.setattr(replicas.os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", seen.append)
-    replicas.start(tiny(**given))
+    replicas.create_replicas(tiny(**given))
     assert seen == [threads]

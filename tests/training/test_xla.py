@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from trainer.config.settings import Duration
 from trainer.errors import NotFiniteError, UsageError
-from trainer.machine.replicas import Runtime
+from trainer.machine.replicas import Replicas
 from trainer.training import xla
 
 
@@ -81,7 +81,7 @@ def test_what_xla_cannot_do_is_done_without(monkeypatch, caplog, error):
     ],
 )
 def test_where_both_are_tried(tiny, run, monkeypatch, on_gpus, settings, tried):
-    monkeypatch.setattr(Runtime, "is_on_gpus", on_gpus)
+    monkeypatch.setattr(Replicas, "is_on_gpus", on_gpus)
     calls = []
     monkeypatch.setattr(xla, "is_faster", lambda *arguments: bool(calls.append(arguments)))
     length = Duration(1, "steps")

@@ -1,1 +1,1 @@
-"""One module per command: flags in, the work called, nothing else."""
+"""One module per command.  Each parses its flags and calls the code that does the work."""

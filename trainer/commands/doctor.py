@@ -1,4 +1,4 @@
-"""`doctor`: what this machine has, why a GPU is not used, and whether a run moves."""
+"""`doctor`: checks this machine and its GPUs, or the heartbeat of a run."""
 
 from pathlib import Path
 
@@ -9,21 +9,21 @@ from trainer.machine.signals import StopRequest
 from trainer.reporting import heartbeat
 from trainer.reporting.console import Console, log_to
 
-SUMMARY = """Shows versions, GPUs, memory and disk.  Fails if TensorFlow does not list an NVIDIA GPU
-that this machine has, and says which library is missing and how to bring it.  With --liveness
-it fails if the training loop has not written its heartbeat lately."""
+SUMMARY = """Shows versions, GPUs, memory and disk space.  Fails if TensorFlow does not find an
+NVIDIA GPU of this machine, and names the missing library and the remedy.  With --liveness it
+fails if the training loop has not updated its heartbeat file recently."""
 
 
 def run(arguments: list[str], _: StopRequest) -> None:
-    """Runs the command; `arguments` are those behind its name."""
+    """Runs the command; `arguments` are those after its name."""
     line = flags.CommandLine("doctor", SUMMARY)
-    line.boolean("liveness", "look at nothing but the age of --heartbeat", default=False)
-    line.text("heartbeat", "the file that `train --heartbeat` writes")
-    line.real("max_age_secs", "how old it may be", default=600.0)
+    line.boolean("liveness", "check only the age of the --heartbeat file", default=False)
+    line.text("heartbeat", "heartbeat file that `train --heartbeat` writes")
+    line.real("max_age_secs", "maximum age of the heartbeat file in seconds", default=600.0)
     values = line.parse(arguments)
     if values["liveness"]:
         if not values["heartbeat"]:
-            raise UsageError("--liveness needs --heartbeat: the file that the run writes.")
+            raise UsageError("--liveness needs --heartbeat, the file that the run writes.")
         print(heartbeat.check(Path(values["heartbeat"]), values["max_age_secs"]))
         return
     log_to(Console())

@@ -1,4 +1,4 @@
-"""`evaluate`: how good a run's pictures are."""
+"""`evaluate`: measures the image quality of a run."""
 
 import os
 
@@ -11,43 +11,47 @@ from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
 from trainer.storage.location import publish
 
-SUMMARY = """Draws images from a run and measures them against real ones: FID, KID, Inception Score,
-precision, recall, density, coverage and, of a conditional run, how often the class is the one
-that was asked for.  Prints a table and writes RUN_DIR/evaluation.json and, in
-RUN_DIR/evaluation/, nearest.png, confusion.png and interpolation.png.  Numbers compare only
-where features, number of samples and reference are the same."""
+SUMMARY = """Draws images from a run and compares them with real ones: FID, KID, Inception Score,
+precision, recall, density, coverage and, for a conditional run, the share of images that show the
+requested class.  Prints a table and writes RUN_DIR/evaluation.json and, in RUN_DIR/evaluation/,
+nearest.png, confusion.png and interpolation.png.  Results are comparable only if features, number
+of samples and reference are equal."""
 MIN_SAMPLES = 100
 
 
 def run(arguments: list[str], _: StopRequest) -> None:
-    """Runs the command; `arguments` are those behind its name."""
+    """Runs the command; `arguments` are those after its name."""
     line = flags.CommandLine("evaluate", SUMMARY)
     run_flags.define(line, "to evaluate")
-    line.integer("num_samples", "how many images to draw", default=10000)
+    line.integer("num_samples", "number of images to draw", default=10000)
     line.text(
         "features",
-        "what images are compared by: classifier (of the data set's own classes, trained at "
-        "first use), inception (the network of published FIDs; needs --inception_path), or "
-        "auto: inception where its file is given",
+        "network whose features are compared: classifier (of the data set's own classes, trained "
+        "at first use), inception (the network of published FIDs, which needs --inception_path), "
+        "or auto (inception if its file is given)",
         default="auto",
     )
     line.text(
         "inception_path",
-        "classify_image_graph_def.pb, or inception-2015-12-05.tgz which holds it; may be gs://",
+        "path of classify_image_graph_def.pb, or of inception-2015-12-05.tgz which contains it; "
+        "may be gs://BUCKET/PATH",
     )
     flags.define_checkpoint(line, more="all")
-    line.integer("seed", "seed of the latents", default=0)
-    line.text("split", "reals to compare with: train, test or all (default: the run's own)")
+    line.integer("seed", "seed of the latent vectors", default=0)
+    line.text("split", "split of the real images: train, test or all (default: the run's split)")
     line.text(
-        "data_dir", "folder that holds the data sets (default: the run's, else $TRAINER_DATA_DIR)"
+        "data_dir",
+        "folder that holds the data sets (default: that of the run, or $TRAINER_DATA_DIR)",
     )
-    line.text("devices", "auto, cpu, cpu:2 or gpu:N", default="auto")
+    line.text(
+        "devices", "devices to draw and measure on: auto, cpu, cpu:2 or gpu:N", default="auto"
+    )
     values = line.parse(arguments)
     one_of("--features", values["features"], FEATURES)
     which = flags.checkpoint_choice(values, more="all")
     count, seed = values["num_samples"], values["seed"]
     if count < MIN_SAMPLES:
-        raise UsageError(f"--num_samples={count} is too few: {MIN_SAMPLES} or more.")
+        raise UsageError(f"--num_samples={count} is too small. Use {MIN_SAMPLES} or more.")
     if not 0 <= seed < 2**31:
         raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
     run_dir = run_flags.opened(values, which)

@@ -1,4 +1,4 @@
-"""The command line: absl flags made from the settings of `Config`.  No TensorFlow."""
+"""Defines absl flags from the settings of `Config`.  Does not import TensorFlow."""
 
 import dataclasses
 import difflib
@@ -16,12 +16,12 @@ from trainer.errors import HelpRequested, UsageError, one_of
 from trainer.metrics.registry import METRICS
 
 LENGTHS = {
-    "steps": "train for this many steps (a step: one generator update)",
-    "epochs": "train for this many passes over the data set",
-    "kimg": "train for this many thousand images",
+    "steps": "length of training in steps (generator updates)",
+    "epochs": "length of training in passes over the data set",
+    "kimg": "length of training in thousands of images",
 }
 
-VERTEX = {  # variables by which Vertex AI says where a job's results go, by the setting
+VERTEX = {  # environment variables by which Vertex AI names the output locations of a job
     "run_dir": "AIP_CHECKPOINT_DIR",
     "tensorboard_dir": "AIP_TENSORBOARD_LOG_DIR",
     "model_dir": "AIP_MODEL_DIR",
@@ -36,35 +36,38 @@ TABLES: Mapping[str, Collection[str]] = {
 
 
 class CommandLine:
-    """The flags of one command: define, parse, explain."""
+    """The flags of one command."""
 
     def __init__(self, command: str, summary: str) -> None:
         self._flags = flags.FlagValues()
         self._command, self._summary = command, summary
-        self.boolean("help", "show this text", default=False)
+        self.boolean("help", "show this help", default=False)
 
     def text(self, name: str, help: str, default: str | None = None) -> None:
-        """Defines a flag that takes a text."""
+        """Defines a string flag."""
         flags.DEFINE_string(name, default, help, flag_values=self._flags)
 
     def integer(self, name: str, help: str, default: int | None = None) -> None:
-        """Defines a flag that takes a whole number."""
+        """Defines an integer flag."""
         flags.DEFINE_integer(name, default, help, flag_values=self._flags)
 
     def real(self, name: str, help: str, default: float | None = None) -> None:
-        """Defines a flag that takes a number."""
+        """Defines a floating-point flag."""
         flags.DEFINE_float(name, default, help, flag_values=self._flags)
 
     def boolean(self, name: str, help: str, default: bool | None = None) -> None:
-        """Defines a flag that is on as --name and off as --noname."""
+        """Defines a Boolean flag, --name and --noname."""
         flags.DEFINE_boolean(name, default, help, flag_values=self._flags)
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """The values of the flags by name, from the arguments behind the command's name.
+        """Returns the values of the flags by name.
+
+        Args:
+          arguments: the arguments after the name of the command.
 
         Raises:
-          UsageError: for an unknown flag, a wrong value or a stray word.
-          HelpRequested: if they ask for help.
+          UsageError: for an unknown flag, a wrong value or an argument that is no flag.
+          HelpRequested: for --help.
         """
         try:
             rest = self._flags([self._command, *arguments])[1:]
@@ -80,7 +83,7 @@ class CommandLine:
         if self._flags["help"].value:
             raise HelpRequested(self._help())
         if rest:
-            raise UsageError(f"{rest[0]!r} is not a flag; flags begin with --.")
+            raise UsageError(f"{rest[0]!r} is not a flag. Flags start with --.")
         return self._flags.flag_values_dict()
 
     def _help(self) -> str:
@@ -99,9 +102,9 @@ class CommandLine:
 
 
 def define_settings(line: CommandLine) -> None:
-    """Defines a flag for each setting of `Config`, and those of the run's length."""
+    """Defines a flag for each setting of `Config`, and the flags of the length of training."""
     for name, meaning in LENGTHS.items():
-        line.real(name, f"{meaning}; at most one of --{', --'.join(LENGTHS)}")
+        line.real(name, f"{meaning}; use at most one of --{', --'.join(LENGTHS)}")
     defines: dict[type, Callable[..., None]] = {
         int: line.integer,
         float: line.real,
@@ -118,25 +121,25 @@ def define_settings(line: CommandLine) -> None:
 
 
 def define_checkpoint(line: CommandLine, more: str = "") -> None:
-    """Defines the flag that says which checkpoint of a run to take; `more` is a word besides."""
+    """Defines --checkpoint; `more` is an additional value."""
     besides = f", or {more}" if more else ""
     line.text(
         "checkpoint",
-        f"best, latest, or the step of one{besides} (default: the best where the run kept one, "
-        "else the latest)",
+        f"checkpoint to use: best, latest, or a step{besides} (default: the best one if the run "
+        "kept one, otherwise the latest)",
     )
 
 
 def checkpoint_choice(values: Mapping[str, Any], more: str = "") -> str:
-    """The value of --checkpoint; "" if it was not given.
+    """Returns the value of --checkpoint, or "" if it was not given.
 
     Raises:
-      UsageError: if it is none that there is.
+      UsageError: if it is not a valid value.
     """
     which: str = values["checkpoint"] or ""
     known = ["best", "latest", *([more] if more else [])]
     if which and which not in known and not which.isdecimal():
-        raise UsageError(f"--checkpoint={which} is none of {', '.join(known)}, or a step.")
+        raise UsageError(f"--checkpoint={which} is not valid. Use {', '.join(known)}, or a step.")
     return which
 
 
@@ -150,14 +153,24 @@ def _explain(field: "dataclasses.Field[Any]") -> str:
     if field.default not in ("", None):
         parts.append(f"default {field.default}")
     if rules["may_change"]:
-        parts.append("may change when a run goes on")
+        parts.append("may change when a run is resumed")
     return "; ".join(parts)
 
 
 def config_from_flags(
-    values: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+    values: Mapping[str, Any],
+    environment: Mapping[str, str] = os.environ,
+    stored_config: Callable[[str], Config | None] = lambda run_dir: None,
 ) -> Config:
-    """The configuration that the flags ask for, on top of the recipe's.
+    """Returns the configuration that the flags select.
+
+    A new run takes the settings of its recipe.  A resumed run keeps its own settings, also
+    where the recipe or a default has changed since.  Flags take precedence over both.
+
+    Args:
+      values: the flags by name; None for those that were not given.
+      environment: environment variables.
+      stored_config: returns the configuration of the run in a run directory, if there is one.
 
     Raises:
       UsageError: for settings that are wrong, or wrong together.
@@ -175,23 +188,24 @@ def config_from_flags(
     lengths = [unit for unit in LENGTHS if values[unit] is not None]
     if len(lengths) > 1:
         raise UsageError(
-            f"--{' and --'.join(lengths)} both say how long to train: give at most one."
+            f"--{' and --'.join(lengths)} both set the length of training. Use at most one of them."
         )
     if lengths:
         given["length"] = Duration(values[lengths[0]], lengths[0])
-    given.setdefault("data_dir", environment.get("TRAINER_DATA_DIR", ""))
-    config = recipes.resolve(given)
+    if data_dir := environment.get("TRAINER_DATA_DIR"):
+        given.setdefault("data_dir", data_dir)
     for name, variable in VERTEX.items():
         if values.get(name) is None and environment.get(variable):
-            config = config.replace(**{name: environment[variable].rstrip("/")})
-    if not config.run_dir:
-        name = f"{config.recipe}-{_short_name(config.dataset)}"
-        config = config.replace(run_dir=os.path.join("runs", name))
-    return config
+            given[name] = environment[variable].rstrip("/")
+    if not given.get("run_dir"):
+        recipe = given.get("recipe", "dcgan")
+        name = f"{recipe}-{_short_name(given.get('dataset', 'digits'))}"
+        given["run_dir"] = os.path.join("runs", name)
+    return recipes.resolve(given, stored_config(given["run_dir"]))
 
 
 def _short_name(dataset: str) -> str:
-    """The name of a data set, or the last part of its path."""
+    """Returns the name of a data set, or the last part of its path."""
     last = os.path.basename(os.path.abspath(os.path.expanduser(dataset)))
     stem, suffix = os.path.splitext(last)
     return stem if suffix.lower() in (".zip", ".npz") else last

@@ -1,4 +1,4 @@
-"""`generate`: images from a run's best or newest checkpoint."""
+"""`generate`: draws images from a checkpoint of a run."""
 
 import logging
 
@@ -10,23 +10,23 @@ from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
 from trainer.run_dir.directory import RunDir
 
-SUMMARY = """Draws images from a run: into one picture (--out=FILE.png), a folder of pictures
-(--out=DIR) or arrays (--out=FILE.npz: images uint8 [N, H, W, C], labels int [N])."""
+SUMMARY = """Draws images from a run into one picture (--out=FILE.png), a folder of pictures
+(--out=DIR) or arrays (--out=FILE.npz with images uint8 [N, H, W, C] and labels int [N])."""
 
 log = logging.getLogger(__name__)
 
 
 def run(arguments: list[str], _: StopRequest) -> None:
-    """Runs the command; `arguments` are those behind its name."""
+    """Runs the command; `arguments` are those after its name."""
     line = flags.CommandLine("generate", SUMMARY)
     run_flags.define(line, "to draw from")
-    line.integer("num", "how many images", default=64)
-    line.text("label", "the class of all images, by number or name")
-    line.text("labels", "classes to cycle through, as 0,1,2 (default: all)")
-    line.integer("seed", "seed of the latents", default=0)
-    line.text("out", "FILE.png, FILE.npz or a folder (default: RUN_DIR/generated.png)")
+    line.integer("num", "number of images", default=64)
+    line.text("label", "class of all images, by number or name")
+    line.text("labels", "classes to cycle through, such as 0,1,2 (default: all classes)")
+    line.integer("seed", "seed of the latent vectors", default=0)
+    line.text("out", "output: FILE.png, FILE.npz or a folder (default: RUN_DIR/generated.png)")
     flags.define_checkpoint(line)
-    line.text("devices", "auto, cpu or gpu:N", default="auto")
+    line.text("devices", "device to draw on: auto, cpu or gpu:N", default="auto")
     values = line.parse(arguments)
     count, seed = values["num"], values["seed"]
     if count < 1:
@@ -39,7 +39,9 @@ def run(arguments: list[str], _: StopRequest) -> None:
     config = run_dir.read_config().replace(devices=values["devices"])
     classes = _classes(config, run_dir, values["label"], values["labels"])
     if out.suffix not in ("", ".png", ".npz"):
-        raise UsageError(f"--out={out}: give a name ending in .png or .npz, or a folder.")
+        raise UsageError(
+            f"--out={out} is not supported. Use a name ending in .png or .npz, or a folder."
+        )
 
     log_to(Console())
     with imports.quiet():
@@ -53,7 +55,7 @@ def _classes(
 ) -> list[int] | None:
     """The classes to cycle through, or None for a run without."""
     if label is not None and labels is not None:
-        raise UsageError("--label and --labels both name classes: give one of them.")
+        raise UsageError("--label and --labels both select classes. Use one of them.")
     wanted = label if label is not None else labels
     if not config.conditional:
         if wanted is not None:

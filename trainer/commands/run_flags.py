@@ -1,4 +1,4 @@
-"""What the commands that read a run have in common: which run, and where to write."""
+"""The flags that commands on existing runs share: the run, and where to write."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,26 +13,26 @@ from trainer.storage.location import reading
 
 def define(line: CommandLine, purpose: str) -> None:
     """Defines --run_dir, for a purpose such as "to export"."""
-    line.text("run_dir", f"the run {purpose}, also at gs://")
+    line.text("run_dir", f"run directory {purpose}, or gs://BUCKET/PATH")
 
 
 def given(values: Mapping[str, Any]) -> str:
-    """The value of --run_dir.
+    """Returns the value of --run_dir.
 
     Raises:
       UsageError: if it is missing.
     """
     if not values["run_dir"]:
-        raise UsageError("--run_dir is missing: name a run.")
+        raise UsageError("--run_dir is missing. Name the run directory.")
     return values["run_dir"]
 
 
 def opened(values: Mapping[str, Any], which: str | None = "") -> RunDir:
-    """The run to read; of one in a bucket a copy as it is now.
+    """Returns the run to read.  A run in a bucket is copied to this machine.
 
     Args:
-      values: of the flags.
-      which: the checkpoint that is wanted, as of `resume.copy`.
+      values: the values of the flags.
+      which: the selected checkpoint; None if no checkpoint is read.
 
     Raises:
       TrainerError: if it is missing or cannot be read.
@@ -41,10 +41,10 @@ def opened(values: Mapping[str, Any], which: str | None = "") -> RunDir:
 
 
 def output(values: Mapping[str, Any], default: str) -> Path:
-    """Where --out says to write, else a name in the run's directory.
+    """Returns the path of --out, or its default in the run directory.
 
     Raises:
-      UsageError: if that is in a bucket.
+      UsageError: if the run directory is in a bucket and --out is missing.
     """
     if values["out"]:
         return local_path(values["out"], "out")

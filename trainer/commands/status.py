@@ -1,4 +1,4 @@
-"""`status`: where a run is, in one screen."""
+"""`status`: shows the progress and the health of a run."""
 
 import time
 
@@ -7,16 +7,16 @@ from trainer.errors import UsageError
 from trainer.machine.signals import StopRequest
 from trainer.reporting import status
 
-SUMMARY = "Shows where a run is: step, rate, time left, last checkpoint, starts, health."
+SUMMARY = "Shows the step, rate, time left, latest checkpoint, starts and health of a run."
 
 
 def run(arguments: list[str], _: StopRequest) -> None:
-    """Runs the command; `arguments` are those behind its name."""
+    """Runs the command; `arguments` are those after its name."""
     line = flags.CommandLine("status", SUMMARY)
     run_flags.define(line, "to look at")
-    line.boolean("json", "as one JSON object", default=False)
-    line.boolean("watch", "again every --every_secs, until Ctrl-C", default=False)
-    line.real("every_secs", "pace of --watch", default=5.0)
+    line.boolean("json", "print one JSON object", default=False)
+    line.boolean("watch", "repeat every --every_secs until Ctrl-C", default=False)
+    line.real("every_secs", "interval of --watch in seconds", default=5.0)
     values = line.parse(arguments)
     if values["every_secs"] <= 0:
         raise UsageError(f"--every_secs={values['every_secs']:g} must be more than 0.")

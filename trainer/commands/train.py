@@ -1,4 +1,4 @@
-"""`train`: a recipe on a data set, from where the run directory says it is."""
+"""`train`: trains a recipe on a data set, or resumes the run in the run directory."""
 
 import os
 
@@ -8,28 +8,41 @@ from trainer.errors import StoppedError
 from trainer.machine import cluster, imports
 from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
+from trainer.storage.address import is_bucket
 from trainer.storage.location import Place
+from trainer.storage.stored_config import read_stored_config
 
-SUMMARY = "Trains a recipe on a data set.  The same command again goes on where it stopped."
+SUMMARY = "Trains a recipe on a data set.  Running the same command again resumes the run."
 
 
 def run(arguments: list[str], stop_requested: StopRequest) -> None:
-    """Runs the command; `arguments` are those behind its name."""
+    """Runs the command; `arguments` are those after its name."""
     line = flags.CommandLine("train", SUMMARY)
-    line.boolean("dry_run", "print the resolved configuration as JSON and stop", default=False)
-    line.boolean("fresh", "set an old run in the run directory aside and start anew", default=False)
+    line.boolean(
+        "dry_run",
+        "print the resolved configuration as JSON and stop; a run in a bucket is not read",
+        default=False,
+    )
+    line.boolean("fresh", "rename an existing run directory and start a new run", default=False)
     line.boolean(
         "accept_changed_data",
-        "go on although the data set gained or lost images since the run began",
+        "resume although images of the data set were added, removed or changed",
         default=False,
     )
     line.integer(
         "worker_index",
-        "which of --workers this machine is, from 0 on (default: $JOB_COMPLETION_INDEX)",
+        "index of this machine in --workers, from 0 (default: $JOB_COMPLETION_INDEX)",
     )
     flags.define_settings(line)
     values = line.parse(arguments)
-    config = flags.config_from_flags(values)
+    config = flags.config_from_flags(
+        values,
+        stored_config=lambda run_dir: (
+            None
+            if values["fresh"] or (values["dry_run"] and is_bucket(run_dir))
+            else read_stored_config(run_dir)
+        ),
+    )
     if values["dry_run"]:
         print(config.to_json(), end="")
         return

@@ -1,4 +1,4 @@
-"""Which settings make no sense together, and which may not change while a run goes on."""
+"""Checks which settings fit together, and which may change when a run is resumed."""
 
 import dataclasses
 
@@ -7,21 +7,21 @@ from trainer.errors import UsageError
 
 
 def check_together(config: AllSettings) -> None:
-    """Raises a UsageError that names settings which make no sense together."""
+    """Raises a UsageError that names settings which do not fit together."""
     if config.simultaneous and (config.d_steps > 1 or config.d_update == "sequential"):
         raise UsageError(
-            "--simultaneous needs one discriminator update per step: "
-            f"not --d_steps={config.d_steps} --d_update={config.d_update}."
+            "--simultaneous needs one discriminator update per step. It excludes "
+            f"--d_steps={config.d_steps} --d_update={config.d_update}."
         )
     if config.gradient_penalty and config.d_norm == "batch":
         raise UsageError(
-            "--gradient_penalty is of single images, which --d_norm=batch mixes: take "
-            "--d_norm=layer, instance or none."
+            "--gradient_penalty needs the gradient of single images, which --d_norm=batch mixes. "
+            "Use --d_norm=layer, instance or none."
         )
     if config.gradient_penalty and config.d_update == "sequential":
         raise UsageError(
-            "--gradient_penalty needs reals and fakes in one update: take --d_update=separate "
-            "or joint, not sequential."
+            "--gradient_penalty needs reals and fakes in one update. Use --d_update=separate or "
+            "joint instead of sequential."
         )
     for name in ("g_lr", "d_lr"):
         schedule = getattr(config, f"{name}_schedule")
@@ -32,7 +32,7 @@ def check_together(config: AllSettings) -> None:
 
 
 def frozen_differences(old: AllSettings, new: AllSettings) -> list[str]:
-    """Settings that differ and may not when a run goes on, as "name: old -> new"."""
+    """Returns the settings that differ but may not change, as "name: old -> new"."""
     return [
         f"{f.name}: {getattr(old, f.name)} -> {getattr(new, f.name)}"
         for f in dataclasses.fields(old)

@@ -1,4 +1,4 @@
-"""The settings that say what is trained, and how: fields of `Config`."""
+"""Settings of what is trained and how: the data, the networks, the objective."""
 
 import dataclasses
 
@@ -11,33 +11,47 @@ SCHEDULES = ("constant", "linear", "cosine", "inverse_time")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained."""
+    """The recipe, the data set, the batch and the length of training."""
 
-    recipe: str = setting("dcgan", "settings to start from, by the name of a published system")
-    networks: str = setting("", "take the networks of this recipe instead of the recipe's own")
+    recipe: str = setting(
+        "dcgan", "recipe to start from: the published system whose settings are the defaults"
+    )
+    networks: str = setting(
+        "", "recipe whose networks to train under this recipe's loop (default: its own)"
+    )
     dataset: str = setting(
         "digits",
-        "data set: digits, mnist, fashion_mnist or cifar10; or the path of your own pictures: a "
-        "folder or .zip (folders train/ and test/ are splits, those below are classes; "
-        "transparency becomes white), or an .npz (x and y, or x_train, y_train, ...); also at gs://",
+        "data set: digits, mnist, fashion_mnist or cifar10, or the path of your own pictures: a "
+        "folder or .zip (folders train/ and test/ are splits, the folders below them are classes, "
+        "transparent pixels become white), or an .npz (arrays x and y, or x_train, y_train, "
+        "x_test and y_test). The path may be gs://BUCKET/PATH",
     )
-    split: str = setting("train", "images to train on", choices=("train", "test", "all"))
+    split: str = setting(
+        "train", "split of the data set to train on", choices=("train", "test", "all")
+    )
     image_size: int = setting(
         0,
-        "side of the images in pixels; 0: the data set's own, for your own pictures the smallest "
-        "side among them rounded down to a multiple of 4, at least 8 and at most 64",
+        "height and width of the training images in pixels. 0 keeps the size of a named data set, "
+        "and selects the smallest side of your own pictures, rounded down to a multiple of 4 and "
+        "limited to 8 to 64",
         low=0,
         high=1024,
     )
     skip_bad_images: bool = setting(
-        False, "leave out pictures of your own that cannot be read, instead of stopping"
+        False, "skip pictures of your own that cannot be read instead of stopping"
     )
-    conditional: bool = setting(False, "train on labels and draw the class that is asked for")
-    horizontal_flip: bool = setting(False, "mirror every other image at random")
-    seed: int = setting(0, "seed of weights, data order and noise", low=0, high=2**31 - 1)
-    batch_size: int = setting(64, "images per step, over all devices together", low=1)
-    length: Duration = setting(Duration(300, "kimg"), "how long to train", low=0, may_change=True)
-    init_from: str = setting("", "start from the networks of this run directory")
+    conditional: bool = setting(
+        False, "train a conditional GAN, which draws images of a requested class"
+    )
+    horizontal_flip: bool = setting(False, "flip each training image horizontally at random")
+    seed: int = setting(
+        0, "seed of the initial weights, the data order and all noise", low=0, high=2**31 - 1
+    )
+    batch_size: int = setting(64, "global batch size: images per step over all replicas", low=1)
+    length: Duration = setting(Duration(300, "kimg"), "length of training", low=0, may_change=True)
+    init_from: str = setting(
+        "", "run directory, or gs://BUCKET/PATH, whose networks initialise this run's networks"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,46 +61,69 @@ class Networks:
     latent_dim: int = setting(100, "size of the latent vector", low=1, high=65536)
     latent_distribution: str = setting(
         "normal",
-        "distribution of the latents: N(0, 1), uniform on [-1, 1], or N(0, 1) cut off at 2",
+        "distribution of the latent vectors: N(0, 1), uniform on [-1, 1], or N(0, 1) truncated "
+        "at 2 standard deviations",
         choices=("normal", "uniform", "truncated_normal"),
     )
     image_range: str = setting(
         "tanh",
-        "images in [-1, 1] with a tanh, or in [0, 1] with a sigmoid",
+        "output activation of the generator: tanh with images in [-1, 1], or sigmoid with images "
+        "in [0, 1]",
         choices=("tanh", "sigmoid"),
     )
-    g_width: float = setting(1.0, "multiplies the generator's filters", low=0.03, high=64)
-    d_width: float = setting(1.0, "multiplies the discriminator's filters", low=0.03, high=64)
+    g_width: float = setting(
+        1.0, "factor that scales the number of filters of the generator", low=0.03, high=64
+    )
+    d_width: float = setting(
+        1.0, "factor that scales the number of filters of the discriminator", low=0.03, high=64
+    )
     g_conditioning: str = setting(
         "concat",
-        "how labels enter the generator: next to the latents, times the latents, or next "
-        "to them and as scale and shift of its batch norm",
+        "how class labels enter a conditional generator: concatenated to the latent vector, "
+        "multiplied into it as an embedding, or concatenated and also as the scale and shift of "
+        "the batch norms",
         choices=("concat", "multiply", "batchnorm"),
     )
     d_conditioning: str = setting(
         "projection",
-        "how labels enter the discriminator: projected on its features, times the "
-        "image, or as one more channel",
+        "how class labels enter a conditional discriminator: as a projection on its features, as "
+        "an embedding multiplied into the image, or as an additional image channel",
         choices=("projection", "multiply", "concat"),
     )
-    g_norm: str = setting("batch", "norm in the generator's hidden layers", choices=NORMS)
-    d_norm: str = setting("none", "norm in the discriminator's, all but the first", choices=NORMS)
-    g_weights: str = setting(
-        "plain", "the generator's kernels: as they are or normalised", choices=KERNELS
+    g_norm: str = setting(
+        "batch", "normalisation in the hidden layers of the generator", choices=NORMS
     )
-    d_weights: str = setting("plain", "norm of the discriminator's kernels", choices=KERNELS)
+    d_norm: str = setting(
+        "none",
+        "normalisation in the hidden layers of the discriminator, except the first",
+        choices=NORMS,
+    )
+    g_weights: str = setting(
+        "plain",
+        "normalisation of the generator's kernels: none, spectral or weight normalisation",
+        choices=KERNELS,
+    )
+    d_weights: str = setting(
+        "plain",
+        "normalisation of the discriminator's kernels: none, spectral or weight normalisation",
+        choices=KERNELS,
+    )
     d_activation: str = setting(
         "leaky_relu",
-        "activation of the discriminator",
+        "activation function of the discriminator",
         choices=("leaky_relu", "relu", "elu", "tanh", "swish"),
     )
-    d_slope: float = setting(0.2, "slope of its leaky_relu below zero", low=0, high=1)
+    d_slope: float = setting(
+        0.2, "negative slope of the discriminator's leaky_relu activations", low=0, high=1
+    )
     initializer: str = setting(
         "glorot",
-        "initial weights: Glorot's or He's uniform, N(0, 0.02) or orthogonal",
+        "initializer of the kernels: Glorot uniform, He uniform, N(0, 0.02) or orthogonal",
         choices=("glorot", "he", "normal", "orthogonal"),
     )
-    bn_momentum: float = setting(0.99, "momentum of batch norm's moving statistics", low=0, high=1)
+    bn_momentum: float = setting(
+        0.99, "momentum of the moving statistics of batch norm", low=0, high=1
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,63 +136,129 @@ class Objective:
         choices=("nonsaturating", "minimax", "least_squares", "hinge", "wasserstein"),
     )
     gradient_penalty: float = setting(
-        0.0, "weight of the penalty on D's gradient between reals and fakes (WGAN-GP: 10)", low=0
+        0.0,
+        "weight of the penalty on the norm of the discriminator's gradient at points between "
+        "reals and fakes (WGAN-GP uses 10); 0 disables it",
+        low=0,
     )
     d_clip: float = setting(
-        0.0, "clip the discriminator's weights to this size after each update (WGAN: 0.01)", low=0
+        0.0,
+        "limit to which the discriminator's weights are clipped after each update (WGAN uses "
+        "0.01); 0 disables clipping",
+        low=0,
     )
-    smooth_real: float = setting(0.0, "label smoothing: reals count 1 - this", low=0, high=0.5)
+    smooth_real: float = setting(
+        0.0,
+        "one-sided label smoothing: the discriminator's target for reals is 1 minus this value",
+        low=0,
+        high=0.5,
+    )
     smooth_fake: float = setting(
-        0.0, "two-sided label smoothing: fakes count this", low=0, high=0.5
+        0.0,
+        "two-sided label smoothing: the discriminator's target for fakes is this value",
+        low=0,
+        high=0.5,
     )
     flip_labels: float = setting(
-        0.0, "share of the discriminator's images with the label flipped", low=0, high=0.5
+        0.0,
+        "fraction of the discriminator's images whose real or fake label is flipped at random",
+        low=0,
+        high=0.5,
     )
     d_input_noise: float = setting(
-        0.0, "standard deviation of Gaussian noise on the discriminator's input", low=0, high=10
+        0.0,
+        "standard deviation of the Gaussian noise added to the images that the discriminator sees",
+        low=0,
+        high=10,
     )
     d_layer_noise: float = setting(
-        0.0, "the same on the inputs of its hidden layers", low=0, high=10
+        0.0,
+        "standard deviation of the Gaussian noise added to the inputs of the discriminator's "
+        "hidden layers",
+        low=0,
+        high=10,
     )
     noise_decay_kimg: float = setting(
-        0.0, "kimg over which both noises fall linearly to 0; 0: they stay", low=0
+        0.0,
+        "kimg over which d_input_noise and d_layer_noise decrease linearly to 0; 0 keeps them "
+        "constant",
+        low=0,
     )
     d_update: str = setting(
         "joint",
-        "how the discriminator sees reals and fakes: one batch, two batches and one "
-        "update, or two updates",
+        "how the discriminator is updated: joint (one batch of reals and fakes together), "
+        "separate (a batch of reals and a batch of fakes, one update by the sum of both losses) "
+        "or sequential (one update on reals, then one on fakes)",
         choices=("joint", "separate", "sequential"),
     )
     simultaneous: bool = setting(
-        False, "update both networks from the same weights and the same fakes"
+        False,
+        "compute the gradients of both networks from the same weights and the same fakes, then "
+        "update both",
     )
     reuse_fakes: bool = setting(
         False,
-        "update the generator by the fakes of the discriminator's last update instead of by "
-        "fresh ones, which are another pass through the generator",
+        "update the generator with the fakes of the discriminator's last update instead of new "
+        "ones, which saves one forward pass of the generator",
+        legacy=False,
     )
     d_steps: int = setting(1, "discriminator updates per generator update", low=1, high=100)
-    repeat_reals: bool = setting(False, "use the same real batch in all d_steps")
+    repeat_reals: bool = setting(
+        False, "use the same batch of reals for all discriminator updates of a step"
+    )
     optimizer: str = setting(
         "adam", "optimizer of both networks", choices=("adam", "rmsprop", "sgd")
     )
     g_lr: float = setting(2e-4, "learning rate of the generator", low=0, high=10)
     d_lr: float = setting(2e-4, "learning rate of the discriminator", low=0, high=10)
-    g_lr_schedule: str = setting("constant", "how the generator's rate falls", choices=SCHEDULES)
-    d_lr_schedule: str = setting("constant", "the same of the discriminator's", choices=SCHEDULES)
-    lr_decay_kimg: float = setting(
-        0.0, "kimg after which a linear or cosine schedule has reached lr_end", low=0
+    g_lr_schedule: str = setting(
+        "constant", "learning-rate schedule of the generator", choices=SCHEDULES
     )
-    lr_end: float = setting(0.0, "share of the rate left then", low=0, high=1)
+    d_lr_schedule: str = setting(
+        "constant", "learning-rate schedule of the discriminator", choices=SCHEDULES
+    )
+    lr_decay_kimg: float = setting(
+        0.0,
+        "kimg over which the linear and cosine learning-rate schedules decay; the rate is "
+        "constant afterwards",
+        low=0,
+    )
+    lr_end: float = setting(
+        0.0,
+        "final learning rate of the linear and cosine schedules, as a fraction of the initial rate",
+        low=0,
+        high=1,
+    )
     g_lr_decay_per_kimg: float = setting(
-        0.0, "inverse_time: the generator's rate is divided by 1 + this times kimg", low=0
+        0.0,
+        "decay of the inverse_time schedule of the generator: its learning rate is divided by "
+        "1 + decay * kimg",
+        low=0,
     )
     d_lr_decay_per_kimg: float = setting(
-        0.0, "inverse_time: the discriminator's rate is divided by 1 + this times kimg", low=0
+        0.0,
+        "decay of the inverse_time schedule of the discriminator: its learning rate is divided by "
+        "1 + decay * kimg",
+        low=0,
     )
-    beta1: float = setting(0.9, "first decay of Adam", low=0, high=0.9999)
-    beta2: float = setting(0.999, "second decay of Adam; of RMSprop its only one", low=0, high=1)
-    momentum: float = setting(0.9, "momentum of SGD", low=0, high=0.9999)
+    beta1: float = setting(0.9, "decay rate of Adam's first-moment estimate", low=0, high=0.9999)
+    beta2: float = setting(
+        0.999,
+        "decay rate of Adam's second-moment estimate, or of RMSprop's mean square",
+        low=0,
+        high=1,
+    )
+    rmsprop_epsilon: float = setting(
+        1e-7,
+        "constant that RMSprop adds to the mean square inside the square root",
+        low=0,
+        high=1,
+        legacy=1e-7,
+    )
+    momentum: float = setting(0.9, "momentum of the SGD optimizer", low=0, high=0.9999)
     ema_half_life_kimg: float = setting(
-        0.0, "half-life of the generator's moving average; 0: no average", low=0
+        0.0,
+        "half-life in kimg of the exponential moving average (EMA) of the generator's weights, "
+        "from which images are drawn; 0 disables it",
+        low=0,
     )

@@ -1,4 +1,4 @@
-"""The settings that say what carries a run, where, and how often: fields of `Config`."""
+"""Settings of how a run is carried out: devices, directories, intervals and limits."""
 
 import dataclasses
 
@@ -9,48 +9,52 @@ FEATURES = ("auto", "classifier", "inception")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Operation:
-    """Devices, places, paces and limits."""
+    """Devices, directories, intervals and limits."""
 
     precision: str = setting(
         "auto",
-        "number format of the networks; auto: bfloat16 on GPUs of compute capability 8.0 "
-        "and up, float16 from 7.0, else float32",
+        "number format of the networks' computations. auto selects bfloat16 on GPUs of compute "
+        "capability 8.0 or higher, float16 on 7.x, and float32 otherwise",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     batch_per_replica: int = setting(
         0,
-        "images that a device takes at once; a larger share of the batch is accumulated, with "
-        "the same result but for batch norm, whose statistics are of those images; 0: all",
+        "images that a replica processes at once. A larger share of the batch is split into "
+        "micro-batches whose gradients are accumulated, which gives the same result except that "
+        "batch norm computes its statistics per micro-batch. 0 processes the whole share at once",
         low=0,
         may_change=True,
     )
     devices: str = setting(
         "auto",
-        "auto, gpu, gpu:0,1 (those two), cpu, or cpu:2 (two logical devices)",
-        may_change=True,
+        "devices to train on: auto, gpu (all GPUs), gpu:0,1 (these two), cpu, or cpu:2 (two "
+        "logical CPU devices)",
+        per_start=True,
     )
     workers: str = setting(
         "",
-        "several machines: their addresses as HOST:PORT,HOST:PORT, the first of them the chief; "
-        "job-{0..3}.svc:2222 stands for four; TF_CONFIG in the environment goes before it",
-        may_change=True,
+        "addresses of the workers of a run on several machines, as HOST:PORT,HOST:PORT. The first "
+        "one is the chief, and job-{0..3}.svc:2222 stands for four addresses. The environment "
+        "variable TF_CONFIG takes precedence",
+        per_start=True,
+        legacy="",
     )
     deterministic: bool | None = setting(
         None,
-        "the same bits in every run on the same hardware; slower on GPUs "
-        "(default: on for CPU, off for GPU)",
+        "make every run on the same hardware bit-identical, which is slower on GPUs (default: on "
+        "for CPUs, off for GPUs)",
         may_change=True,
     )
-
     xla: str = setting(
         "auto",
-        "compile the steps with XLA; auto: on one GPU whichever is faster, tried at the start; "
-        "on CPUs, on several GPUs and with --deterministic off",
+        "compile the training step with XLA. auto measures on one GPU whether it is faster, and "
+        "means off on CPUs, on several GPUs and with --deterministic",
         choices=("auto", "on", "off"),
         may_change=True,
+        legacy="auto",
     )
 
-    # Where and how often.
+    # Directories.
     data_dir: str = setting(
         "",
         "folder that holds the data sets, or gs://BUCKET/PATH (default: $TRAINER_DATA_DIR)",
@@ -58,115 +62,169 @@ class Operation:
     )
     run_dir: str = setting(
         "",
-        "folder of the run, or gs://BUCKET/PATH (default: runs/RECIPE-DATASET)",
-        may_change=True,
+        "run directory, or gs://BUCKET/PATH (default: runs/RECIPE-DATASET)",
+        per_start=True,
     )
     tensorboard_dir: str = setting(
         "",
-        "folder of TensorBoard's files, or gs://BUCKET/PATH (default: RUN_DIR/tensorboard)",
-        may_change=True,
+        "folder of the TensorBoard event files, or gs://BUCKET/PATH (default: RUN_DIR/tensorboard)",
+        per_start=True,
+        legacy="",
     )
     model_dir: str = setting(
         "",
-        "folder, or gs://BUCKET/PATH, that gets the generator of a complete run as a SavedModel "
-        "for a server: that of the best checkpoint where there is one; default: none",
-        may_change=True,
+        "folder, or gs://BUCKET/PATH, to which a complete run exports its generator as a "
+        "SavedModel for serving, from the best checkpoint if there is one (default: no export)",
+        per_start=True,
+        legacy="",
     )
     scratch_dir: str = setting(
         "",
-        "folder for the local copy of a run in a bucket (default: in the cache)",
+        "local folder for the working copy of a run in a bucket (default: in the user's cache)",
+        per_start=True,
+        legacy="",
+    )
+
+    # Intervals.
+    checkpoint_every: Duration = setting(
+        Duration(50, "kimg"),
+        "interval between checkpoints; 0 saves only at the end",
+        low=0,
         may_change=True,
     )
-    checkpoint_every: Duration = setting(
-        Duration(50, "kimg"), "how often to save; 0: only at the end", low=0, may_change=True
+    keep_checkpoints: int = setting(
+        3, "number of checkpoints to keep", low=1, high=1000, may_change=True
     )
-    keep_checkpoints: int = setting(3, "checkpoints kept", low=1, high=1000, may_change=True)
     sample_every: Duration = setting(
         Duration(20, "kimg"),
-        "how often to draw samples; 0: only at start and end",
+        "interval between sample grids; 0 draws them only at the start and at the end",
         low=0,
         may_change=True,
     )
     sample_grid: int = setting(
         10,
-        "images per row of a sample grid; rows: as many, or one per class",
+        "images per row of a sample grid, which has one row per class if the run is conditional "
+        "and is square otherwise",
         low=1,
         high=100,
         may_change=True,
     )
     evaluate_every: Duration = setting(
-        Duration(0, "kimg"), "how often to measure quality; 0: never", low=0, may_change=True
+        Duration(0, "kimg"),
+        "interval between evaluations of the image quality; 0 disables them",
+        low=0,
+        may_change=True,
+        legacy=Duration(0, "kimg"),
     )
     evaluate_samples: int = setting(
-        10000, "images drawn to do so", low=100, high=10**6, may_change=True
+        10000,
+        "images drawn per evaluation",
+        low=100,
+        high=10**6,
+        may_change=True,
+        legacy=10000,
     )
     evaluate_features: str = setting(
-        "auto", "features to go by (see evaluate)", choices=FEATURES, may_change=True
+        "auto",
+        "network whose features the evaluations compare: the data set's own classifier, "
+        "inception, or auto (inception if --inception_path is given)",
+        choices=FEATURES,
+        may_change=True,
+        legacy="auto",
     )
-    inception_path: str = setting("", "file of inception (see evaluate)", may_change=True)
-    best_metric: str = setting("fid", "metric that selects the best checkpoint", may_change=True)
+    inception_path: str = setting(
+        "",
+        "file of the Inception network, or the archive that holds it; may be gs://BUCKET/PATH",
+        may_change=True,
+        legacy="",
+    )
+    best_metric: str = setting(
+        "fid", "metric that selects the best checkpoint", may_change=True, legacy="fid"
+    )
     stop_after_no_gain_kimg: float = setting(
-        0.0, "end once no evaluation was better for so long; 0: never", low=0, may_change=True
+        0.0,
+        "stop training when the best metric has not improved for this many kimg; 0 disables it",
+        low=0,
+        may_change=True,
+        legacy=0.0,
     )
+
+    # Limits and failures.
     max_failed_saves: int = setting(
         3,
-        "saves that may fail in a row, on a full disk say, before the run ends",
+        "number of consecutive saves that may fail, for example on a full disk, before the run "
+        "stops with an error",
         low=0,
         high=100,
         may_change=True,
     )
     max_rollbacks: int = setting(
         3,
-        "how often a run whose numbers are no longer finite goes back to its last checkpoint "
-        "and on with other noise, before it ends with exit code 70",
+        "number of times that a run with non-finite losses or weights returns to its last "
+        "checkpoint and continues with other noise, before it stops with exit code 70",
         low=0,
         high=1000,
         may_change=True,
     )
     collapse_kimg: float = setting(
         50.0,
-        "warn of collapse once D has been right on every image, or all samples alike, for so "
-        "many kimg; 0: never",
+        "warn of collapse when the discriminator has classified every image correctly, or all "
+        "samples have looked alike, for this many kimg; 0 disables the warning",
         low=0,
         may_change=True,
     )
-    stop_on_collapse: bool = setting(False, "end the run then, with exit code 70", may_change=True)
+    stop_on_collapse: bool = setting(
+        False, "stop with exit code 70 when collapse is detected", may_change=True
+    )
     operation_threads: int = setting(
         0,
-        "CPU threads that one operation may use; 0: all, or half of them in fully connected "
-        "networks, whose operations are small and run two at a time",
+        "CPU threads that one operation may use. 0 means all cores, or half of them for fully "
+        "connected networks, whose small operations run two at a time",
         low=0,
         high=1024,
         may_change=True,
+        legacy=0,
     )
-    log_every_secs: float = setting(5.0, "seconds between lines of the log", low=0, may_change=True)
+    log_every_secs: float = setting(5.0, "seconds between log lines", low=0, may_change=True)
     log_every_steps: int = setting(
-        0, "steps between lines of metrics.jsonl; 0: only by time", low=0, may_change=True
+        0,
+        "steps between lines of metrics.jsonl, in addition to --log_every_secs; 0 disables it",
+        low=0,
+        may_change=True,
     )
     log_format: str = setting(
         "text",
-        "lines for people, or JSON objects as Cloud Logging reads them",
+        "format of the log: text, or JSON objects as Cloud Logging expects them",
         choices=("text", "json"),
-        may_change=True,
+        per_start=True,
+        legacy="text",
     )
     heartbeat: str = setting(
         "",
-        "file that the training loop writes every second or so, for `doctor --liveness`",
-        may_change=True,
+        "file that the training loop updates about every second, for `doctor --liveness`",
+        per_start=True,
+        legacy="",
     )
     metrics_port: int = setting(
-        0, "port of a Prometheus endpoint; 0: none", low=0, high=65535, may_change=True
+        0,
+        "port of the Prometheus metrics endpoint; 0 disables it",
+        low=0,
+        high=65535,
+        per_start=True,
+        legacy=0,
     )
     max_hours: float = setting(
         0.0,
-        "save and stop with exit code 42 after so many hours of this process; 0: no limit",
+        "hours after which this process saves a checkpoint and stops with exit code 42; 0 means "
+        "no limit",
         low=0,
-        may_change=True,
+        per_start=True,
     )
     profile: int = setting(
         0,
-        "steps to trace for TensorBoard's profiler, after the first 10 of this process; 0: none",
+        "number of steps to trace for TensorBoard's profiler, after the first 10 steps of this "
+        "process; 0 disables tracing",
         low=0,
         high=1000,
-        may_change=True,
+        per_start=True,
     )

@@ -1,8 +1,8 @@
-"""A run as one frozen value: every setting with its default, range and meaning.
+"""The configuration of a run as one immutable value.
 
-The command line, `--help`, config.json and the check of a resumed run are all
-derived from the fields, which stand in model_settings.py and operation_settings.py:
-a new setting is one entry there and the line of code that uses it.
+The command line, `--help`, config.json and the checks of a resumed run are derived from its
+fields, which are defined in model_settings.py and operation_settings.py.  A new setting is one
+entry there and the code that uses it.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ FORMAT_VERSION = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(AllSettings):
-    """All settings of a run.  Rates and schedules count images, not steps."""
+    """All settings of a run, which fit together.  Schedules count images, not steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -29,16 +29,16 @@ class Config(AllSettings):
 
     @property
     def is_fully_connected(self) -> bool:
-        """Whether its networks are without convolutions."""
+        """Whether the networks have no convolutions."""
         return self.networks in ("mlp", "mlp-small")
 
     def to_json(self) -> str:
-        """The configuration as JSON text, `format_version` first."""
+        """Returns the content of config.json."""
         values = {"format_version": FORMAT_VERSION, **self.as_dict()}
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     def shared_json(self) -> str:
-        """The settings that must be the same on all machines of a run, as JSON text."""
+        """Returns the settings that must be equal on all workers, as JSON."""
         own = (
             "data_dir", "run_dir", "tensorboard_dir", "model_dir", "scratch_dir", "devices",
             "workers", "heartbeat", "metrics_port",
@@ -46,13 +46,16 @@ class Config(AllSettings):
         return json.dumps({k: v for k, v in self.as_dict().items() if k not in own})
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings by name, durations as text."""
+        """Returns the settings by name, durations as text."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {k: str(v) if isinstance(v, Duration) else v for k, v in values.items()}
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> "Config":
-        """Reads what `to_json` wrote; settings it lacks take their defaults.
+        """Reads what `to_json` wrote.
+
+        A setting that is missing takes its legacy value, which describes how the version that
+        started the run behaved.
 
         Raises:
           UsageError: naming `source`, if it is no such text.
@@ -69,13 +72,13 @@ class Config(AllSettings):
                 f"{source} has format_version {version!r}; this version reads {FORMAT_VERSION}."
             )
         try:
-            return cls(**cls.parse_values(values))
+            return cls(**{**legacy_values(), **cls.parse_values(values)})
         except UsageError as error:
             raise UsageError(f"{source}: {error}") from None
 
     @classmethod
     def parse_values(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Turns durations given as text into values.
+        """Converts durations that are given as text.
 
         Raises:
           UsageError: for a name that is no setting, or a duration that is none.
@@ -96,5 +99,14 @@ class Config(AllSettings):
         return parsed
 
     def replace(self, **changes: Any) -> "Config":
-        """A copy with some settings changed."""
+        """Returns a copy with some settings changed."""
         return dataclasses.replace(self, **changes)
+
+
+def legacy_values() -> dict[str, Any]:
+    """Returns the values that settings take in runs of versions that did not have them."""
+    return {
+        field.name: field.metadata["legacy"]
+        for field in dataclasses.fields(Config)
+        if field.metadata["legacy"] is not dataclasses.MISSING
+    }

@@ -1,4 +1,4 @@
-"""What a setting is: a default, a meaning, a range; and lengths of training."""
+"""The kinds of settings, and the length of training as a value."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ UNITS = ("steps", "epochs", "kimg")
 
 @dataclasses.dataclass(frozen=True)
 class Duration:
-    """A length of training; a step is one generator update on one batch."""
+    """A length of training.  A step is one generator update on one global batch."""
 
     value: float
     unit: str
@@ -52,22 +52,43 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     may_change: bool = False,
+    per_start: bool = False,
+    legacy: Any = dataclasses.MISSING,
 ) -> Any:
     """Declares a setting.
 
     Args:
-      default: value where neither the recipe nor the user says otherwise.
-      help: its line in --help.
-      choices: the values allowed, of a text.
-      low, high: the range allowed, both ends included, of a number.
-      may_change: whether a run may be resumed with another value.
+      default: value if neither the recipe nor the user sets another.
+      help: its text in --help.
+      choices: allowed values of a string setting.
+      low, high: allowed range of a number, inclusive.
+      may_change: whether a run may be resumed with another value.  Without the flag a resumed
+        run keeps its value.
+      per_start: whether the setting belongs to one start of a run, as its devices do.  It may
+        change, and a resumed run does not keep it.
+      legacy: the value of runs whose config.json lacks the setting, because an older version
+        started them.  Give it to every new setting: it states how the run behaved before.
     """
-    metadata = dict(help=help, choices=tuple(choices), low=low, high=high, may_change=may_change)
+    metadata = dict(
+        help=help,
+        choices=tuple(choices),
+        low=low,
+        high=high,
+        may_change=may_change or per_start,
+        per_start=per_start,
+        legacy=legacy,
+    )
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def check_value(field: "dataclasses.Field[Any]", value: Any, allowed: tuple[type, ...]) -> None:
-    """Raises a UsageError that names the setting unless `value`, of a type `allowed`, may be."""
+    """Raises a UsageError that names the setting unless `value` is allowed.
+
+    Args:
+      field: the setting.
+      value: its value.
+      allowed: the types that it accepts.
+    """
     name, rules = field.name, field.metadata
     whole_for_real = float in allowed and type(value) is int
     if type(value) not in allowed and not whole_for_real:

@@ -1,4 +1,4 @@
-"""Sets of a user's own in an .npz: x and y, or x_train, y_train, x_test and y_test."""
+"""Loads a user's own images from an .npz with x and y, or x_train, y_train, x_test and y_test."""
 
 import zipfile
 from pathlib import Path
@@ -34,7 +34,7 @@ def load(path: Path, config: Config) -> ImageSet:
 
 
 def _read(path: Path, split: str) -> tuple[list[np.ndarray], list[np.ndarray], tuple[str, ...]]:
-    """The arrays of images and of labels that make up a split; names of all classes."""
+    """Returns the image arrays and label arrays of a split, and all class names."""
     try:
         with zipfile.ZipFile(path) as archive:
             packed = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -152,7 +152,7 @@ def _class_names(path: Path, labels: list[np.ndarray]) -> tuple[str, ...]:
 
 
 def _square(images: np.ndarray) -> np.ndarray:
-    """The central squares of [N, H, W, C]."""
+    """Crops [N, H, W, C] to central squares [N, S, S, C] with S = min(H, W)."""
     height, width = images.shape[1:3]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -33,7 +33,7 @@ class Look:
 
 
 def look(file: IO[bytes]) -> Look:
-    """Reads the header of a picture.
+    """Reads the size and color mode of a picture from its header.
 
     Raises:
       PictureError: if it is none, or too large to be one.

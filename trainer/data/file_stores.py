@@ -13,14 +13,14 @@ from typing import IO
 from trainer.data.decoding import PictureError
 from trainer.errors import DataError
 
-MAX_MEMBER = 1 << 29  # bytes that one file of an archive may unpack to
-# An archive may unpack to so many bytes, or to so many times its own size.
+MAX_MEMBER = 1 << 29  # largest unpacked size of one archive member, in bytes
+# Largest unpacked size of an archive, in bytes or as a multiple of its own size.
 MAX_UNPACKED, MAX_RATIO = 1 << 30, 200
 UNPACKING = (OSError, EOFError, RuntimeError, KeyError, zlib.error, zipfile.BadZipFile)
 
 
 def shown(name: str | Path) -> str:
-    """A file's name as a message may show it: on one line, in characters that print."""
+    """Returns a file name for messages: on one line, with printable characters only."""
     text = str(name)
     return text if text.isprintable() else repr(text)
 
@@ -59,7 +59,7 @@ class Folder:
             raise PictureError(error.strerror or str(error)) from None
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing: no file stays open."""
 
 
 def _refuse(error: OSError) -> None:
@@ -67,7 +67,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _stamp(path: str) -> str | None:
-    """Size and time of a file; None for what is neither a file nor a link to one."""
+    """Returns the size and modification time of a file, or None if it is not a file."""
     try:
         status = os.stat(path)
     except OSError as error:  # such as a link to nothing: reading it will say so
@@ -122,7 +122,7 @@ class Archive:
         return self._mine.archive
 
     def close(self) -> None:
-        """Closes what the threads have opened."""
+        """Closes the archives opened by all threads."""
         for archive in self._all:
             archive.close()
 

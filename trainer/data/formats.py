@@ -1,4 +1,4 @@
-"""The file formats in which the data sets are published.  No TensorFlow.
+"""Readers for the published file formats of the data sets, without TensorFlow.
 
 Every reader takes paths and returns (images [N, H, W, C] uint8, labels [N] int32),
 or raises a DataError that names the file.
@@ -30,7 +30,7 @@ DAMAGE = (
 
 
 def damaged(path: Path, error: Exception) -> DataError:
-    """The error for a file that cannot be read."""
+    """Returns the error for a file that cannot be read."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return DataError(f"{path} cannot be read ({reason}): replace it by a fresh copy.")
 
@@ -72,7 +72,7 @@ def read_idx_pair(images: Path, labels: Path) -> Arrays:
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """Reads plain data and NumPy arrays; a pickle can otherwise run any code."""
+    """Unpickler restricted to plain data and NumPy arrays; a pickle could run any code."""
 
     ALLOWED = {
         ("numpy.core.multiarray", "_reconstruct"),

@@ -24,20 +24,20 @@ class ImageSet:
 
     @property
     def shape(self) -> ImageShape:
-        """Size, channels and classes."""
+        """Image size, number of channels and number of classes."""
         _, height, _, channels = self.images.shape
         return ImageShape(height, channels, len(self.class_names))
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of all pixels and labels, equal for equal data only."""
+        """SHA-256 prefix over shape, class names, pixels and labels."""
         digest = hashlib.sha256(f"{self.images.shape} {self.class_names}".encode())
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.labels, np.int32).data)
         return digest.hexdigest()[:32]
 
     def describe(self) -> DatasetDescription:
-        """Returns what a run directory records of the data set."""
+        """Returns the description of the data set that is stored in the run directory."""
         return DatasetDescription(
             images=len(self),
             size=self.shape.size,
@@ -61,7 +61,7 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
 
 
 def check(images: np.ndarray, labels: np.ndarray, classes: int, source: str) -> None:
-    """Raises a DataError that names `source` unless the arrays are a labelled set."""
+    """Raises a DataError naming `source` unless the arrays form a valid labelled set."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise DataError(
             f"{source}: images must be uint8 [N, H, W, 1 or 3], not "

@@ -1,4 +1,4 @@
-"""Which pictures a set has, by their names: splits and classes are folders."""
+"""Lists the pictures of a data set; folders define splits and classes."""
 
 import dataclasses
 import logging
@@ -13,7 +13,7 @@ from trainer.errors import DataError
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "test")
-UNUSED = ("val", "valid", "validation", "dev")  # splits by their usual names, for no use here
+UNUSED = ("val", "valid", "validation", "dev")  # usual names of splits that are not used here
 Parts = tuple[str, ...]
 
 
@@ -75,7 +75,7 @@ class Listing:
 
 
 def _serves(split: str, wanted: tuple[str, ...]) -> bool:
-    """Whether pictures of a split are wanted; those of no split are for training."""
+    """Returns whether a split is wanted; pictures without a split belong to train."""
     return (split or "train") in wanted
 
 

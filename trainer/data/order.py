@@ -1,8 +1,9 @@
-"""The order of the data: which image stands at which position of the run.
+"""The order of the data: which image is used at which position of the run.
 
-Epoch e holds a permutation of the data set that is a function of (seed, e) alone.
-Step s takes positions [s * P, (s + 1) * P), P images a step for all replicas
-together, across the epochs' edges, so no image is dropped and every batch is full.
+Epoch e is a permutation of the data set that is a function of (seed, e) alone.
+Step s takes positions [s * P, (s + 1) * P), where P is the number of
+images per step over all replicas. Steps cross epoch boundaries, so no image is dropped and
+every batch is full.
 """
 
 from collections.abc import Callable
@@ -10,12 +11,12 @@ from typing import Any
 
 import tensorflow as tf
 
-plainly = tf.autograph.experimental.do_not_convert  # which would take a second
-SHUFFLE = 0x5A1  # sets the shuffles' seeds apart from those of other draws
+plainly = tf.autograph.experimental.do_not_convert  # conversion would take a second
+SHUFFLE = 0x5A1  # distinguishes the seeds of shuffles from those of other draws
 
 
 def permutation(seed: int, epoch: tf.Tensor, size: int) -> tf.Tensor:
-    """The order [size] int32 of the images in an epoch (int64 scalar)."""
+    """Returns the order [size] int32 of the images in an epoch (int64 scalar)."""
     key = tf.stack([tf.constant((seed << 32) + SHUFFLE, tf.int64), epoch])
     return tf.random.experimental.stateless_shuffle(tf.range(size), key, alg="philox")
 
@@ -27,27 +28,27 @@ def steps(
     first_step: int,
     element: Callable[[tf.Tensor], Any] = tf.identity,
 ) -> tf.data.Dataset:
-    """An endless dataset of what steps take.
+    """Returns an endless dataset with one element per step.
 
-    A window of consecutive permutations is kept, and moved on when a step runs over
-    the window's first epoch: one shuffle an epoch, whatever the batch.
+    It keeps a window of consecutive permutations and advances it when a step starts in
+    another epoch.
 
     Args:
-      seed: the run's seed.
-      size: images in the data set.
-      per_step: images that a step takes, over all replicas.
-      first_step: the step to begin with.
-      element: makes the dataset's element of a step's image indices, [per_step] int32.
+      seed: seed of the run.
+      size: number of images in the data set.
+      per_step: number of images per step, over all replicas.
+      first_step: number of the first step.
+      element: maps the image indices of a step to the dataset's element, [per_step] int32.
     """
-    epochs = -(-per_step // size) + 1  # a step touches at most so many
+    epochs = -(-per_step // size) + 1  # largest number of epochs that one step can span
 
     def window(epoch: tf.Tensor) -> tf.Tensor:
         orders = [permutation(seed, epoch + k, size) for k in range(epochs)]
         return tf.concat(orders, 0)
 
     @plainly
-    def advance(state, step):
-        """Moves the window on if the step begins in another epoch; gives the step's element."""
+    def advance(state: tuple[tf.Tensor, tf.Tensor], step: tf.Tensor) -> tuple[Any, Any]:
+        """Advances the window if the step starts in another epoch; returns the element."""
         kept_epoch, kept = state
         start = step * per_step
         epoch = start // size

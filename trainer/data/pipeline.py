@@ -1,4 +1,4 @@
-"""From an image set in memory to batches of bytes, a share for each replica."""
+"""Input pipeline from an image set in memory to the uint8 batches of each replica."""
 
 from collections.abc import Callable
 
@@ -18,16 +18,16 @@ def batches(
     replicas: range,
     num_replicas: int,
 ) -> tf.data.Dataset:
-    """An endless dataset of the shares of the replicas, step after step.
+    """Returns an endless dataset of the batches of each replica, in the order of the steps.
 
     Args:
       data: the images and labels.
-      seed: the run's seed.
-      first_step: the step to begin with.
-      batch_size: images of one batch over all replicas.
-      batches_per_step: real batches that one step takes.
-      replicas: the replicas to serve, in their order; each has one element per step.
-      num_replicas: the number of all replicas.
+      seed: seed of the run.
+      first_step: number of the first step.
+      batch_size: number of images of one batch over all replicas.
+      batches_per_step: number of batches of real images per step.
+      replicas: indices of the replicas to serve, in order; each has one element per step.
+      num_replicas: total number of replicas.
 
     Returns:
       Elements (images [batches_per_step, b, H, W, C] uint8, labels
@@ -48,12 +48,12 @@ def batches(
     def of_steps(element: Callable) -> tf.data.Dataset:
         return order.steps(seed, len(data), batch_size * batches_per_step, first_step, element)
 
-    if len(replicas) == 1:  # each stage costs some 50 microseconds an element
+    if len(replicas) == 1:  # each stage costs about 50 microseconds per element
         dataset = of_steps(lambda index: gather(split(index)[0]))
     else:
         dataset = of_steps(split).unbatch().map(gather)
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    options.autotune.enabled = False  # one cheap map: nothing to tune, and a thread less
+    options.autotune.enabled = False  # one cheap map needs no tuning; this saves a thread
     return dataset.with_options(options).prefetch(2 * len(replicas))

@@ -1,4 +1,4 @@
-"""The data sets: named ones, read from --data_dir or downloaded, and the user's own."""
+"""Loads data sets: named ones from --data_dir or a download, and the user's own."""
 
 import contextlib
 import dataclasses
@@ -56,13 +56,14 @@ class Source:
     """A named data set.
 
     Attributes:
-      size: side of its images, unless --image_size says otherwise.
-      class_names: its classes in the order of their labels.
-      files: its published forms, as an error names them.
-      origin: where they come from.
-      find: reads the splits below a folder, or returns None if they are not there.
-      fetch: name under keras.datasets for the download; "" for none.
-      wanted: patterns of its files' names, to bring from a --data_dir in a bucket.
+      size: default image size in pixels, used without --image_size.
+      class_names: class names in the order of the labels.
+      files: description of the published files, for error messages.
+      origin: where the files are published.
+      find: function that reads the splits from a folder, or returns None if the files are
+        missing.
+      fetch: name of the download under keras.datasets; "" if there is none.
+      wanted: file name patterns to download when --data_dir is a bucket.
     """
 
     size: int
@@ -75,16 +76,16 @@ class Source:
 
 
 def load(config: Config, report: Report = lambda share, what: None) -> ImageSet:
-    """The images and labels that `config` names, at its image size.
+    """Returns the images and labels of `config.dataset` at the configured image size.
 
     Args:
-      config: the run.
-      report: called now and then, where it takes long, with the share that is done
-        and what is going on.
+      config: configuration of the run.
+      report: called during long operations with the completed share in [0, 1] and a
+        description of the operation.
 
     Raises:
-      UsageError: for an unknown data set.
-      DataError: for one that is missing, damaged or smaller than a batch.
+      UsageError: if the data set is unknown.
+      DataError: if it is missing, damaged or smaller than a batch.
     """
     if config.dataset not in SOURCES and user_images.is_path(config.dataset):
         data = user_images.load(config, report)
@@ -99,15 +100,15 @@ def load(config: Config, report: Report = lambda share, what: None) -> ImageSet:
 
 
 def settle(config: Config, data: ImageSet, *, asked: bool = False) -> Config:
-    """The configuration, made unconditional where the data have no labels to go by.
+    """Returns the configuration, made unconditional if the data have fewer than two classes.
 
     Args:
-      config: the run.
-      data: its images.
-      asked: whether the user, and not the recipe, said --conditional.
+      config: configuration of the run.
+      data: images of the run.
+      asked: whether the user, rather than the recipe, set --conditional.
 
     Raises:
-      DataError: if the user asked for what the data do not allow.
+      DataError: if the user set --conditional and the data do not allow it.
     """
     if not config.conditional or data.shape.classes > 1:
         return config
@@ -140,25 +141,29 @@ def _load_named(config: Config, report: Report) -> ImageSet:
 
 def _read(name: str, source: Source, splits: tuple[str, ...], data_dir: str) -> Arrays:
     if data_dir and not Path(data_dir).is_dir():
-        raise UsageError(f"--data_dir={data_dir} is not a folder.")
+        raise UsageError(
+            f"--data_dir={data_dir} is not a folder. Set --data_dir to an existing folder."
+        )
     found = source.find(Path(data_dir), splits) if data_dir or not source.fetch else None
     return found if found is not None else _download(name, source, splits, data_dir)
 
 
 def _download(name: str, source: Source, splits: tuple[str, ...], data_dir: str) -> Arrays:
     with imports.quiet():
-        import keras  # late: it takes seconds, and data on disk do not need it
+        import keras  # imported late: it takes seconds and is only needed for downloads
 
     log.info("Downloading %s from %s", name, source.origin)
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # Keras's progress; stdout may be of JSON
+        with contextlib.redirect_stdout(
+            sys.stderr
+        ):  # keeps Keras's progress bar off stdout, which may carry JSON
             loaded = getattr(keras.datasets, source.fetch).load_data()
         parts = dict(zip(("train", "test"), loaded))
-    except Exception as error:  # whatever the network may raise
+    except Exception as error:  # network failures raise many types
         reason = " ".join(str(error).split())
         where = f"in --data_dir={data_dir}" if data_dir else "in a folder named by --data_dir"
         raise StorageError(  # another try may succeed
-            f"--dataset={name} is not at hand and its download failed ({reason}). "
+            f"--dataset={name} was not found locally and its download failed ({reason}). "
             f"Put {source.files} {where}; it comes from {source.origin}."
         ) from None
     images = np.concatenate([parts[split][0] for split in splits])
@@ -173,7 +178,7 @@ def _find_digits(_: Path, splits: tuple[str, ...]) -> Arrays:
 
 def _find_npz_or_idx(folders: tuple[str, ...], npz: str = "") -> Callable[..., Arrays | None]:
     def find(data_dir: Path, splits: tuple[str, ...]) -> Arrays | None:
-        """The images and labels of the splits; None where the files are not."""
+        """Returns the images and labels of the splits, or None if files are missing."""
         if npz and (data_dir / npz).is_file():
             return formats.read_npz(data_dir / npz, splits)
         for folder in folders:
@@ -208,8 +213,8 @@ SOURCES = {
         DIGITS,
         "mnist.npz, or train- and t10k- images-idx3-ubyte.gz and labels-idx1-ubyte.gz",
         "keras.datasets.mnist (http://yann.lecun.com/exdb/mnist)",
-        # Loose IDX files carry the same names for MNIST and Fashion-MNIST: those in a
-        # folder of the set's name come first.
+        # The IDX files of MNIST and Fashion-MNIST have the same names, so a folder
+        # named after the data set takes precedence.
         _find_npz_or_idx(("mnist", "MNIST", "."), "mnist.npz"),
         "mnist",
         ("mnist.npz", "*-ubyte.gz"),

@@ -27,7 +27,7 @@ from trainer.storage.location import base
 
 log = logging.getLogger(__name__)
 
-CHUNK = 32  # pictures that a thread takes at a time
+CHUNK = 32  # pictures per thread task
 MAX_THREADS = 16
 Report = Callable[[float, str], None]  # share done, what
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def is_path(dataset: str) -> bool:
 
 
 def load(config: Config, report: Report) -> ImageSet:
-    """The pictures of `config.split` at `config.dataset`, at the image size.
+    """Loads the pictures of `config.split` from `config.dataset`, at the image size.
 
     Raises:
       DataError: if there are none, or some cannot be used.
@@ -51,7 +51,9 @@ def load(config: Config, report: Report) -> ImageSet:
         path = Path(config.dataset).expanduser()
     name = f"--dataset={shown(config.dataset)}"
     if not os.path.exists(path):
-        raise DataError(f"{name} does not exist: give a folder, a .zip or an .npz of pictures.")
+        raise DataError(
+            f"{name} does not exist. Set --dataset to a folder, a .zip or an .npz of pictures."
+        )
     if path.is_file() and path.suffix.lower() == ".npz":
         return arrays.load(path, config)
     if path.is_file() and path.suffix.lower() != ".zip":
@@ -103,7 +105,7 @@ def _tell(name: str, listing: Listing, decoded: Decoded) -> None:
 
 
 def _decode(store: Folder | Archive, listing: Listing, config: Config, report: Report) -> Decoded:
-    """Decodes all splits: they share size and channels, whichever is asked for first."""
+    """Decodes all splits, because they share the image size and number of channels."""
     over = _Pictures(store, listing, config.skip_bad_images, report)
     looks = over.each(range(len(listing.names)), lambda _, file: decoding.look(file), "Looking at")
     good = [(place, look) for place, look in looks if isinstance(look, Look)]

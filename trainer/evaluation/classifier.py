@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -110,7 +111,7 @@ def build(shape: ImageShape) -> keras.Model:
     return keras.Model(images, [features, logits], name="classifier")
 
 
-def _block(x, filters: int, number: int):
+def _block(x: Any, filters: int, number: int) -> Any:
     """A convolution, its norm and activation, at half the side."""
     x = keras.layers.Conv2D(
         filters,

@@ -13,7 +13,7 @@ from trainer.errors import StoppedError, UsageError
 from trainer.evaluation import evaluator
 from trainer.evaluation.evaluator import Evaluator
 from trainer.generation.sampler import Sampler
-from trainer.machine.replicas import Runtime
+from trainer.machine.replicas import Replicas
 from trainer.run_dir import best
 from trainer.run_dir.best import Best
 from trainer.run_dir.checkpoints import Checkpoints
@@ -107,12 +107,12 @@ class Quality:
 
     @property
     def is_over(self) -> bool:
-        """Whether the run has gone without a gain for as long as it may."""
+        """Whether --stop_after_no_gain_kimg has passed without improvement."""
         limit = self.config.stop_after_no_gain_kimg
         return bool(limit and self.best and self.best.without_gain() >= limit)
 
     def sum_up(self) -> None:
-        """Says at the end which checkpoint was the best."""
+        """Logs which checkpoint was the best."""
         if self.best is None or (line := self.best.best) is None:
             return
         metric = self.config.best_metric
@@ -150,7 +150,7 @@ def prepare(
     generator: keras.Model,
     checkpoint_items: Mapping[str, object],
     stop: Callable[[], bool],
-    devices: Runtime,
+    replicas: Replicas,
 ) -> Quality:
     """Gets ready to evaluate, if the run does and this is its chief; at first that takes a while.
 
@@ -158,7 +158,7 @@ def prepare(
       UsageError: if what it takes cannot be had.
       StoppedError: if a stop is requested meanwhile.
     """
-    every = config.evaluate_every.images(config.batch_size, len(data)) if devices.is_chief else 0
+    every = config.evaluate_every.images(config.batch_size, len(data)) if replicas.is_chief else 0
     quality = Quality(config, run_dir, every, stop)
     if not every:
         return quality
@@ -176,7 +176,7 @@ def prepare(
         seed=config.seed,
         check=go_on,
     )
-    quality.sampler = Sampler(config, generator, devices)
+    quality.sampler = Sampler(config, generator, replicas)
     quality.checkpoints = Checkpoints(
         run_dir.best_checkpoints, checkpoint_items, keep=KEEP, spare=0
     )

@@ -53,12 +53,12 @@ def extract_each(
     batches: Iterable[np.ndarray],
     check: Callable[[], None] = lambda: None,
 ) -> list[Features]:
-    """What each of some networks says of images that come in batches.
+    """Returns the features and logits of batched images by each network.
 
     Args:
-      networks: what looks at them.
+      networks: networks to apply.
       batches: uint8 [B, H, W, C] with B <= BATCH.
-      check: called before each batch; raises to break off.
+      check: called before each batch; raises to cancel.
     """
     found: list[list[tuple[np.ndarray, ...]]] = [[] for _ in networks]
     for images in batches:

@@ -18,7 +18,7 @@ from trainer.evaluation.evaluator import Evaluator, Findings
 from trainer.files.atomic import write_text
 from trainer.generation import generate
 from trainer.generation.sampler import Sampler
-from trainer.machine import replicas
+from trainer.machine.replicas import create_replicas
 from trainer.metrics import distances
 from trainer.metrics.registry import METRICS
 from trainer.run_dir import selection
@@ -57,8 +57,8 @@ def evaluate(
     """
     check_data(run_dir, data, config)
     # The same number each time, on whatever device.
-    devices = replicas.start(config.replace(deterministic=True))
-    with devices.scope():
+    replicas = create_replicas(config.replace(deterministic=True))
+    with replicas.scope():
         generator, name = generate.build_drawing(run_dir, config)
     ready = evaluator.prepare(
         config,
@@ -69,8 +69,8 @@ def evaluate(
         seed=seed,
         check=lambda: None,
     )
-    about = {**ready.describe(), "ema": name == "average", "compute_dtype": devices.precision}
-    sampler = Sampler(config, generator, devices)
+    about = {**ready.describe(), "ema": name == "average", "compute_dtype": replicas.precision}
+    sampler = Sampler(config, generator, replicas)
     records = []
     for path in load_each(run_dir, which, {name: generator}):
         found = ready.evaluate(sampler)

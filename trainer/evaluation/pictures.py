@@ -1,6 +1,7 @@
 """Pictures of quality: nearest neighbours, confusion of classes, interpolation."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -70,7 +71,7 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
     return picture
 
 
-def _cell(draw: ImageDraw.ImageDraw, font, left: int, top: int, share: float) -> None:
+def _cell(draw: ImageDraw.ImageDraw, font: Any, left: int, top: int, share: float) -> None:
     """Draws a cell, the darker the larger its share; shares under half a percent are empty."""
     strength = share**0.5  # so that a few percent can be seen
     colour = tuple(int(c) for c in 255 + strength * (FULL - 255))

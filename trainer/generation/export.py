@@ -37,14 +37,14 @@ def export(run_dir: RunDir, config: Config, out: Path, which: str = "") -> None:
       run_dir: the run.
       config: its configuration, with the devices to check the files on.
       out: the folder; what an earlier export left there is replaced.
-      which: the checkpoint, as of `chosen.load`.
+      which: the checkpoint, as of `selection.load`.
 
     Raises:
       TrainerError: if the run has no checkpoint, `out` cannot be written, or a file does
         not draw what the run draws.
     """
     # The same bits are asked of three graphs: the kernels must not be chosen by their speed.
-    replicas.start(config.replace(deterministic=True))
+    replicas.create_replicas(config.replace(deterministic=True))
     drawing, source = load_drawing(run_dir, config, which)
     generator = plain(drawing)
     labels = None

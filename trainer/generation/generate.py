@@ -39,12 +39,12 @@ def generate(
       classes: to cycle through, if the run is conditional.
       seed: of the latents.
       out: FILE.png (one grid), FILE.npz, or a folder (one picture per image).
-      which: the checkpoint, as of `chosen.load`.
+      which: the checkpoint, as of `selection.load`.
 
     Raises:
       TrainerError: if the run has no checkpoint, or `out` cannot be written.
     """
-    replicas.start(config)
+    replicas.create_replicas(config)
     generator, source = load_drawing(run_dir, config, which)
     labels = None
     if classes is not None:
@@ -63,7 +63,7 @@ def load_drawing(run_dir: RunDir, config: Config, which: str = "") -> tuple[kera
     Args:
       run_dir: the run.
       config: its configuration.
-      which: the checkpoint, as of `chosen.load`.
+      which: the checkpoint, as of `selection.load`.
 
     Raises:
       TrainerError: if the run has no checkpoint that holds it.

@@ -15,7 +15,7 @@ from trainer import randomness
 from trainer.config import Config
 from trainer.data.images import ImageSet
 from trainer.files.atomic import replacing
-from trainer.machine.replicas import Runtime
+from trainer.machine.replicas import Replicas
 from trainer.randomness import Draws
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Sampler:
     """Draws images from a generator, which may train on meanwhile."""
 
     def __init__(
-        self, config: Config, generator: keras.Model, devices: Runtime | None = None
+        self, config: Config, generator: keras.Model, replicas: Replicas | None = None
     ) -> None:
         """Draws from a generator.
 
@@ -41,7 +41,7 @@ class Sampler:
             time; None for one device.
         """
         self._conditional = config.conditional
-        self._at_once = BATCH * (devices.replicas_here if devices else 1)
+        self._at_once = BATCH * (replicas.num_local_replicas if replicas else 1)
 
         @tf.function(autograph=False)
         def images(seed: tf.Tensor, start: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -50,7 +50,7 @@ class Sampler:
                 ours = latents(config, seed, start + first)
                 return draw_bytes(config, generator, ours, labels[first : first + BATCH])
 
-            return tf.concat(devices.on_each_here(batch), 0) if devices else batch(0)
+            return tf.concat(replicas.run_on_local_replicas(batch), 0) if replicas else batch(0)
 
         self._images = images
 

@@ -1,4 +1,4 @@
-"""The machines of a run: who they are and which one this is.  No TensorFlow."""
+"""The workers of a run and the index of this one, without TensorFlow."""
 
 import dataclasses
 import json
@@ -10,8 +10,8 @@ from typing import Any
 
 from trainer.errors import PeerError, UsageError
 
-WAIT_SECS = 300.0  # how long machines may take to come up
-JOB_WAIT_SECS = 3000.0  # and Pods, whose nodes may have to be made and images brought first
+WAIT_SECS = 300.0  # how long to wait for the other workers
+JOB_WAIT_SECS = 3000.0  # Pods may have to wait for new nodes and image downloads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Cluster:
 
     Attributes:
       workers: their addresses, HOST:PORT; the first one is the chief.
-      index: the number of this one.
-      wait_secs: how long the others may take to come.
+      index: index of this worker.
+      wait_secs: how long to wait for the other workers, in seconds.
     """
 
     workers: tuple[str, ...]
@@ -40,10 +40,10 @@ class Cluster:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Waits until all workers' hosts have addresses, and sees that our port is free.
+        """Waits until all workers' host names resolve, then checks that this worker's port is free.
 
         Raises:
-          PeerError: if a host has none in time.
+          PeerError: if a host name does not resolve in time.
           UsageError: if the port is taken.
         """
         deadline = clock() + self.wait_secs
@@ -76,7 +76,7 @@ class Cluster:
 
 
 def find(workers: str, index: int | None, environment: Mapping[str, str]) -> Cluster | None:
-    """The cluster that the environment or the flags name; None for a machine alone.
+    """Returns the cluster from TF_CONFIG or the flags, or None for a single machine.
 
     Args:
       workers: of --workers: addresses separated by commas, where HOST-{0..3}:PORT stands
@@ -85,7 +85,7 @@ def find(workers: str, index: int | None, environment: Mapping[str, str]) -> Clu
       environment: where TF_CONFIG, if there is one, goes before the flags.
 
     Raises:
-      UsageError: if they make no cluster.
+      UsageError: if they do not describe a valid cluster.
     """
     if config := environment.get("TF_CONFIG"):
         cluster = _from_tf_config(config)

@@ -1,4 +1,4 @@
-"""Which of this machine's devices a run uses, and the number format that suits them."""
+"""Selects the devices of a run and the matching precision."""
 
 import logging
 import os
@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 
 
 def choose(wanted: str) -> list[str]:
-    """Makes the devices that --devices asks for the only visible ones; returns their names.
+    """Makes only the devices selected by --devices visible; returns their names.
 
     Raises:
-      UsageError: if they are not there.
+      UsageError: if the value is invalid or a device does not exist.
     """
     match = re.fullmatch(r"auto|cpu(?::([1-9]\d?))?|gpu(?::(\d+(?:,\d+)*))?", wanted)
     if not match:
@@ -48,7 +48,7 @@ def choose(wanted: str) -> list[str]:
 
 
 def _unlisted() -> str | None:
-    """Why TensorFlow lists no GPU where the machine has some; None if it has none."""
+    """Returns why TensorFlow lists none of the machine's GPUs, or None if it has none."""
     files = nvidia.device_files()
     if not files:
         return None
@@ -71,7 +71,7 @@ def _logical_cpus(count: int) -> list[str]:
 
 
 def auto_precision() -> str:
-    """What --precision=auto means on the devices that this process sees."""
+    """Returns the precision that --precision=auto selects for the visible devices."""
     gpus = tf.config.get_visible_devices("GPU")
     if not gpus:
         return "float32"

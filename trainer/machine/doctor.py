@@ -27,12 +27,12 @@ def examine(
     load: nvidia.Load = ctypes.CDLL,
     environment: Mapping[str, str] = os.environ,
 ) -> None:
-    """Prints what there is.
+    """Logs the versions, GPUs, memory and disk space of this machine.
 
     Args:
       files: the device files of NVIDIA GPUs.
       load: opens a shared library by its name, or raises an OSError.
-      environment: the process's.
+      environment: environment variables of the process.
 
     Raises:
       TrainerError: if TensorFlow does not list a GPU that is there; it names the remedy.
@@ -101,7 +101,7 @@ def _gpus(
 
 
 def _host() -> list[tuple[str, str]]:
-    """Cores, memory and free disk."""
+    """Returns lines on CPU cores, memory and free disk space."""
     return [
         ("CPU", f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}"),
         ("Memory", _memory()),

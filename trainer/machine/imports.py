@@ -1,4 +1,4 @@
-"""Importing TensorFlow without its start-up chatter."""
+"""Imports TensorFlow without its start-up messages."""
 
 import contextlib
 import os
@@ -13,12 +13,12 @@ CHATTER = (b"I0000", b"WARNING: All log messages before absl", b"To enable the f
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps TensorFlow's chatter off standard error while it is imported.
+    """Keeps TensorFlow's start-up messages off standard error while it is imported.
 
-    TF_CPP_MIN_LOG_LEVEL does not reach what TensorFlow's C++ prints while it is loaded,
-    so the lines are caught and only those of warnings and errors passed on.
+    TF_CPP_MIN_LOG_LEVEL does not affect what TensorFlow's C++ prints while it is loaded,
+    so the output is captured and only warnings and errors are passed on.
     """
-    # Without an NVIDIA device it also reports, as an error, that there is none.
+    # Without an NVIDIA device, TensorFlow also reports its absence as an error.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if nvidia.device_files() else "3")
     sys.stderr.flush()
     kept = os.dup(2)

@@ -1,17 +1,17 @@
-"""Whether a set of images fits into memory."""
+"""Checks whether a set of images fits into memory."""
 
 import contextlib
 from pathlib import Path
 
 from trainer.errors import DataError
 
-COPIES = 2  # a set is there twice while TensorFlow takes it over
+COPIES = 2  # TensorFlow copies the images, so they are briefly in memory twice
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def available_bytes() -> int | None:
-    """Memory that this process may still take; None where that is not known."""
+    """Returns the bytes of memory available to this process, or None if unknown."""
     limits = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = MEMINFO.read_text(encoding="ascii").splitlines()
@@ -22,10 +22,10 @@ def available_bytes() -> int | None:
 
 
 def check_fits(source: str, count: int, size: int, channels: int) -> None:
-    """Refuses `count` images [size, size, channels] that are more than memory holds.
+    """Checks that `count` images [size, size, channels] fit into memory.
 
     Raises:
-      DataError: naming the set, its size and the image size that would fit.
+      DataError: if they do not; it names the data set, its size and an image size that fits.
     """
     free = available_bytes() or 0
     fitting = int((free / (COPIES * count * channels)) ** 0.5) // 4 * 4
@@ -35,10 +35,10 @@ def check_fits(source: str, count: int, size: int, channels: int) -> None:
 
 
 def check_bytes(source: str, what: str, needed: int, remedy: str) -> None:
-    """Refuses what needs more bytes than are free.
+    """Checks that `needed` bytes of memory are available.
 
     Raises:
-      DataError: naming the set, `what` is in it, both sizes and the `remedy`.
+      DataError: if they are not; it names the data set, `what`, both sizes and the `remedy`.
     """
     free = available_bytes()
     if free is not None and needed > free:

@@ -27,12 +27,12 @@ Load = Callable[[str], Any]
 
 
 def device_files(folder: Path = Path("/dev")) -> list[str]:
-    """The device files of GPUs, such as /dev/nvidia0."""
+    """Returns the device files of GPUs, such as /dev/nvidia0."""
     return sorted(str(path) for path in folder.glob("nvidia[0-9]*"))
 
 
 def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """The version of the driver in the kernel; None without one."""
+    """Returns the version of the loaded kernel driver, or None."""
     try:
         match = re.search(r"\b\d{3,}\.\d+(\.\d+)*\b", path.read_text(encoding="utf-8"))
     except OSError:
@@ -41,7 +41,7 @@ def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str | No
 
 
 def missing_libraries(load: Load = ctypes.CDLL) -> list[str]:
-    """The libraries that the loader does not find or cannot load."""
+    """Returns the libraries that the loader cannot find or load."""
     missing = []
     for name in LIBRARIES:
         try:
@@ -52,9 +52,10 @@ def missing_libraries(load: Load = ctypes.CDLL) -> list[str]:
 
 
 def total_memory(index: int, load: Load = ctypes.CDLL) -> int | None:
-    """Bytes of memory of a GPU, by its number in this process; None if the driver is silent.
+    """Returns the memory of a GPU in bytes, or None if the driver does not report it.
 
-    The driver is asked since TensorFlow knows them only once it has taken the GPU.
+    `index` numbers the GPUs of this process. The driver is queried because TensorFlow knows
+    the size only after it has initialized the GPU.
     """
     device, size = ctypes.c_int(), ctypes.c_size_t()
     try:
@@ -78,15 +79,15 @@ def diagnose(
     built_for_cuda: bool,
     environment: Mapping[str, str],
 ) -> str | None:
-    """Why TensorFlow does not list the devices that there are, in a line; None if it does.
+    """Explains in one line why TensorFlow does not list all GPUs; None if it does.
 
     Args:
       files: the device files.
       listed: how many GPUs TensorFlow lists.
       missing: libraries that do not load.
       packages: where pip puts NVIDIA's libraries, site-packages/nvidia.
-      built_for_cuda: whether this TensorFlow knows GPUs at all.
-      environment: the process's.
+      built_for_cuda: whether this TensorFlow is built with CUDA.
+      environment: environment variables of the process.
     """
     chosen = environment.get("CUDA_VISIBLE_DEVICES")
     expected = len(files) if chosen is None else min(len(files), _count(chosen))
@@ -113,7 +114,7 @@ def _count(chosen: str) -> int:
 
 
 def _remedy(missing: Sequence[str], packages: Path) -> str:
-    """What to do about libraries that do not load."""
+    """Returns the remedy for libraries that do not load."""
     path = f"put {packages}/*/lib into LD_LIBRARY_PATH, or into /etc/ld.so.conf.d and run ldconfig"
     rest = [name for name in missing if name != DRIVER_LIBRARY]
     hidden = [name for name in rest if any(packages.glob(f"*/lib/{name}"))]

@@ -1,4 +1,4 @@
-"""Devices, replicas, number formats: the only module that knows tf.distribute."""
+"""The replicas that train.  Only this module uses tf.distribute."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ from trainer.machine import devices
 from trainer.machine.cluster import Cluster
 
 PEER_WORDS = re.compile(r"abort|unavailable|heartbeat|connection|socket|peer", re.I)
-PEER_LOST = (  # what a collective operation says once a peer has gone
+PEER_LOST = (  # errors of a collective operation after a peer was lost
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -35,71 +35,72 @@ PEER_LOST = (  # what a collective operation says once a peer has gone
 
 
 @dataclasses.dataclass(frozen=True)
-class Runtime:
-    """The replicas that carry a run, with one code path for one or many.
+class Replicas:
+    """The replicas of a run, with one code path for one or many.
 
     Attributes:
-      strategy: TensorFlow's strategy over the chosen devices.
-      devices: the names of this machine's, such as "GPU:0".
-      precision: "float32", "bfloat16" or "float16".
-      deterministic: whether operations repeat bit for bit.
-      workers: machines that carry the run.
-      worker: the number of this one.
+      strategy: TensorFlow's distribution strategy over the selected devices.
+      device_names: names of the devices of this machine, such as "GPU:0".
+      precision: number format of the networks: "float32", "bfloat16" or "float16".
+      deterministic: whether operations are bit-reproducible.
+      num_workers: number of machines that train together.
+      worker_index: index of this machine; 0 is the chief.
     """
 
     strategy: tf.distribute.Strategy
-    devices: tuple[str, ...]
+    device_names: tuple[str, ...]
     precision: str
     deterministic: bool
-    workers: int = 1
-    worker: int = 0
+    num_workers: int = 1
+    worker_index: int = 0
 
     @property
     def is_chief(self) -> bool:
-        """Whether what this process writes stays."""
-        return self.worker == 0
+        """Whether this worker is the chief, which writes the run directory."""
+        return self.worker_index == 0
 
     @property
     def is_on_gpus(self) -> bool:
-        """Whether its replicas are GPUs."""
-        return self.devices[0].startswith("GPU")
+        """Whether the replicas are GPUs."""
+        return self.device_names[0].startswith("GPU")
 
     @property
     def num_replicas(self) -> int:
-        """Replicas over all machines."""
+        """Number of replicas on all machines."""
         return self.strategy.num_replicas_in_sync
 
     def scope(self) -> Any:
-        """The context in which variables are made, one copy per replica."""
+        """Returns the context in which variables are created, one copy per replica."""
         return self.strategy.scope()
 
-    def run(self, function: Callable[..., tf.Tensor], *args: Any) -> tf.Tensor:
-        """Calls `function` on every replica and sums what they return."""
+    def run_and_sum(self, function: Callable[..., tf.Tensor], *args: Any) -> tf.Tensor:
+        """Calls `function` on every replica and returns the sum of the results."""
         values = self.strategy.run(function, args=args)
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
 
     @property
-    def replicas_here(self) -> int:
-        """Replicas that `on_each_here` calls on."""
-        return len(self.devices) if self.workers == 1 else 1
+    def num_local_replicas(self) -> int:
+        """Number of replicas on which `run_on_local_replicas` calls a function."""
+        return len(self.device_names) if self.num_workers == 1 else 1
 
-    def on_each_here(self, function: Callable[[Any], tf.Tensor]) -> list[tf.Tensor]:
-        """What `function` returns for the numbers of the replicas here, each on its own.
+    def run_on_local_replicas(self, function: Callable[[Any], tf.Tensor]) -> list[tf.Tensor]:
+        """Returns the result of `function` on each replica of this machine.
 
-        Of several machines one alone can call on one replica alone.
+        `function` receives the index of the replica.  With several machines, a single machine
+        can use only one of its replicas.
         """
-        if self.replicas_here == 1:
+        if self.num_local_replicas == 1:
             return [function(0)]
         values = self.strategy.run(lambda: function(replica_index()))
         return list(self.strategy.experimental_local_results(values))
 
-    def distribute(self, make: Callable[[range], tf.data.Dataset]) -> Any:
-        """An iterator over `make(replicas)`, one element per replica and step.
+    def make_iterator(self, make: Callable[[range], tf.data.Dataset]) -> Any:
+        """Returns an iterator over `make(replicas)`, with one element per replica and step.
 
-        `make` gets the range of replicas that this process feeds.
+        `make` receives the range of replicas that this process feeds.
         """
-        if self.devices == ("CPU:0",) and self.workers == 1:
-            return iter(make(range(1)))  # a strategy's iterator takes two to three times as long
+        if self.device_names == ("CPU:0",) and self.num_workers == 1:
+            return iter(make(range(1)))  # the strategy's iterator is two to three times slower
 
         def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
             count = context.num_replicas_in_sync // context.num_input_pipelines
@@ -110,85 +111,100 @@ class Runtime:
         return iter(self.strategy.distribute_datasets_from_function(pipeline))
 
     @contextlib.contextmanager
-    def peers_watched(self) -> Iterator[None]:
-        """Turns what TensorFlow raises in a block once a peer is lost into a PeerLostError."""
+    def converted_peer_errors(self) -> Iterator[None]:
+        """Converts the errors that TensorFlow raises after a lost peer into a PeerLostError."""
         try:
             yield
         except PEER_LOST as error:
-            if self.workers == 1:
+            if self.num_workers == 1:
                 raise
-            # TensorFlow's first line says only where; what happened stands further down.
+            # TensorFlow's first line states the operation; the cause is further down.
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = next((line for line in lines if PEER_WORDS.search(line)), (lines or [""])[-1])
             raise PeerLostError(
-                f"Stopped: another worker was lost ({type(error).__name__}: {reason[:200]}). The "
-                "same command goes on from the last checkpoint."
+                f"Stopped: another worker was lost ({type(error).__name__}: {reason[:200]}). "
+                "Running the same command again resumes the run from its last checkpoint."
             ) from error
 
     def agree(self, count: int, stop: bool) -> tuple[int, bool]:
-        """The chief's count, and whether any worker says stop.
+        """Returns the count of the chief, and whether any worker stops.
 
-        Every worker calls this at the same time.
+        Every worker must call it at the same time.
         """
-        if self.workers == 1:
+        if self.num_workers == 1:
             return count, stop
         mine = [count if self.is_chief else 0, int(stop)]
         chief_count, stops = self._sum_over_workers(np.array(mine, np.int64))
         return int(chief_count), bool(stops)
 
-    def take_from_chief(self, variables: Iterable[tf.Variable]) -> None:
-        """Gives variables the chief's values, on every worker at the same time."""
-        if self.workers == 1:
+    def barrier(self) -> None:
+        """Waits until every worker calls it."""
+        self.agree(0, False)
+
+    def broadcast(self, value: int) -> int:
+        """Returns the value of the chief.  Every worker must call it at the same time."""
+        return self.agree(value, False)[0]
+
+    def any_worker(self, flag: bool) -> bool:
+        """Returns whether the flag is set on any worker.  Every worker must call it at once."""
+        return self.agree(0, flag)[1]
+
+    def broadcast_variables(self, variables: Iterable[tf.Variable]) -> None:
+        """Assigns the values of the chief to variables.  Every worker must call it at once."""
+        if self.num_workers == 1:
             return
         by_type: dict[tf.DType, list[tf.Variable]] = {}
         for variable in variables:
             by_type.setdefault(variable.dtype, []).append(variable)
-        for same in by_type.values():  # one message each: a transfer costs more than a copy
+        for same in by_type.values():  # one message per type: a transfer costs more than a copy
             flat = np.concatenate([variable.numpy().ravel() for variable in same])
             total = self._sum_over_workers(flat if self.is_chief else np.zeros_like(flat))
             ends = np.cumsum([variable.shape.num_elements() for variable in same])
             for variable, values in zip(same, np.split(total, ends[:-1]), strict=True):
                 variable.assign(values.reshape(variable.shape))
 
-    def check_same(self, what: str) -> None:
-        """Compares a text that must be the same on every worker.
+    def check_same_on_all_workers(self, what: str) -> None:
+        """Compares a text that must be equal on every worker.
 
         Raises:
-          UsageError: on every worker, if it is not.
+          UsageError: on every worker, if it differs.
         """
         mine = int.from_bytes(hashlib.sha256(what.encode()).digest()[:7], "big")
-        chiefs, _ = self.agree(mine, False)
-        if self.agree(0, mine != chiefs)[1]:
-            who = "has" if mine == chiefs else "does not have"
+        chiefs = self.broadcast(mine)
+        if self.any_worker(mine != chiefs):
+            comparison = "has" if mine == chiefs else "does not have"
             raise UsageError(
                 "The workers were started with different flags, or see different data: worker "
-                f"{self.worker} {who} the chief's. Give all the same."
+                f"{self.worker_index} {comparison} the chief's. Start all with the same "
+                "flags and data."
             )
 
     def _sum_over_workers(self, value: np.ndarray) -> np.ndarray:
-        with self.peers_watched():
+        with self.converted_peer_errors():
             return self._sum(tf.constant(value)).numpy()
 
     @functools.cached_property
     def _sum(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        per_worker = self.num_replicas // self.workers
+        per_worker = self.num_replicas // self.num_workers
 
         @tf.function(autograph=False)
         def total(value: tf.Tensor) -> tf.Tensor:
             def share() -> tf.Tensor:
-                speaks = tf.equal(replica_index() % per_worker, 0)  # one replica for all
+                speaks = tf.equal(
+                    replica_index() % per_worker, 0
+                )  # one replica per worker contributes
                 return tf.where(speaks, value, tf.zeros_like(value))
 
-            return self.run(share)
+            return self.run_and_sum(share)
 
         return total
 
-    def memory(self) -> dict[str, float]:
-        """Peak memory in GiB: of the process, and of each GPU."""
+    def peak_memory_gib(self) -> dict[str, float]:
+        """Returns the peak memory in GiB of the process and of each GPU."""
         with open("/proc/self/status", encoding="ascii") as status:
             match = re.search(r"VmHWM:\s+(\d+) kB", status.read())
         peaks = {"host": int(match[1]) / 2**20} if match else {}
-        for device in self.devices:
+        for device in self.device_names:
             if device.startswith("GPU"):
                 peak = tf.config.experimental.get_memory_info(device)["peak"]
                 peaks[device] = peak / 2**30
@@ -196,21 +212,21 @@ class Runtime:
 
 
 def replica_index() -> tf.Tensor | int:
-    """The number of the replica that runs the calling function; 0 outside of any."""
+    """Returns the index of the replica that runs the caller; 0 outside of replicas."""
     context = tf.distribute.get_replica_context()
     return context.replica_id_in_sync_group if context else 0
 
 
 def num_replicas() -> int:
-    """Replicas that run the calling function together; 1 outside of any."""
+    """Returns the number of replicas that run the caller together; 1 outside of replicas."""
     context = tf.distribute.get_replica_context()
     return context.num_replicas_in_sync if context else 1
 
 
 def sum_over_replicas(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-    """Sums float32 tensors over all replicas; call it on every replica.
+    """Returns the sums of float32 tensors over all replicas.  Call it on every replica.
 
-    They travel as one buffer: a transfer costs more than a copy.
+    The tensors are transferred as one buffer, because a transfer costs more than a copy.
     """
     if num_replicas() == 1:
         return tensors
@@ -221,23 +237,26 @@ def sum_over_replicas(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
     return [tf.reshape(part, t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
-def start(config: Config, cluster: Cluster | None = None) -> Runtime:
-    """Chooses devices and number format for the whole process, and meets the other workers.
+def create_replicas(config: Config, cluster: Cluster | None = None) -> Replicas:
+    """Selects the devices and the number format of the process, and joins the other workers.
 
-    Call it before anything else touches a device.
+    Call it before anything else uses a device.
 
     Raises:
-      UsageError: if --devices asks for what is not there.
-      PeerError: if another worker's host has no address.
+      UsageError: if a device of --devices does not exist.
+      PeerError: if the host of another worker has no address.
     """
     _share_cores(config)
-    if config.xla == "on":  # for CPUs, too
+    if config.xla == "on":  # XLA on CPUs needs this flag
         flags = os.environ.get("TF_XLA_FLAGS", "")
         os.environ["TF_XLA_FLAGS"] = f"{flags} --tf_xla_cpu_global_jit".strip()
     names = devices.choose(config.devices)
     workers = len(cluster.workers) if cluster else 1
     if cluster and names[1:] and names[0].startswith("CPU"):
-        raise UsageError(f"--devices={config.devices}: a worker of several has one CPU: cpu.")
+        raise UsageError(
+            f"--devices={config.devices}: with several workers each one has a single CPU device. "
+            "Use --devices=cpu."
+        )
     precision = devices.auto_precision() if config.precision == "auto" else config.precision
     keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
     deterministic = config.deterministic
@@ -246,18 +265,20 @@ def start(config: Config, cluster: Cluster | None = None) -> Runtime:
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     if cluster is None:
-        return Runtime(_strategy(tuple(names)), tuple(names), precision, deterministic)
+        return Replicas(_strategy(tuple(names)), tuple(names), precision, deterministic)
     cluster.wait_for_names()
     secs = cluster.wait_secs
-    with _time_limit(secs, f"not all of {', '.join(cluster.workers)} came within {secs:g} s"):
+    with _time_limit(secs, f"not all of {', '.join(cluster.workers)} joined within {secs:g} s"):
         strategy = _joined(cluster, gpus=len(names) if names[0].startswith("GPU") else 0)
-        runtime = Runtime(strategy, tuple(names), precision, deterministic, workers, cluster.index)
-        runtime.agree(0, False)  # the first meeting
-    return runtime
+        replicas = Replicas(
+            strategy, tuple(names), precision, deterministic, workers, cluster.index
+        )
+        replicas.barrier()  # waits for all workers
+    return replicas
 
 
 def _share_cores(config: Config) -> None:
-    """Sets how many threads an operation uses, if no operation of the process ran before."""
+    """Sets how many threads an operation uses, unless an operation has run before."""
     threads = config.operation_threads
     if not threads and config.is_fully_connected:
         threads = max(1, len(os.sched_getaffinity(0)) // 2)
@@ -267,20 +288,20 @@ def _share_cores(config: Config) -> None:
 
 @functools.cache
 def _strategy(names: tuple[str, ...]) -> tf.distribute.Strategy:
-    # One per set of devices in a process: a second one would number its collective
-    # operations like the first, and TensorFlow would take them for the same.
+    # One strategy per set of devices: a second one would give its collective operations the
+    # keys of the first, and TensorFlow would confuse them.
     return tf.distribute.MirroredStrategy(names)
 
 
 def _joined(cluster: Cluster, gpus: int) -> tf.distribute.Strategy:
-    """The strategy over all workers, each with so many GPUs, or with a CPU."""
+    """Returns the strategy over all workers, each with `gpus` GPUs or with one CPU."""
     implementation = tf.distribute.experimental.CommunicationImplementation
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(cluster.workers)}),
         task_type="worker",
         task_id=cluster.index,
         rpc_layer="grpc",
-        num_accelerators={"GPU": gpus},  # or the strategy takes the CPU
+        num_accelerators={"GPU": gpus},  # without it the strategy uses the CPU
     )
     strategy = tf.distribute.MultiWorkerMirroredStrategy(
         resolver,
@@ -291,24 +312,30 @@ def _joined(cluster: Cluster, gpus: int) -> tf.distribute.Strategy:
     replicas = max(1, gpus) * len(cluster.workers)
     if strategy.num_replicas_in_sync != replicas:
         raise PeerError(
-            f"TensorFlow makes {strategy.num_replicas_in_sync} replicas of {len(cluster.workers)} "
-            f"machines, where {replicas} should be."
+            f"TensorFlow found {strategy.num_replicas_in_sync} replicas on {len(cluster.workers)} "
+            f"machines instead of {replicas}. Check that all workers have the same GPUs."
         )
-    # TensorFlow's notifier of preemptions has put itself in the place of ours.
+    # TensorFlow's preemption notifier has replaced our signal handler.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return strategy
 
 
 @contextlib.contextmanager
 def _time_limit(secs: float, failure: str) -> Iterator[None]:
-    """Ends the process if a block takes too long.
+    """Ends the process if the block takes too long.
 
-    The block may wait in C++ for ever and hold Python's lock, so no thread of Python's can
-    end it: faulthandler's watchdog does, and what it writes makes a helper say why.
+    The block may wait in C++ forever and hold the interpreter lock, so that no Python thread
+    can end it.  The watchdog of faulthandler ends the process, and its output makes a helper
+    process print the reason.
     """
     speaker = "import sys; sys.stdin.buffer.read(1) and print(sys.argv[1], file=sys.stderr)"
     helper = subprocess.Popen(
-        [sys.executable, "-c", speaker, f"error: {failure}: see why, and start again."],
+        [
+            sys.executable,
+            "-c",
+            speaker,
+            f"error: {failure}. Check the logs of the other workers, then start again.",
+        ],
         stdin=subprocess.PIPE,
     )
     pipe = cast(IO[bytes], helper.stdin)
@@ -319,18 +346,3 @@ def _time_limit(secs: float, failure: str) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
         pipe.close()
         helper.wait()
-
-
-def check_batch(config: Config, replicas: int) -> None:
-    """Raises a UsageError unless so many replicas can share a run's batch."""
-    if config.batch_size % replicas:
-        raise UsageError(
-            f"--batch_size={config.batch_size} cannot be shared by {replicas} devices "
-            f"(--devices={config.devices}): make it a multiple of {replicas}."
-        )
-    share, at_once = config.batch_size // replicas, config.batch_per_replica
-    if at_once and at_once < share and share % at_once:
-        raise UsageError(
-            f"--batch_per_replica={at_once} does not divide a device's share of {share} images "
-            f"(--batch_size={config.batch_size} over {replicas})."
-        )

@@ -1,4 +1,4 @@
-"""Stopping early: on SIGTERM or SIGINT, or when time is up."""
+"""Early stops: on SIGTERM or SIGINT, or when --max_hours has elapsed."""
 
 import math
 import os
@@ -12,23 +12,22 @@ from collections.abc import Callable
 
 from trainer.errors import ExitCode
 
-GRACE_SECS = 12.0  # clusters give 15 from the signal to the end
+GRACE_SECS = 12.0  # clusters allow 15 seconds from the signal to the kill
 
 
 class StopRequest:
-    """Whether the process was asked to stop.
+    """Whether a stop of the process was requested by SIGTERM or SIGINT.
 
-    At first a signal ends the process at once.  A command that saves before it ends says
-    so by `answer`, and asks now and then whether it shall.
+    Initially a signal ends the process immediately. A command that saves before it ends
+    calls `answer` and then polls this object.
 
-    Python runs a signal's handler in the main thread, between two of its instructions: not
-    while TensorFlow compiles or waits for a device.  So the signals' numbers go through a
-    socket, which is written at once, to a thread that watches: if the main thread has not
-    ended the process GRACE_SECS after a signal, or on a second signal, that thread does.
-    What is on disk is whole at any moment, so nothing but the work since the last
-    checkpoint is lost.
+    Python runs signal handlers in the main thread between two bytecode instructions, not
+    while TensorFlow compiles or waits for a device. Signal numbers are therefore written to
+    a socket that a separate thread reads. That thread ends the process GRACE_SECS after the
+    first signal, or on a second signal. Files on disk are consistent at any moment, so only
+    the work since the last checkpoint is lost.
 
-    Make it in the main thread, before all that takes time.
+    Create it in the main thread, before any slow work.
     """
 
     def __init__(self) -> None:
@@ -44,17 +43,17 @@ class StopRequest:
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
     def __call__(self) -> bool:
-        """Whether a stop was requested."""
+        """Returns whether a stop was requested."""
         return self._requested
 
     def secs_left(self) -> float:
-        """Seconds until the process is ended; infinite where no stop was requested."""
+        """Returns the seconds until the process is ended, or infinity without a stop request."""
         if not self._requested:
             return math.inf
         return self._requested_at + GRACE_SECS - time.monotonic()
 
     def answer(self) -> None:
-        """From now on the command ends itself, within GRACE_SECS of a signal."""
+        """Allows the command GRACE_SECS after a signal to end by itself."""
         self._grace_secs = GRACE_SECS
 
     def _watch(self) -> None:
@@ -66,8 +65,8 @@ class StopRequest:
             print("Stopped on request.", file=sys.stderr, flush=True)
         elif signals == 1 and not select.select([self._inbox], [], [], grace)[0]:
             print(
-                f"Stopped on request; no answer for {grace:g} s. The same command goes on from "
-                "the last checkpoint.",
+                f"Stopped on request; the command did not end within {grace:g} s. "
+                "Running the same command again resumes from the last checkpoint.",
                 file=sys.stderr,
                 flush=True,
             )
@@ -75,7 +74,7 @@ class StopRequest:
 
 
 class TimeLimit:
-    """Whether to stop now: because that was requested, or because the hours are up."""
+    """Whether to stop: a stop was requested or --max_hours has elapsed."""
 
     def __init__(
         self,
@@ -86,20 +85,20 @@ class TimeLimit:
         """Starts the clock.
 
         Args:
-          max_hours: how long to go on; 0 for no limit.
-          stop_requested: whether a stop was requested.
-          clock: seconds, rising.
+          max_hours: time limit in hours; 0 means no limit.
+          stop_requested: returns whether a stop was requested.
+          clock: returns monotonic time in seconds.
         """
         self._max_hours, self._stop_requested, self._clock = max_hours, stop_requested, clock
         self._started = clock()
 
     def __call__(self) -> bool:
-        """Whether to stop."""
+        """Returns whether to stop."""
         return self._stop_requested() or self._is_over()
 
     @property
     def reason(self) -> str:
-        """Why to stop, to be read after "Stopped"."""
+        """The reason for the stop, worded to follow "Stopped"."""
         return f"by --max_hours={self._max_hours:g}" if self._is_over() else "on request"
 
     def _is_over(self) -> bool:

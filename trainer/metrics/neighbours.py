@@ -1,7 +1,7 @@
 """Fidelity and variety by nearest neighbours: precision, recall, density, coverage."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -125,7 +125,7 @@ def _prepared(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.nda
     return centred(first), centred(second)
 
 
-def _squares(first: np.ndarray, second: np.ndarray):
+def _squares(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Squared distances, a band [B, M] of `first`'s rows at a time, with its first row.
 
     A band lies where the one before it did: use it before the next, or copy it.

@@ -1,4 +1,4 @@
-"""Generators and discriminators by the name of the recipe they belong to."""
+"""The generator and discriminator networks of each recipe."""
 
 import importlib
 
@@ -12,19 +12,18 @@ from trainer.models import norms
 
 
 def build(config: Config, shape: ImageShape) -> tuple[keras.Model, keras.Model]:
-    """Makes the generator and the discriminator of `config.networks`.
+    """Builds the generator and the discriminator named by `config.networks`.
 
     The generator maps [latents, labels] to images [N, H, W, C] float32 in the image
-    range; the discriminator maps [images, labels] to logits [N] float32.  Labels are
-    there if conditional.
+    range. The discriminator maps [images, labels] to logits [N] float32.  Both take
+    labels only if the run is conditional.
 
     Raises:
-      UsageError: if the networks cannot make such images.
+      UsageError: if the networks do not support the image size or the conditioning.
     """
     if shape.size < 8 or shape.size % 4:
         raise UsageError(
-            f"--image_size={shape.size}: the networks double 4 pixels or more at least once; "
-            "give a multiple of 4 from 8 up."
+            f"--image_size={shape.size}: the image size must be a multiple of 4 and at least 8."
         )
     module = importlib.import_module(f"trainer.models.{config.networks.replace('-', '_')}")
     with randomness.initial_values(config.seed, "generator"):
@@ -42,5 +41,5 @@ def build(config: Config, shape: ImageShape) -> tuple[keras.Model, keras.Model]:
 
 
 def scaled(filters: int, width: float) -> int:
-    """A number of filters times a width setting, at least 1."""
+    """Returns the number of filters multiplied by the width setting, at least 1."""
     return max(1, round(filters * width))

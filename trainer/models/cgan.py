@@ -8,7 +8,7 @@ from trainer.models import layers, scaled
 
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
-    """A quarter of the side, then 3x3 transposed convolutions, each with a norm."""
+    """Builds 3x3 transposed convolutions that start from a quarter of the image size."""
     side, width = shape.size // 4, config.g_width
     inputs, x, onehot = layers.generator_inputs(config, shape)
     filters = scaled(256, width)
@@ -22,7 +22,7 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
 
 
 def discriminator(config: Config, shape: ImageShape) -> keras.Model:
-    """Three 3x3 convolutions of stride 2, a norm behind all but the first."""
+    """Builds three 3x3 convolutions of stride 2, with a norm after all but the first."""
     inputs, x, onehot = layers.discriminator_inputs(config, shape)
     for count in (32, 64, 128):
         first = count == 32

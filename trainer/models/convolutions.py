@@ -1,59 +1,61 @@
-"""Convolutions, 'same' padding, that are fast at a network's edge too.
+"""Convolutions with 'same' padding that are also fast for images of one or three channels.
 
-Where images come in or go out there are one or three channels.  What computes the pixels
-there, the output of a generator or the gradient of a discriminator's images, is a
-transposed convolution to so few channels, which oneDNN does at a small part of its
-speed.  As a convolution of stride 1 to all pixels of a stride at once it takes half the time.
+The output of a generator and the gradient with respect to a discriminator's images are
+transposed convolutions with one or three output channels, which oneDNN computes at a small
+part of its usual speed. Computing all pixels of a stride at once, as one convolution of
+stride 1, takes half the time.
 """
+
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
-FEW = 4  # channels, at most, that are few
+FEW = 4  # largest number of image channels for which the faster form is used
 
 register = keras.saving.register_keras_serializable(package="trainer")
 
 
 @register
 class Conv2D(keras.layers.Conv2D):
-    """Keras's layer, 'same' padding, no activation."""
+    """The Keras layer, restricted to 'same' padding and no activation."""
 
     plain_kind = keras.layers.Conv2D
 
-    def call(self, inputs):
-        """Convolves [N, H, W, I]."""
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Convolves [N, H, W, I] to [N, ceil(H / stride), ceil(W / stride), O]."""
         kernel = tf.cast(self.kernel, self.compute_dtype)
         return with_bias(self, conv2d(inputs, kernel, self.strides[0]))
 
 
 @register
 class Conv2DTranspose(keras.layers.Conv2DTranspose):
-    """Keras's layer, 'same' padding, no activation."""
+    """The Keras layer, restricted to 'same' padding and no activation."""
 
     plain_kind = keras.layers.Conv2DTranspose
 
-    def call(self, inputs):
-        """Convolves [N, H, W, I], transposed."""
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Applies the transposed convolution to [N, H, W, I]."""
         kernel = tf.cast(self.kernel, self.compute_dtype)
         return with_bias(self, conv2d_transpose(inputs, kernel, self.strides[0]))
 
 
 def with_bias(layer: keras.layers.Layer, outputs: tf.Tensor) -> tf.Tensor:
-    """Adds a layer's bias, if it has one, by the operation that TensorFlow fuses."""
+    """Adds the layer's bias, if it has one, with the operation that TensorFlow fuses."""
     if not layer.use_bias:
         return outputs
     return tf.nn.bias_add(outputs, tf.cast(layer.bias, outputs.dtype))
 
 
 def conv2d(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
-    """Convolves [N, H, W, I] by a kernel [k, k, I, O]."""
+    """Convolves [N, H, W, I] with a kernel [k, k, I, O]."""
     if not _is_edge(kernel, stride) or images.shape[1] % stride or images.shape[2] % stride:
         return tf.nn.conv2d(images, kernel, stride, "SAME")
     return _to_features(images, kernel, stride)
 
 
 def conv2d_transpose(features: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
-    """The transposed convolution [N, h, w, O] -> [N, h * stride, w * stride, I]."""
+    """Applies the transposed convolution [N, h, w, O] -> [N, h * stride, w * stride, I]."""
     if not _is_edge(kernel, stride):
         _, height, width, _ = features.shape
         shape = [tf.shape(features)[0], height * stride, width * stride, kernel.shape[2]]
@@ -65,10 +67,10 @@ def _is_edge(kernel: tf.Tensor, stride: int) -> bool:
     return kernel.shape[2] <= FEW and 1 < stride <= kernel.shape[0]
 
 
-def _to_features(images, kernel, stride):
+def _to_features(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
     @tf.custom_gradient
-    def convolve(images, kernel):
-        def gradients(upstream):
+    def convolve(images: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return (
                 _to_images(upstream, kernel, stride),
                 _kernel_gradient(images, kernel, upstream, stride),
@@ -79,10 +81,10 @@ def _to_features(images, kernel, stride):
     return convolve(images, kernel)
 
 
-def _to_images(features, kernel, stride):
+def _to_images(features: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
     @tf.custom_gradient
-    def transposed(features, kernel):
-        def gradients(upstream):
+    def transposed(features: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return (
                 _to_features(upstream, kernel, stride),
                 _kernel_gradient(upstream, kernel, features, stride),
@@ -93,7 +95,9 @@ def _to_images(features, kernel, stride):
     return transposed(features, kernel)
 
 
-def _kernel_gradient(images, kernel, upstream, stride):
+def _kernel_gradient(
+    images: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor, stride: int
+) -> tf.Tensor:
     return tf.raw_ops.Conv2DBackpropFilter(
         input=images,
         filter_sizes=kernel.shape,
@@ -103,13 +107,17 @@ def _kernel_gradient(images, kernel, upstream, stride):
     )
 
 
-def _all_pixels_at_once(features, kernel, stride):
-    """The transposed convolution as one of stride 1 to stride * stride times the channels."""
+def _all_pixels_at_once(features: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
+    """Computes the transposed convolution [N, h, w, O] -> [N, h * stride, w * stride, I].
+
+    One convolution of stride 1 computes stride * stride * I channels, which are then
+    rearranged into pixels.
+    """
     _, height, width, _ = features.shape
     size, _, channels, filters = kernel.shape
-    taps = -(-size // stride)  # of a pixel, in each direction
-    lacking = taps * stride - size
-    kernel = tf.pad(kernel, [[0, lacking], [0, lacking], [0, 0], [0, 0]])
+    taps = -(-size // stride)  # kernel taps per pixel in each direction
+    padding = taps * stride - size
+    kernel = tf.pad(kernel, [[0, padding], [0, padding], [0, 0], [0, 0]])
     kernel = tf.reshape(kernel, [taps, stride, taps, stride, channels, filters])
     kernel = tf.transpose(tf.reverse(kernel, [0, 2]), [0, 2, 5, 1, 3, 4])
     kernel = tf.reshape(kernel, [taps, taps, filters, stride * stride * channels])

@@ -1,4 +1,4 @@
-"""Networks of `dcgan`, sized to the image."""
+"""Networks of `dcgan`, whose depth depends on the image size."""
 
 import keras
 
@@ -8,7 +8,7 @@ from trainer.models import layers, scaled
 
 
 def halvings(size: int) -> int:
-    """How often a side can be halved before it is odd or less than 4 pixels."""
+    """Returns how often a side can be halved while it stays a whole number of at least 4 pixels."""
     count = 0
     while size % 2 == 0 and size >= 8:
         size, count = size // 2, count + 1
@@ -16,10 +16,10 @@ def halvings(size: int) -> int:
 
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
-    """4x4 transposed convolutions of stride 2 up to the image, the last one makes it."""
+    """Builds 4x4 transposed convolutions of stride 2 up to the image size."""
     ups = halvings(shape.size)
     side = shape.size >> ups
-    # 64 filters at half the side, twice as many at each smaller one, 512 at most.
+    # 64 filters at half the image size, doubled at each smaller size up to 512.
     filters = [scaled(min(512, 32 << k), config.g_width) for k in range(ups, 0, -1)]
     inputs, x, onehot = layers.generator_inputs(config, shape)
     x = layers.g_dense(x, config, side * side * filters[0], use_bias=False)
@@ -33,7 +33,7 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
 
 
 def discriminator(config: Config, shape: ImageShape) -> keras.Model:
-    """4x4 convolutions of stride 2 down to 4 to 7 pixels."""
+    """Builds 4x4 convolutions of stride 2 until the side is at most 4 pixels."""
     inputs, x, onehot = layers.discriminator_inputs(config, shape)
     count, side = 32, shape.size
     while side > 4:

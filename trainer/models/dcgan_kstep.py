@@ -8,7 +8,10 @@ from trainer.models import layers, scaled
 
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
-    """A quarter of the side, then 3x3 transposed convolutions; as published, no norm."""
+    """Builds 3x3 transposed convolutions that start from a quarter of the image size.
+
+    The published network has no norm.
+    """
     side, filters = shape.size // 4, scaled(256, config.g_width)
     inputs, x, onehot = layers.generator_inputs(config, shape)
     x = layers.g_dense(x, config, side * side * filters)
@@ -21,7 +24,7 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
 
 
 def discriminator(config: Config, shape: ImageShape) -> keras.Model:
-    """Two 3x3 convolutions of stride 2, a dense layer and dropout."""
+    """Builds two 3x3 convolutions of stride 2, a dense layer and dropout."""
     inputs, x, onehot = layers.discriminator_inputs(config, shape)
     for count in (256, 128):
         first = count == 256

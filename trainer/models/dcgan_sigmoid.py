@@ -8,7 +8,7 @@ from trainer.models import layers, scaled
 
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
-    """A quarter of the side, then 5x5 transposed convolutions, the norm before each."""
+    """Builds 5x5 transposed convolutions, each after a norm, from a quarter of the size."""
     side, width = shape.size // 4, config.g_width
     inputs, x, onehot = layers.generator_inputs(config, shape)
     filters = [scaled(128, width), scaled(64, width), scaled(32, width), shape.channels]
@@ -21,7 +21,7 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
 
 
 def discriminator(config: Config, shape: ImageShape) -> keras.Model:
-    """5x5 convolutions, each behind a LeakyReLU, the first one's on the image itself."""
+    """Builds 5x5 convolutions, each after a LeakyReLU; the first LeakyReLU acts on the image."""
     inputs, x, onehot = layers.discriminator_inputs(config, shape)
     for count, stride in zip((32, 64, 128, 256), (2, 2, 2, 1), strict=True):
         first = count == 32

@@ -9,7 +9,7 @@ from trainer.models import layers, scaled
 
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
-    """4x4, then three 4x4 transposed convolutions of stride 2, then a convolution."""
+    """Builds a 4x4 dense layer, three 4x4 transposed convolutions and a 3x3 convolution."""
     if shape.size != 32:
         raise UsageError(
             f"--image_size={shape.size}: the networks of dcgan-studiogan make 32 pixels only."
@@ -26,12 +26,14 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
 
 
 def discriminator(config: Config, shape: ImageShape) -> keras.Model:
-    """Three pairs of convolutions 3x3 and 4x4 of stride 2, one more, and a sum over pixels."""
+    """Builds three pairs of 3x3 and strided 4x4 convolutions, one more, and a sum over pixels."""
     inputs, x, onehot = layers.discriminator_inputs(config, shape)
     pairs = [(count, *kind) for count in (64, 128, 256) for kind in ((3, 1), (4, 2))]
     for count, size, stride in [*pairs, (512, 3, 1)]:
         first = (count, size) == (64, 3)
         x = layers.conv(x, config, scaled(count, config.d_width), size, stride, first=first)
-        x = layers.d_norm_activation(x, config)  # as published, on the first one too
+        x = layers.d_norm_activation(
+            x, config
+        )  # the published network also has it on the first layer
     x = keras.ops.sum(x, axis=(1, 2))
     return keras.Model(inputs, layers.logit(x, config, onehot), name="discriminator")

@@ -1,4 +1,4 @@
-"""What the networks are built from: inputs, conditions, weights, heads."""
+"""Building blocks of the networks: inputs, conditioning, layers and outputs."""
 
 import functools
 from typing import Any, TypeAlias
@@ -16,7 +16,7 @@ Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor
 
 
 def initializer(config: Config) -> keras.initializers.Initializer:
-    """A fresh initial value for a kernel."""
+    """Returns a kernel initializer with its own seed."""
     return {
         "glorot": keras.initializers.GlorotUniform,
         "he": keras.initializers.HeUniform,
@@ -28,11 +28,11 @@ def initializer(config: Config) -> keras.initializers.Initializer:
 def generator_inputs(
     config: Config, shape: ImageShape
 ) -> tuple[list[Tensor], Tensor, Tensor | None]:
-    """The inputs of a generator.
+    """Creates the inputs of a generator.
 
     Returns:
       The inputs (latents [N, latent_dim] and, if conditional, labels [N] int32), the
-      vector that the network starts from, and the one-hot labels or None.
+      input vector of the first layer, and the one-hot labels or None.
     """
     latents = keras.Input([config.latent_dim], name="latents")
     if not config.conditional:
@@ -43,7 +43,7 @@ def generator_inputs(
         embedding = _factor(config.latent_dim)(onehot)
         start = keras.layers.Multiply()([latents, embedding])
     else:
-        # With conditional batch norm too: its scales and shifts alone learn too slowly.
+        # Also with conditional batch norm, whose scales and shifts alone learn too slowly.
         start = keras.layers.Concatenate()([latents, onehot])
     return [latents, labels], start, onehot
 
@@ -51,7 +51,12 @@ def generator_inputs(
 def discriminator_inputs(
     config: Config, shape: ImageShape
 ) -> tuple[list[Tensor], Tensor, Tensor | None]:
-    """The inputs of a discriminator: images, if conditional labels; as above."""
+    """Creates the inputs of a discriminator.
+
+    Returns:
+      The inputs (images [N, H, W, C] and, if conditional, labels [N] int32), the tensor
+      [N, H, W, C or C + 1] of the first layer, and the one-hot labels or None.
+    """
     side, channels = shape.size, shape.channels
     images = keras.Input([side, side, channels], name="images")
     if not config.conditional:
@@ -74,7 +79,7 @@ def _label_input(shape: ImageShape) -> tuple[Tensor, Tensor]:
 
 
 def _factor(size: int) -> keras.layers.Layer:
-    # Near 1, so that latents and images pass; near 0, a layer's usual start, they would
+    # Initial values near 1 preserve latents and images. With values near 0 they would
     # fall below the epsilon of the first batch norm.
     return _embedding(size, mean=1.0, stddev=0.5)
 
@@ -87,29 +92,29 @@ def _embedding(size: int, **start: float) -> keras.layers.Layer:
 
 
 def g_norm(x: Tensor, config: Config, onehot: Tensor | None) -> Tensor:
-    """The norm of the generator."""
+    """Applies the generator's norm to x [N, ..., C]."""
     return norms.norm(x, config, config.g_norm, onehot)
 
 
 def image_output(x: Tensor, config: Config) -> Tensor:
-    """The generator's last step: values in its image range, float32."""
+    """Applies the output activation: float32 values in the image range."""
     return keras.layers.Activation(config.image_range, dtype="float32", name="images")(x)
 
 
-def g_dense(x: Tensor, config: Config, units: int, **options) -> Tensor:
-    """A fully connected layer of the generator."""
+def g_dense(x: Tensor, config: Config, units: int, **options: Any) -> Tensor:
+    """Applies a fully connected layer of the generator, [N, F] to [N, units]."""
     return _dense(x, config, config.g_weights, units, **options)
 
 
-def g_conv(x: Tensor, config: Config, filters: int, size: int, **options) -> Tensor:
-    """A convolution of the generator, 'same' padding."""
+def g_conv(x: Tensor, config: Config, filters: int, size: int, **options: Any) -> Tensor:
+    """Applies a convolution of the generator, 'same' padding."""
     return _conv(x, config, config.g_weights, filters, size, 1, **options)
 
 
 def conv_transpose(
-    x: Tensor, config: Config, filters: int, size: int, stride: int, **options
+    x: Tensor, config: Config, filters: int, size: int, stride: int, **options: Any
 ) -> Tensor:
-    """A transposed convolution of the generator, 'same' padding."""
+    """Applies a transposed convolution of the generator, 'same' padding."""
     options.update(strides=stride, kernel_initializer=initializer(config))
     if config.g_weights != "plain":
         return kernels.NormalizedConv2DTranspose(filters, size, norm=config.g_weights, **options)(x)
@@ -119,39 +124,47 @@ def conv_transpose(
 def conv(
     x: Tensor, config: Config, filters: int, size: int, stride: int = 1, *, first: bool = False
 ) -> Tensor:
-    """A convolution of the discriminator, 'same' padding; noise before all but the first."""
+    """Applies a discriminator convolution, with noise before all but the first layer."""
     if not first:
         x = _layer_noise(x, config, f"{filters}x{size}x{stride}")
     return _conv(x, config, config.d_weights, filters, size, stride)
 
 
 def dense(x: Tensor, config: Config, units: int, *, first: bool = False) -> Tensor:
-    """A fully connected layer of the discriminator; noise before all but the first."""
+    """Applies a discriminator dense layer, with noise before all but the first layer."""
     if not first:
         x = _layer_noise(x, config, f"{units}")
     return _dense(x, config, config.d_weights, units)
 
 
 def d_norm_activation(x: Tensor, config: Config, *, first: bool = False) -> Tensor:
-    """What follows a layer of the discriminator: its norm, but on the first; activation."""
+    """Applies the discriminator's norm (except on the first layer) and activation."""
     return d_activation(x if first else norms.norm(x, config, config.d_norm), config)
 
 
 def d_activation(x: Tensor, config: Config) -> Tensor:
-    """The activation of the discriminator."""
+    """Applies the discriminator's activation."""
     if config.d_activation == "leaky_relu":
         return keras.layers.LeakyReLU(config.d_slope)(x)
     return keras.layers.Activation(config.d_activation)(x)
 
 
-def _conv(x, config, weights, filters, size, stride, **options):
+def _conv(
+    x: Tensor,
+    config: Config,
+    weights: str,
+    filters: int,
+    size: int,
+    stride: int,
+    **options: Any,
+) -> Tensor:
     options.update(strides=stride, kernel_initializer=initializer(config))
     if weights != "plain":
         return kernels.NormalizedConv2D(filters, size, norm=weights, **options)(x)
     return convolutions.Conv2D(filters, size, padding="same", **options)(x)
 
 
-def _dense(x, config, weights, units, **options):
+def _dense(x: Tensor, config: Config, weights: str, units: int, **options: Any) -> Tensor:
     options.update(kernel_initializer=initializer(config))
     if weights != "plain":
         return kernels.NormalizedDense(units, norm=weights, **options)(x)
@@ -166,34 +179,34 @@ def _layer_noise(x: Tensor, config: Config, layer: str) -> Tensor:
 
 
 def logit(features: Tensor, config: Config, onehot: Tensor | None) -> Tensor:
-    """The discriminator's verdict [N] float32 on features [N, F].
+    """Maps features [N, F] to the discriminator's logits [N] float32.
 
-    With projection, the product of the features and the class's embedding is added
+    With projection, the dot product of the features and the class embedding is added
     (Miyato and Koyama, arXiv:1802.05637).
     """
     weights = config.d_weights
-    verdict = _dense(features, config, weights, 1, dtype="float32")
+    logits = _dense(features, config, weights, 1, dtype="float32")
     if onehot is not None and config.d_conditioning == "projection":
         size = features.shape[-1]
         embedding = _dense(onehot, config, weights, size, use_bias=False, dtype="float32")
         product = keras.layers.Dot(axes=1, dtype="float32")([features, embedding])
-        verdict = keras.layers.Add(dtype="float32")([verdict, product])
-    return keras.layers.Reshape([], dtype="float32")(verdict)
+        logits = keras.layers.Add(dtype="float32")([logits, product])
+    return keras.layers.Reshape([], dtype="float32")(logits)
 
 
 @register
 class Dropout(keras.layers.Layer):
     """Dropout whose mask is a function of the step and the position in the batch.
 
-    Its name, which must be given, sets its masks apart from those of other layers.
+    The required name distinguishes its masks from those of other layers.
     """
 
-    def __init__(self, rate: float, *, name: str, **options) -> None:
+    def __init__(self, rate: float, *, name: str, **options: Any) -> None:
         super().__init__(name=name, **options)
         self.rate = rate
 
-    def call(self, inputs, training=None):
-        """Zeroes a share `rate` of the inputs and scales up the others, in training."""
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """In training, zeroes a share `rate` of the inputs and scales up the others."""
         if not training:
             return inputs
         draws = randomness.current()
@@ -202,8 +215,8 @@ class Dropout(keras.layers.Layer):
         kept = tf.cast(draw >= self.rate, inputs.dtype)
         return inputs * kept / (1.0 - self.rate)
 
-    def get_config(self):
-        """Its arguments, for saving."""
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments, for saving."""
         return {**super().get_config(), "rate": self.rate}
 
 
@@ -211,15 +224,15 @@ class Dropout(keras.layers.Layer):
 class GaussianNoise(keras.layers.Layer):
     """Gaussian noise that is a function of the step and the position in the batch.
 
-    Its name, which must be given, sets its noise apart from that of other layers.
+    The required name distinguishes its noise from that of other layers.
     """
 
-    def __init__(self, stddev: float, *, name: str, **options) -> None:
+    def __init__(self, stddev: float, *, name: str, **options: Any) -> None:
         super().__init__(name=name, **options)
         self.stddev = stddev
 
-    def call(self, inputs, training=None):
-        """Adds noise of `stddev` times the step's noise level, in training."""
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """In training, adds noise of `stddev` times the step's noise level."""
         if not training:
             return inputs
         draws = randomness.current()
@@ -227,6 +240,6 @@ class GaussianNoise(keras.layers.Layer):
         noise = draws.normal(self.name, tuple(inputs.shape[1:]), parts)
         return inputs + tf.cast(self.stddev * draws.noise_level * noise, inputs.dtype)
 
-    def get_config(self):
-        """Its arguments, for saving."""
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor arguments, for saving."""
         return {**super().get_config(), "stddev": self.stddev}

@@ -1,4 +1,4 @@
-"""Networks of `mlp`, and what `mlp-small` shares with them."""
+"""Networks of `mlp`, and the functions that `mlp-small` shares."""
 
 import keras
 
@@ -8,7 +8,10 @@ from trainer.models import layers, scaled
 
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
-    """Dense 256, 512, 1024; Dense, BatchNorm, LeakyReLU; no norm behind the first."""
+    """Builds dense layers of 256, 512 and 1024 units; the norm precedes the activation.
+
+    The first layer has no norm.
+    """
     inputs, x, onehot = layers.generator_inputs(config, shape)
     for count in (256, 512, 1024):
         x = layers.g_dense(x, config, scaled(count, config.g_width))
@@ -18,19 +21,19 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
 
 
 def discriminator(config: Config, shape: ImageShape) -> keras.Model:
-    """Dense 1024, 512, 256."""
+    """Builds dense layers of 1024, 512 and 256 units."""
     return dense_discriminator(config, shape, (1024, 512, 256))
 
 
 def to_image(x: keras.KerasTensor, config: Config, shape: ImageShape) -> keras.KerasTensor:
-    """A value for each pixel and channel, in the image range."""
+    """Maps features [N, F] to images [N, H, W, C] in the image range."""
     x = layers.g_dense(x, config, shape.size**2 * shape.channels)
     x = keras.layers.Reshape([shape.size, shape.size, shape.channels])(x)
     return layers.image_output(x, config)
 
 
 def dense_discriminator(config: Config, shape: ImageShape, units: tuple[int, ...]) -> keras.Model:
-    """Fully connected layers on the flat image."""
+    """Builds fully connected layers on the flattened image."""
     inputs, x, onehot = layers.discriminator_inputs(config, shape)
     x = keras.layers.Flatten()(x)
     for count in units:

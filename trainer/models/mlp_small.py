@@ -9,7 +9,7 @@ from trainer.models.mlp import dense_discriminator, to_image
 
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
-    """Dense 256, 512, 1024; Dense, LeakyReLU, BatchNorm."""
+    """Builds dense layers of 256, 512 and 1024 units; the norm follows the activation."""
     inputs, x, onehot = layers.generator_inputs(config, shape)
     for count in (256, 512, 1024):
         x = layers.g_dense(x, config, scaled(count, config.g_width))
@@ -18,5 +18,5 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
 
 
 def discriminator(config: Config, shape: ImageShape) -> keras.Model:
-    """Dense 512, 256."""
+    """Builds dense layers of 512 and 256 units."""
     return dense_discriminator(config, shape, (512, 256))

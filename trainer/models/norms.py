@@ -1,4 +1,4 @@
-"""Normalisation of activations: batch, over all replicas, and by class; instance; layer."""
+"""Batch (across replicas, optionally conditional), instance and layer normalization."""
 
 from typing import Any, TypeAlias
 
@@ -13,17 +13,17 @@ Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor
 
 
 def norm(x: Tensor, config: Config, kind: str, onehot: Tensor | None = None) -> Tensor:
-    """The norm `kind`: batch (over all replicas), instance, layer or none.
+    """Applies the norm `kind` to x [N, ..., C]: batch (over all replicas), instance, layer or none.
 
-    With `onehot` a batch norm is, where the config says so, conditional: a scale and a
+    With `onehot` [N, classes] and g_conditioning=batchnorm, the batch norm has a scale and a
     shift for each class (de Vries et al., arXiv:1707.00683).
     """
     if kind == "none":
         return x
     if kind == "layer":
-        return keras.layers.GroupNormalization(1)(x)  # of all of an image
+        return keras.layers.GroupNormalization(1)(x)  # statistics over the whole image
     if kind == "instance":
-        # Of each image and channel; without pixels it is the layer norm.
+        # Statistics of each image and channel. Without pixels this is the layer norm.
         groups = x.shape[-1] if len(x.shape) == 4 else 1
         return keras.layers.GroupNormalization(groups)(x)
     by_class = onehot is not None and config.g_conditioning == "batchnorm"
@@ -42,18 +42,18 @@ def norm(x: Tensor, config: Config, kind: str, onehot: Tensor | None = None) -> 
 class BatchNorm(keras.layers.BatchNormalization):
     """Batch norm whose statistics are those of the global batch, as one fused operation.
 
-    Keras's own takes three times as long on one replica.  Where there are several, sums
-    over all of them take the fused operation's place.
+    The Keras layer takes three times as long on one replica. With several replicas, sums over
+    all of them replace the fused operation.
     """
 
     plain_kind = keras.layers.BatchNormalization
 
-    def call(self, inputs, training=None):
-        """Normalises [N, ..., C]; in training by the batch, whose statistics it notes."""
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Normalizes [N, ..., C]; training uses and accumulates the batch statistics."""
         if not training:
             return super().call(inputs, training=False)
         channels = inputs.shape[-1]
-        # cuDNN takes few rows of many pixels, not many rows of one.
+        # cuDNN supports few rows of many pixels, but not many rows of one pixel.
         images = len(inputs.shape) == 4
         rows = inputs if images else tf.reshape(inputs, [-1, 1, 1, channels])
         scale = tf.ones([channels]) if self.gamma is None else tf.convert_to_tensor(self.gamma)
@@ -65,21 +65,27 @@ class BatchNorm(keras.layers.BatchNormalization):
             kept.assign(kept * self.momentum + new * (1.0 - self.momentum))
         return tf.reshape(outputs, tf.shape(inputs))
 
-    def _by_one_replica(self, rows, scale, shift, replicas):
+    def _by_one_replica(
+        self, rows: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor, replicas: int
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         none = tf.zeros([0])
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=rows, scale=scale, offset=shift, mean=none, variance=none, epsilon=self.epsilon
         )
-        # It gives the unbiased variance, and Keras keeps the biased one.
+        # The operation returns the unbiased variance; Keras stores the biased one.
         count = tf.cast(tf.size(rows) // rows.shape[-1], tf.float32)
         return outputs, mean, variance * ((count - 1.0) / count)
 
-    def _by_all_replicas(self, rows, scale, shift, replicas):
+    def _by_all_replicas(
+        self, rows: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor, replicas: int
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         values = tf.cast(rows, tf.float32)  # squares of half precision overflow
         count = replicas * tf.cast(tf.size(rows) // rows.shape[-1], tf.float32)
         sums = [tf.reduce_sum(values, [0, 1, 2]), tf.reduce_sum(tf.square(values), [0, 1, 2])]
         total, squares = sum_over_replicas(sums)
         mean = total / count
-        variance = tf.maximum(squares / count - tf.square(mean), 0.0)  # but for rounding
+        variance = tf.maximum(
+            squares / count - tf.square(mean), 0.0
+        )  # rounding can make it negative
         factor = scale * tf.math.rsqrt(variance + self.epsilon)
         return tf.cast(values * factor + (shift - mean * factor), rows.dtype), mean, variance

@@ -1,4 +1,4 @@
-"""Networks of Keras's own layers alone, to be loaded where this package is not."""
+"""Copies of networks that use only Keras layers, loadable without this package."""
 
 import keras
 
@@ -6,9 +6,9 @@ from trainer.models import kernels
 
 
 def plain(network: keras.Model) -> keras.Model:
-    """A copy that gives the same outputs in inference mode, without this package's layers.
+    """Returns a copy made of Keras layers only, with the same outputs in inference mode.
 
-    Normalised kernels stand in it as they are applied.
+    The copy contains normalized kernels in their normalized form.
     """
     copy = keras.models.clone_model(network, clone_function=_plain_layer)
     for layer, new in zip(network.layers, copy.layers, strict=True):

@@ -1,5 +1,6 @@
 """Published systems by name: what differs from the default configuration."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,15 +20,26 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def resolve(given: Mapping[str, Any]) -> Config:
-    """The configuration of a recipe with the `given` settings on top.
+def resolve(given: Mapping[str, Any], stored: Config | None = None) -> Config:
+    """Returns the configuration of a recipe, or of a stored run, with `given` settings on top.
 
-    A recipe's networks and its loop are independent: `networks` names another
-    recipe whose networks, with their settings, run under this recipe's loop.
+    The networks of a recipe and its loop are independent: `networks` names another
+    recipe whose networks, with their settings, train under this recipe's loop.
+
+    Args:
+      given: settings that the user gives.
+      stored: the configuration of the run that is resumed, which keeps its settings.
 
     Raises:
       UsageError: for an unknown recipe or a value that is out of range.
     """
+    if stored is not None:
+        kept = {
+            field.name: getattr(stored, field.name)
+            for field in dataclasses.fields(Config)
+            if not field.metadata["per_start"]
+        }
+        return Config(**Config.parse_values({**kept, **given}))
     name = one_of("--recipe", given.get("recipe", "dcgan"), RECIPES)
     networks = one_of("--networks", given.get("networks") or name, RECIPES)
     recipe = RECIPES[name]

@@ -5,6 +5,15 @@ from trainer.recipes.recipe import Recipe
 RECIPE = Recipe(
     source="Radford et al., arXiv:1511.06434; spectral norm and hinge: Miyato et al., "
     "arXiv:1802.05957; projection: Miyato and Koyama, arXiv:1802.05637",
+    architecture="Transposed convolutions up to the image size and strided convolutions down from "
+    "it, sized to 28 to 128 pixels; batch norm in the generator, spectral norm in the "
+    "discriminator.",
+    updates="One discriminator update per step on a joint batch, hinge loss; the generator is "
+    "updated with the same fakes.",
+    differences=(
+        "This project's default: the DCGAN guidelines with spectral norm, hinge loss, "
+        "projection and EMA, sized for a workstation.",
+    ),
     networks=dict(
         latent_dim=100,
         g_conditioning="batchnorm",

@@ -5,6 +5,19 @@ from trainer.recipes.recipe import Recipe
 RECIPE = Recipe(
     source="R. Atienza, Advanced Deep Learning with TensorFlow 2 and Keras, 2nd ed. (2020), "
     "after Radford et al., arXiv:1511.06434",
+    architecture="5x5 convolutions; the generator ends in a sigmoid, and the discriminator "
+    "activates its input before each convolution.",
+    updates="One discriminator update per step on a joint batch of reals and fakes, then one "
+    "generator update on new fakes; RMSprop.",
+    differences=(
+        "The discriminator's fakes are drawn with batch norm in training mode, the "
+        "usual practice; the source drew them in inference mode.",
+        "The sigmoid of the discriminator and its cross-entropy are computed together "
+        "from logits, which is numerically stable.",
+        "Keras 3 adds RMSprop's epsilon inside the square root; "
+        "--rmsprop_epsilon=1e-14 gives the update the same floor as 1e-7 outside of "
+        "it in the source.",
+    ),
     networks=dict(latent_dim=100, latent_distribution="uniform", image_range="sigmoid"),
     loop=dict(
         batch_size=64,
@@ -12,6 +25,8 @@ RECIPE = Recipe(
         d_update="joint",
         optimizer="rmsprop",
         beta2=0.9,
+        # The source adds 1e-7 to the root; Keras 3 adds inside it, where 1e-14 is the same floor.
+        rmsprop_epsilon=1e-14,
         d_lr=2e-4,
         g_lr_schedule="inverse_time",
         d_lr_schedule="inverse_time",

@@ -4,6 +4,11 @@ from trainer.recipes.recipe import Recipe
 
 RECIPE = Recipe(
     source="Kang et al., StudioGAN, arXiv:2206.09479; after Radford et al., arXiv:1511.06434",
+    architecture="4x4 transposed convolutions from 4x4x512 to 32 pixels; pairs of 3x3 and strided "
+    "4x4 convolutions with batch norm in the discriminator.",
+    updates="Two discriminator updates per step, each on its own reals, then one generator "
+    "update; cross-entropy.",
+    differences=("None is known, apart from rounding.",),
     networks=dict(
         latent_dim=128,
         image_size=32,

@@ -4,6 +4,10 @@ from trainer.recipes.recipe import Recipe
 
 RECIPE = Recipe(
     source="Lornatang, Generative-Adversarial-Networks (TensorFlow 2.0)",
+    architecture="Fully connected layers of 256, 512 and 1024 units in the generator, 1024, 512 "
+    "and 256 in the discriminator.",
+    updates="Both networks are updated together, from the same weights and the same fakes.",
+    differences=("Each step draws new latent vectors; the source trained on 16 fixed ones.",),
     networks=dict(latent_dim=100),
     loop=dict(
         batch_size=128,

@@ -1,4 +1,4 @@
-"""What a person sees: a progress bar on a terminal, else a line now and then."""
+"""Console output: a progress bar on a terminal, otherwise periodic log lines."""
 
 import json
 import logging
@@ -14,10 +14,10 @@ WORTH_SAYING = 0.05  # of the time spent waiting for data
 
 
 class Console:
-    """Writes lines, and below them, on a terminal, a bar that moves."""
+    """Writes lines and, on a terminal, a progress bar below them."""
 
     def __init__(self, stream: TextIO | None = None, *, plain: bool = False) -> None:
-        """Writes to `stream`, stdout by default; `plain` keeps the bar away."""
+        """Writes to `stream`, stdout by default; `plain` disables the bar."""
         self._stream = stream or sys.stdout
         self.has_bar = self._stream.isatty() and not plain
         self._bar = ""
@@ -28,7 +28,7 @@ class Console:
         self._stream.flush()
 
     def bar(self, share: float, text: str) -> None:
-        """Redraws the bar, on a terminal.  `share` is what is done, 0 to 1."""
+        """Redraws the bar on a terminal.  `share` is the completed share, 0 to 1."""
         if not self.has_bar:
             return
         done = round(20 * share)
@@ -75,11 +75,11 @@ class ConsoleHandler(logging.Handler):
 
 
 def log_to(console: Console, labels: Mapping[str, str] | None = None) -> None:
-    """Makes a console the place where this package logs.
+    """Sends the log of this package to a console.
 
     Args:
-      console: the place.
-      labels: what each line carries, as JSON; None for plain text.
+      console: the console to write to.
+      labels: labels of each line, which is then a JSON object; None for plain text.
     """
     logger = logging.getLogger("trainer")
     logger.handlers[:] = [ConsoleHandler(console, labels)]
@@ -88,7 +88,7 @@ def log_to(console: Console, labels: Mapping[str, str] | None = None) -> None:
 
 
 def report(line: str, exit_code: int) -> None:
-    """Says why a command ends: on stderr, or where its log is of JSON objects there."""
+    """Reports why a command ends: on stderr, or in the log if that is JSON."""
     logger = logging.getLogger("trainer")
     if any(getattr(handler, "labels", None) is not None for handler in logger.handlers):
         level = logging.WARNING if exit_code == ExitCode.STOPPED else logging.ERROR

@@ -1,4 +1,4 @@
-"""A file by whose age a cluster's probe sees that training moves.  No TensorFlow."""
+"""Heartbeat file whose age shows a liveness probe that training progresses.  No TensorFlow."""
 
 import json
 import time
@@ -19,7 +19,7 @@ class Heartbeat:
         self._beaten = 0.0
 
     def beat(self, step: int) -> None:
-        """Says that `step` steps are done; a disk that refuses is for others to report."""
+        """Records that `step` steps are done; write errors are ignored."""
         now = time.time()
         if self._path is None or now - self._beaten < PACE_SECS:
             return
@@ -31,10 +31,10 @@ class Heartbeat:
 
 
 def check(path: Path, max_age_secs: float) -> str:
-    """What a liveness probe says of a heartbeat.
+    """Returns a description of the heartbeat's age for a liveness probe.
 
     Raises:
-      UsageError: if there is none.
+      UsageError: if the file cannot be read.
       TrainerError: if it is older than `max_age_secs`.
     """
     try:

@@ -1,4 +1,4 @@
-"""What a run says to Prometheus, if asked to."""
+"""Optional Prometheus endpoint with the metrics of a run."""
 
 import time
 from collections.abc import Mapping
@@ -26,14 +26,14 @@ GAUGES = {  # name: (what it is, from which column of metrics.jsonl)
 
 
 class Telemetry:
-    """An endpoint /metrics with the newest values."""
+    """Serves the newest values at the endpoint /metrics."""
 
     def __init__(self, port: int, labels: Mapping[str, str]) -> None:
         """Opens the endpoint.
 
         Args:
-          port: to listen on; 0 for no endpoint.
-          labels: that every value carries.
+          port: port to listen on; 0 for no endpoint.
+          labels: labels of every value.
 
         Raises:
           UsageError: if the port is taken, or the package prometheus_client is not there.
@@ -65,13 +65,13 @@ class Telemetry:
             ) from None
 
     def line(self, record: Mapping[str, Any]) -> None:
-        """Takes in a line of metrics.jsonl."""
+        """Updates the gauges from a line of metrics.jsonl."""
         for name, (_, column) in GAUGES.items():
             if record.get(column) is not None:
                 self.set(name, record[column] * (1000 if name == "images" else 1))
 
     def saved(self, step: int, secs: float) -> None:
-        """Takes in that a checkpoint was saved, just now and in so many seconds."""
+        """Records that a checkpoint of `step` was just saved and took `secs` seconds."""
         self.set("checkpoint_step", step)
         self.set("checkpoint_time_seconds", time.time())
         self.set("checkpoint_duration_seconds", secs)

@@ -1,4 +1,4 @@
-"""Where a run is, from the files of its directory.  No TensorFlow."""
+"""Status of a run, read from the files of its directory.  No TensorFlow."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ MANIFEST = re.compile(r"ckpt-(\d+)\.json")
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Where a run is.
+    """Status of a run.
 
     Attributes:
       run_dir: its directory.
@@ -51,11 +51,11 @@ class Status:
     evaluation: dict[str, float]
 
     def to_json(self) -> str:
-        """One object on one line."""
+        """Returns the status as one JSON object on one line."""
         return json.dumps(dataclasses.asdict(self))
 
     def screen(self) -> str:
-        """The same for a person."""
+        """Returns the status as a table for people."""
         left = f", {duration(self.secs_left)} left" if self.secs_left is not None else ""
         saved = "none yet"
         if self.checkpoint_step is not None and self.checkpoint_age_secs is not None:
@@ -76,7 +76,7 @@ class Status:
 
 
 def look(run_dir: RunDir, name: str, now: float | None = None) -> Status:
-    """Reads where a run is.
+    """Reads the status of a run.
 
     Args:
       run_dir: its directory, or a copy.
@@ -84,7 +84,7 @@ def look(run_dir: RunDir, name: str, now: float | None = None) -> Status:
       now: seconds since 1970; None for the time it is.
 
     Raises:
-      UsageError: if it is no run directory.
+      UsageError: if `run_dir` is not a run directory.
     """
     now = time.time() if now is None else now
     config, data = run_dir.read_config(), run_dir.read_dataset()

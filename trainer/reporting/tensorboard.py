@@ -40,7 +40,7 @@ class EventWriter:
             tf.summary.write(tag, tf.constant(parts), metadata=_IMAGE)
 
     def flush(self) -> None:
-        """Brings all to the file."""
+        """Writes all buffered events to the file."""
         with self._unless_the_disk_fails():
             self._writer.flush()
 
@@ -51,7 +51,7 @@ class EventWriter:
 
     @contextlib.contextmanager
     def _unless_the_disk_fails(self) -> Iterator[None]:
-        """Goes on without TensorBoard's files: metrics.jsonl is the record."""
+        """Ignores write errors after one warning: metrics.jsonl is the authoritative record."""
         try:
             yield
         except tf.errors.OpError as error:

@@ -311,8 +311,8 @@ class RunDir:
 
 
 def _report_version_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    before, now = old.get("trainer"), new.get("trainer")
-    if before and now and before != now:
+    before, now = old.get("trainer", "unknown"), new.get("trainer")
+    if now and before != now:
         log.warning(
             "This run was last trained by version %s and is resumed by version %s. Training "
             "continues, but only within one version is a resumed run bit-identical to an "

@@ -1,4 +1,4 @@
-"""How long steps wait for their data."""
+"""Measures how long the training steps wait for their data."""
 
 import time
 from collections.abc import Callable
@@ -7,21 +7,21 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-EVERY = 8  # steps of which one is timed: the watch takes a tenth of a millisecond
+EVERY = 8  # one step in so many is measured, because a measurement takes 0.1 ms
 
 
 class Stopwatch:
-    """Times the moments in which compiled steps stand still until their data are there."""
+    """Measures the time in which compiled steps are idle until their data arrive."""
 
     def __init__(self) -> None:
         self._began = self._secs = 0.0
         self._count = 0
 
     def timed(self, take: Callable[[], Any], number: tf.Tensor) -> Any:
-        """What `take` returns, timed at every so many-th number; part of a compiled step.
+        """Returns what `take` returns, and measures its duration at every EVERY-th number.
 
-        The step must not begin anything else before, or the watch is stopped only when
-        that leaves it a processor.
+        The step must not run other operations meanwhile, because the measurement would end
+        only when they leave a processor idle.
         """
         due = tf.equal(number % EVERY, 0)
         with tf.control_dependencies([_noted(due, self._start)]):
@@ -32,7 +32,7 @@ class Stopwatch:
             return tf.nest.map_structure(_there, element, expand_composites=True)
 
     def mean_secs(self) -> float:
-        """The mean over the steps timed since this was last called."""
+        """Returns the mean duration in seconds since the last call of this method."""
         mean = self._secs / max(1, self._count)
         self._secs, self._count = 0.0, 0
         return mean
@@ -48,7 +48,7 @@ class Stopwatch:
 
 
 def _noted(due: tf.Tensor, note: Callable[[], np.bool_]) -> tf.Tensor:
-    # tf.timestamp would do, but is refused where operations are deterministic.
+    # tf.timestamp raises an error when operations are deterministic.
     return tf.cond(due, lambda: tf.numpy_function(note, [], tf.bool), lambda: False)
 
 

@@ -1,6 +1,6 @@
-"""The host's loop: advance, time, call what is due, stop.
+"""The host loop: trains, measures the time, calls the actions that are due, and stops.
 
-It knows nothing of networks, checkpoints or files: what it does is handed to it.
+It knows nothing of networks, checkpoints or files, because its callers pass functions.
 """
 
 import dataclasses
@@ -9,16 +9,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-CALL_SECS = 0.5  # a call of the device should take about so long
-MAX_STEPS = 1000  # and train at most so many steps
+CALL_SECS = 0.5  # target duration of one call of the compiled steps
+MAX_STEPS = 1000  # maximum number of steps per call
 
 
 @dataclasses.dataclass(frozen=True)
 class Periodic:
-    """Something to do every so many images.
+    """An action at an interval of images.
 
     Attributes:
-      every_images: how often; 0 for never.
+      every_images: the interval; 0 disables the action.
       action: called with the number of steps done.
     """
 
@@ -26,7 +26,7 @@ class Periodic:
     action: Callable[[int], None]
 
     def next_due(self, step: int, batch_size: int) -> int | None:
-        """The first step after `step` at which it is due; None for never."""
+        """Returns the next step at which the action is due; None if it is disabled."""
         if not self.every_images:
             return None
         periods = step * batch_size // self.every_images + 1
@@ -48,23 +48,22 @@ def run(
     """Trains until `last_step`, or until a stop is requested.
 
     Args:
-      first_step: steps done already.
-      last_step: steps to have done at the end.
+      first_step: number of steps that are done already.
+      last_step: number of steps at the end of training.
       batch_size: images per step.
-      advance: trains a number of steps and returns their metrics; called with 0 first,
-        so that its compilation is not timed.
+      advance: trains a number of steps and returns their metrics.  It is first called with 0,
+        so that its compilation is not part of the measured time.
       observe: called after each call with the metrics of its steps, [steps, M] float32, and
         its duration in seconds, before any periodic action that is due.
-      periodic: what to do at its time, in this order.
-      stop_requested: asked before each call.
-      agree: makes the number of steps of a call, and whether to stop, the same on all
-        machines of the run.
-      clock: seconds, rising.
+      periodic: actions at intervals, called in this order.
+      stop_requested: returns whether to stop; called before each call of `advance`.
+      agree: makes the number of steps of a call, and whether to stop, equal on all workers.
+      clock: returns monotonic seconds.
 
     Returns:
-      The steps done.
+      The number of steps done.
     """
-    step, pace = first_step, 0.0  # pace: steps per second, once known
+    step, pace = first_step, 0.0  # pace: steps per second, once it is known
     if step < last_step and not agree(0, stop_requested())[1]:
         advance(0)
     while step < last_step:

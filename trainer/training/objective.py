@@ -1,6 +1,6 @@
 """Adversarial losses per image, as functions of the discriminator's logits.
 
-D is the discriminator's logit; a positive one means "real".
+D denotes the discriminator's logit.  A positive logit means "real".
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ Loss = Callable[[tf.Tensor], tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Losses [N] of logits [N]: D's on reals and on fakes, and G's on fakes."""
+    """Losses [N] of logits [N]: of D on reals and on fakes, and of G on fakes."""
 
     d_real: Loss
     d_fake: Loss
@@ -61,7 +61,7 @@ OBJECTIVES = {
 
 
 def towards(target: tf.Tensor | float, as_real: Loss, as_fake: Loss) -> Loss:
-    """D's loss for images that it should call real with weight `target`, in [0, 1].
+    """Returns D's loss for images whose target is `target`: 1 for real, 0 for fake.
 
     With the cross-entropies this is the cross-entropy with the label `target`, which
     makes label smoothing (Salimans et al., arXiv:1606.03498, section 3.4) and flipped
@@ -71,15 +71,15 @@ def towards(target: tf.Tensor | float, as_real: Loss, as_fake: Loss) -> Loss:
 
 
 def gradient_penalty(gradients: tf.Tensor) -> tf.Tensor:
-    """(|gradient| - 1)^2 of each image's gradient [N, H, W, C]; [N] float32.
+    """Returns (|gradient| - 1)^2 of each image's gradient [N, H, W, C], [N] float32.
 
     Gulrajani et al., arXiv:1704.00028, equation 3.
     """
     squares = tf.reduce_sum(tf.square(tf.cast(gradients, tf.float32)), [1, 2, 3])
-    # The root of zero has no gradient.
+    # The square root has no gradient at zero.
     return tf.square(tf.sqrt(squares + 1e-12) - 1.0)
 
 
 def share_real(logits: tf.Tensor) -> tf.Tensor:
-    """1 where the discriminator says real, else 0; [N] float32."""
+    """Returns 1 for each logit that means real and 0 otherwise, [N] float32."""
     return tf.cast(logits > 0, tf.float32)

@@ -1,7 +1,8 @@
-"""Keras optimizers whose update of a variable is one fused operation, and their rates."""
+"""Keras optimizers that update a variable in one fused operation, and learning rates."""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -14,7 +15,9 @@ Rate = Callable[[], tf.Tensor]
 class Adam(keras.optimizers.Adam):
     """Adam (Kingma and Ba, arXiv:1412.6980)."""
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
+    ) -> None:
         """Updates a variable and its two moments."""
         index = self._get_variable_index(variable)
         time = tf.cast(self.iterations + 1, tf.float32)
@@ -37,7 +40,9 @@ class RMSprop(keras.optimizers.RMSprop):
 
     momentum: float
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
+    ) -> None:
         """Updates a variable and its moving averages."""
         index = self._get_variable_index(variable)
         tf.raw_ops.ResourceApplyRMSProp(
@@ -51,8 +56,8 @@ class RMSprop(keras.optimizers.RMSprop):
             grad=gradient,
         )
 
-    def build(self, variables):
-        """Makes the slots; the fused operation wants the momentum's even at 0."""
+    def build(self, variables: list[keras.Variable]) -> None:
+        """Creates the slots.  The fused operation needs that of the momentum even if it is 0."""
         _build_with_momentum(self, super().build, variables)
 
 
@@ -61,7 +66,9 @@ class SGD(keras.optimizers.SGD):
 
     momentum: float
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
+    ) -> None:
         """Updates a variable and its momentum."""
         tf.raw_ops.ResourceApplyKerasMomentum(
             var=variable.handle,
@@ -71,12 +78,14 @@ class SGD(keras.optimizers.SGD):
             momentum=self.momentum,
         )
 
-    def build(self, variables):
-        """Makes the slots; the fused operation wants the momentum's even at 0."""
+    def build(self, variables: list[keras.Variable]) -> None:
+        """Creates the slots.  The fused operation needs that of the momentum even if it is 0."""
         _build_with_momentum(self, super().build, variables)
 
 
-def _build_with_momentum(optimizer, build, variables) -> None:
+def _build_with_momentum(
+    optimizer: Any, build: Callable[[list[keras.Variable]], None], variables: list[keras.Variable]
+) -> None:
     wanted = optimizer.momentum
     optimizer.momentum = wanted or 1.0
     build(variables)
@@ -84,26 +93,37 @@ def _build_with_momentum(optimizer, build, variables) -> None:
 
 
 def make(config: Config, rate: Rate) -> keras.optimizers.Optimizer:
-    """The optimizer that `config` names, with a rate that is read at each update."""
+    """Returns the optimizer that `config` selects.
+
+    Args:
+      config: the configuration of the run.
+      rate: returns the learning rate; called at each update.
+    """
     if config.optimizer == "rmsprop":
-        return RMSprop(rate, rho=config.beta2)
+        return RMSprop(rate, rho=config.beta2, epsilon=config.rmsprop_epsilon)
     if config.optimizer == "sgd":
         return SGD(rate, momentum=config.momentum)
     return Adam(rate, beta_1=config.beta1, beta_2=config.beta2)
 
 
 def scheduled(config: Config, network: str, images: tf.Variable) -> Rate:
-    """The rate of network "g" or "d" as its schedule has it after the images seen.
+    """Returns the learning rate of a network as a function of the images seen.
 
-    constant: the rate; inverse_time: rate / (1 + decay * kimg); linear and cosine: from
-    the rate to its share `lr_end` over `lr_decay_kimg`, and constant from there.
+    The schedules are constant; inverse_time, rate / (1 + decay * kimg); and linear and cosine,
+    which decay from the rate to its fraction `lr_end` over `lr_decay_kimg` and are constant
+    afterwards.
+
+    Args:
+      config: the configuration of the run.
+      network: "g" or "d".
+      images: number of images seen, an int64 scalar.
     """
     rate = getattr(config, f"{network}_lr")
     schedule = getattr(config, f"{network}_lr_schedule")
     decay = getattr(config, f"{network}_lr_decay_per_kimg")
 
     def current() -> tf.Tensor:
-        """The rate at the images seen so far."""
+        """Returns the current learning rate, a float32 scalar."""
         kimg = tf.cast(images, tf.float32) / 1000.0
         if schedule == "constant":
             return tf.constant(rate)

@@ -1,4 +1,4 @@
-"""A trace of some steps, for TensorBoard's profiler."""
+"""Traces some steps for TensorBoard's profiler."""
 
 import contextlib
 import logging
@@ -10,19 +10,19 @@ import tensorflow as tf
 
 log = logging.getLogger(__name__)
 
-SKIPPED = 10  # steps before the trace: the first ones still warm up
+SKIPPED = 10  # steps before the trace, while the process warms up
 
 Advance = Callable[[int], np.ndarray]
 
 
 @contextlib.contextmanager
 def traced(advance: Advance, folder: Path, steps: int) -> Iterator[Advance]:
-    """Yields `advance`, which traces some of the steps that it trains.
+    """Yields a version of `advance` that traces some of its steps.
 
     Args:
       advance: trains a number of steps and returns their metrics, [steps, M].
-      folder: where TensorBoard looks.
-      steps: how many to trace, after the first SKIPPED; 0 for none.
+      folder: folder of the TensorBoard files.
+      steps: number of steps to trace after the first SKIPPED; 0 disables tracing.
     """
     if not steps:
         yield advance
@@ -35,7 +35,7 @@ def traced(advance: Advance, folder: Path, steps: int) -> Iterator[Advance]:
 
 
 class _Trace:
-    """Counts the steps of this process and traces those from SKIPPED on."""
+    """Counts the steps of this process and traces those after the first SKIPPED."""
 
     def __init__(self, advance: Advance, folder: Path, steps: int) -> None:
         self._advance, self._folder = advance, folder
@@ -44,7 +44,7 @@ class _Trace:
         self._is_open = False
 
     def advance(self, count: int) -> np.ndarray:
-        """Trains `count` steps, in as many calls as the edges of the trace ask for."""
+        """Trains `count` steps, split where the trace starts and ends."""
         last = self._done + count
         edges = [e for e in (self._range.start, self._range.stop) if self._done < e < last]
         parts = []
@@ -58,7 +58,7 @@ class _Trace:
         return np.concatenate(parts)
 
     def end(self) -> None:
-        """Writes the trace, if one is open, and says where; also where a run ends early."""
+        """Writes the trace if one is active, also when the run ends early."""
         if self._is_open:
             self._is_open = False
             tf.profiler.experimental.stop()

@@ -1,4 +1,4 @@
-"""A run that trains: steps, samples, evaluations and saves, and back where it diverges."""
+"""Trains a run: steps, samples, evaluations, saves, and rollbacks after divergence."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from trainer.data.images import ImageSet
 from trainer.errors import DivergedError, NotFiniteError, StoppedError, StorageError
 from trainer.evaluation.during_training import Quality
 from trainer.generation.sampler import Sampler, SampleSheet, last_sheet, save_picture, sheet_path
-from trainer.machine.replicas import Runtime
+from trainer.machine.replicas import Replicas
 from trainer.reporting.console import Console
 from trainer.reporting.prometheus import Telemetry
 from trainer.reporting.record import Recorder
@@ -26,13 +26,46 @@ from trainer.run_dir.directory import RunDir
 from trainer.run_dir.saver import Saver
 from trainer.storage.location import Uploads
 from trainer.training import loop, profiling, step, xla
-from trainer.training.compiled_steps import Advance, make_advance
+from trainer.training.compiled_steps import Advance, compile_steps
 from trainer.training.data_wait import Stopwatch
-from trainer.training.divergence import REMEDY, CollapseWatch
+from trainer.training.divergence import REMEDY, CollapseAlarm
 from trainer.training.state import TrainState
 from trainer.training.utilisation import Meter
 
 log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(eq=False)
+class SaveAction:
+    """Saves a checkpoint and reports the result.
+
+    Attributes:
+      saver: saves checkpoints.
+      recorder: counts failed saves and uploads.
+      uploads: the uploads to the run's bucket.
+      telemetry: reports the step, time and duration of the latest checkpoint.
+    """
+
+    saver: Saver
+    recorder: Recorder
+    uploads: Uploads
+    telemetry: Telemetry
+
+    def __post_init__(self) -> None:
+        self._failed_uploads = self.uploads.failures  # those that are counted already
+
+    def __call__(self, done: int) -> bool:
+        """Saves a checkpoint at step `done`; returns whether it succeeded."""
+        began = time.time()
+        saved = self.saver.save(done, self.recorder.flush)
+        if saved:
+            self.telemetry.saved(done, time.time() - began)
+        else:
+            self.recorder.count("failed_saves", 1)
+        self.uploads.saved()
+        self.recorder.count("failed_uploads", self.uploads.failures - self._failed_uploads)
+        self._failed_uploads = self.uploads.failures
+        return saved
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,21 +73,24 @@ class Run:
     """A run that is ready to train.
 
     Attributes:
-      config, data, run_dir: what it is and where.
-      devices, variables: what carries it and what it changes.
-      saver: of its checkpoints.
-      uploads: to its bucket, if it has one.
-      terminal: where progress goes.
-      telemetry: where an operator looks.
-      last_step: steps to have done at the end.
-      quality: its evaluations.
+      config: the configuration.
+      data: the training images.
+      run_dir: the run directory.
+      replicas: the replicas that train.
+      state: the state that training changes.
+      saver: saves and restores its checkpoints.
+      uploads: the uploads to its bucket, if the run directory is in one.
+      terminal: the console that shows its progress.
+      telemetry: the Prometheus endpoint.
+      last_step: number of steps at the end of the run.
+      quality: the evaluations during training.
     """
 
     config: Config
     data: ImageSet
     run_dir: RunDir
-    devices: Runtime
-    variables: TrainState
+    replicas: Replicas
+    state: TrainState
     saver: Saver
     uploads: Uploads
     terminal: Console
@@ -63,15 +99,15 @@ class Run:
     quality: Quality
 
     def train(self, stop: Callable[[], bool], reason: Callable[[], str]) -> None:
-        """Trains to the end, back from the last checkpoint where numbers are not finite.
+        """Trains to the end of the run, and rolls back when values are not finite.
 
         Args:
-          stop: whether to save and stop now.
-          reason: why, to be read after "Stopped".
+          stop: returns whether to save a checkpoint and stop.
+          reason: returns the reason for stopping, as it follows the word "Stopped".
 
         Raises:
-          StoppedError: once an early stop is saved.
-          DivergedError: if training went wrong past its retries.
+          StoppedError: after an early stop.
+          DivergedError: if training diverges more often than --max_rollbacks allows.
         """
         while True:
             try:
@@ -81,66 +117,48 @@ class Run:
                 self._roll_back(error)
 
     def _train_steps(self, stop: Callable[[], bool], reason: Callable[[], str]) -> None:
-        """Trains from where the variables are, sampling and saving at their time."""
-        watch = CollapseWatch(round(1000 * self.config.collapse_kimg))
-        collapsed: list[str] = []
+        """Trains from the current step, with samples, evaluations and saves when due."""
+        alarm = CollapseAlarm(self.config)
 
-        def warn(sign: str) -> None:
-            if sign:
-                log.warning("This looks like collapse: %s.", sign)
-                recorder.extras["collapse"] = 1.0
-                collapsed.append(sign)
-
-        def written(line: dict[str, Any]) -> None:
+        def observe_line(line: dict[str, Any]) -> None:
             self.telemetry.line(line)
-            if self.config.loss != "wasserstein":  # whose critic has no zero
-                warn(watch.judged(round(1000 * line["kimg"]), line["d_acc"]))
+            alarm.observe_accuracy(round(1000 * line["kimg"]), line["d_acc"])
 
-        with contextlib.closing(self._recorder(written)) as recorder:
-            sample = self._sampling(
-                recorder, lambda images, share: warn(watch.drawn(images, share))
-            )
+        with contextlib.closing(self._recorder(observe_line)) as recorder:
+            alarm.on_collapse = lambda: recorder.extras.update(collapse=1.0)
+            sample = self._sampling(recorder, alarm.observe_diversity)
+            save = SaveAction(self.saver, recorder, self.uploads, self.telemetry)
 
-            uploads_failed = self.uploads.failures  # before a rollback
-
-            def save(done: int) -> bool:
-                """Saves, counts what failed, and says so to whoever watches."""
-                nonlocal uploads_failed
-                began = time.time()
-                saved = self.saver.save(done, recorder.flush)
-                if saved:
-                    self.telemetry.saved(done, time.time() - began)
-                else:
-                    recorder.count("failed_saves", 1)
-                self.uploads.saved()
-                recorder.count("failed_uploads", self.uploads.failures - uploads_failed)
-                uploads_failed = self.uploads.failures
-                return saved
-
-            def stop_or_collapsed() -> bool:
-                ends = collapsed and self.config.stop_on_collapse
-                return stop() or bool(ends) or self.quality.is_over
+            def stop_early() -> bool:
+                return stop() or alarm.stops_run or self.quality.is_over
 
             steps = recorder.steps
             self.quality.resume(steps.start, recorder.evaluated)
             if self.saver.last_step is None:
-                save(steps.start)  # something to go back to, and a sign that the run began
-            done = self._advance_to(steps, sample, save, recorder, stop_or_collapsed)
-            # Without gain for long enough it is at its end, too.
-            over, _ = self.devices.agree(int(self.quality.is_over), False)
+                save(steps.start)  # a checkpoint to roll back to, and proof that the run started
+            done = self._advance_to(steps, sample, save, recorder, stop_early)
+            # A run that has stopped improving is complete, too.
+            over = self.replicas.broadcast(int(self.quality.is_over))
             complete = done == steps.stop or bool(over)
             complete = complete and self.quality.evaluate(done)
             saved = save(done) or (complete and save(done))
-            if not complete and collapsed and self.config.stop_on_collapse:
-                raise DivergedError(f"Collapsed by step {done}: {collapsed[-1]}.")
             if not complete:
-                what = f"{done} of {steps.stop} steps, which are saved in {self.config.run_dir}"
-                if not saved:
-                    what = f"{done} of {steps.stop} steps, which could not be saved"
-                raise StoppedError(f"Stopped {reason()} after {what}. {self.saver.last_good}")
+                if alarm.stops_run:
+                    raise DivergedError(f"Collapsed by step {done}: {alarm.sign}.")
+                self._stop_early(done, saved, reason())
             if not saved:
                 raise StorageError(f"The end of the run could not be saved. {self.saver.last_good}")
             sample(done)
+
+    def _stop_early(self, done: int, saved: bool, reason: str) -> None:
+        """Raises the StoppedError of a run that is not complete."""
+        result = (
+            f"which are saved in {self.config.run_dir}" if saved else "which could not be saved"
+        )
+        raise StoppedError(
+            f"Stopped {reason} after {done} of {self.last_step} steps, {result}. "
+            f"{self.saver.last_good}"
+        )
 
     def _advance_to(
         self,
@@ -150,7 +168,7 @@ class Run:
         recorder: Recorder,
         stop: Callable[[], bool],
     ) -> int:
-        """Trains these steps, or fewer where it is to stop; returns the steps done."""
+        """Trains `steps`, or fewer if the run stops early; returns the number of steps done."""
 
         def every(period: Duration, action: Callable[[int], Any]) -> loop.Periodic:
             return loop.Periodic(period.images(self.config.batch_size, len(self.data)), action)
@@ -169,24 +187,25 @@ class Run:
                     every(self.config.checkpoint_every, save),
                 ],
                 stop_requested=stop,
-                agree=self.devices.agree,
+                agree=self.replicas.agree,
             )
 
     def _roll_back(self, error: NotFiniteError) -> None:
-        """Goes back to the newest checkpoint, and on from there with other noise.
+        """Restores the newest checkpoint, to continue with other random numbers.
 
         Raises:
-          DivergedError: if that was done often enough.
+          DivergedError: if --max_rollbacks is reached.
         """
-        rollbacks = int(self.variables.rollbacks.numpy()) + 1
+        rollbacks = int(self.state.rollbacks.numpy()) + 1
         if rollbacks > self.config.max_rollbacks:
             tried = f", after {rollbacks - 1} rollbacks" if rollbacks > 1 else ""
             raise DivergedError(f"Training diverged: {error}{tried}. {REMEDY}")
         path = self.saver.restore_newest()
-        self.devices.take_from_chief(self.variables.variables())
-        self.variables.rollbacks.assign(rollbacks)
+        self.replicas.broadcast_variables(self.state.all_variables())
+        self.state.rollbacks.assign(rollbacks)
         log.warning(
-            "Training diverged: %s. Back to %s, with other noise (rollback %d of %d).",
+            "Training diverged: %s. Restored %s; training continues with other random numbers "
+            "(rollback %d of %d).",
             error,
             path,
             rollbacks,
@@ -194,37 +213,40 @@ class Run:
         )
 
     def _recorder(self, written: Callable[[dict[str, Any]], None]) -> Recorder:
-        """The record from the steps that are done on."""
+        """Returns the record of training from the current step."""
         recorder = Recorder(
             self.run_dir,
-            names=step.metric_names(self.devices.precision),
-            steps=range(self.variables.steps_done(self.config.batch_size), self.last_step),
+            names=step.metric_names(self.replicas.precision),
+            steps=range(self.state.steps_done(self.config.batch_size), self.last_step),
             batch_size=self.config.batch_size,
             epoch_size=len(self.data),
             every_secs=self.config.log_every_secs,
             every_steps=self.config.log_every_steps,
-            memory=self.devices.memory,
+            memory=self.replicas.peak_memory_gib,
             utilisation=self.meter.utilisation,
             wait_secs=self.waiting.mean_secs,
             terminal=self.terminal,
             written=written,
         )
-        if rollbacks := int(self.variables.rollbacks.numpy()):
+        if rollbacks := int(self.state.rollbacks.numpy()):
             recorder.extras["rollbacks"] = rollbacks
         return recorder
 
     def _sampling(
         self, recorder: Recorder, drawn: Callable[[int, float], None]
     ) -> Callable[[int], None]:
-        """Draws the grids of reals and of first fakes that lack; returns what draws others.
+        """Draws the grids of reals and of the first samples if they are missing.
 
         Args:
-          recorder: shows them, too.
-          drawn: told after how many images a grid was drawn, and how much its images
-            vary, as a share of what reals do.
+          recorder: shows the grids in TensorBoard.
+          drawn: called after each sample grid with the images seen, and with the diversity
+            of the samples as a share of that of the reals.
+
+        Returns:
+          A function that draws the sample grid of a step.
         """
         sheet = SampleSheet(self.config, self.data.shape.classes)
-        sampler = Sampler(self.config, self.variables.drawing)
+        sampler = Sampler(self.config, self.state.drawing)
         reals = sheet.reals(self.data)
         variety = sheet.diversity(reals)
 
@@ -249,55 +271,55 @@ class Run:
             sample(0)
         elif path := last_sheet(self.run_dir.samples, done * self.config.batch_size / 1000):
             with contextlib.suppress(OSError, ValueError), Image.open(path) as picture:
-                look(picture, done * self.config.batch_size)  # as if there had been no break
+                look(picture, done * self.config.batch_size)  # as in an uninterrupted run
         return sample
 
     @functools.cached_property
     def meter(self) -> Meter:
-        """Of what the steps need of the devices."""
-        return Meter(self.devices.devices, self.devices.precision)
+        """Measures how much of the devices' peak throughput the steps use."""
+        return Meter(self.replicas.device_names, self.replicas.precision)
 
     @functools.cached_property
     def waiting(self) -> Stopwatch:
-        """Of what the steps wait for their data."""
+        """Measures how long the steps wait for their data."""
         return Stopwatch()
 
     @functools.cached_property
     def with_xla(self) -> bool:
-        """Whether XLA compiles the steps: as asked, or tried out where bits may differ."""
-        devices = self.devices
-        # Where one replica fails alone the others wait for it.
-        may_try = devices.is_on_gpus and devices.num_replicas == 1 and not devices.deterministic
-        is_done = self.variables.steps_done(self.config.batch_size) >= self.last_step
+        """Whether XLA compiles the steps, as configured or as measured."""
+        replicas = self.replicas
+        # With several replicas, a failure of one alone would make the others wait for it.
+        may_try = replicas.is_on_gpus and replicas.num_replicas == 1 and not replicas.deterministic
+        is_done = self.state.steps_done(self.config.batch_size) >= self.last_step
         if self.config.xla == "auto" and may_try and not is_done:
-            return xla.is_faster(self._compiled, self.variables.variables())
+            return xla.is_faster(self._compiled, self.state.all_variables())
         return self.config.xla == "on"
 
     def _advance(self) -> Advance:
-        """The compiled step on its data, from the steps that are done on."""
+        """Returns the compiled steps, from the current step."""
         xla.switch(self.with_xla)
-        self.waiting.mean_secs()  # what trials waited does not count
+        self.waiting.mean_secs()  # discards what the XLA trials measured
         return self._compiled()
 
     def _compiled(self) -> Advance:
         config = self.config
 
-        def batches(replicas: range) -> tf.data.Dataset:
-            """The real batches of some replicas, from the next step on."""
+        def batches(fed: range) -> tf.data.Dataset:
+            """Returns the batches of reals of some replicas, from the current step."""
             return pipeline.batches(
                 self.data,
                 seed=config.seed,
-                first_step=self.variables.steps_done(config.batch_size),
+                first_step=self.state.steps_done(config.batch_size),
                 batch_size=config.batch_size,
                 batches_per_step=step.real_batches_per_step(config),
-                replicas=replicas,
-                num_replicas=self.devices.num_replicas,
+                replicas=fed,
+                num_replicas=self.replicas.num_replicas,
             )
 
-        iterator = self.devices.distribute(batches)
+        iterator = self.replicas.make_iterator(batches)
 
         def batch(number: tf.Tensor) -> Any:
             return self.waiting.timed(lambda: next(iterator), number)
 
         classes = self.data.shape.classes
-        return make_advance(config, self.devices, self.variables, classes, batch, self.meter)
+        return compile_steps(config, self.replicas, self.state, classes, batch, self.meter)

@@ -1,11 +1,11 @@
-"""What a run says of itself at its start and at its end."""
+"""Log messages at the start and at the end of a run."""
 
 import logging
 
 from trainer.config import Config
 from trainer.data.images import ImageSet
 from trainer.generation.sampler import frames
-from trainer.machine.replicas import Runtime
+from trainer.machine.replicas import Replicas
 from trainer.run_dir.directory import RunDir
 from trainer.training.state import TrainState
 
@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 def start(
-    config: Config, devices: Runtime, variables: TrainState, data: ImageSet, last_step: int
+    config: Config, replicas: Replicas, state: TrainState, data: ImageSet, last_step: int
 ) -> None:
-    """Says what is about to be trained, on what, and for how long."""
+    """Logs the recipe, the data, the networks, the devices and the length of training."""
     log.info(
         "Recipe %s on %s: %s images %dx%dx%d, %d classes%s",
         config.recipe,
@@ -29,22 +29,22 @@ def start(
     )
     log.info(
         "Generator of %s weights, discriminator of %s",
-        f"{variables.generator.count_params():,}",
-        f"{variables.discriminator.count_params():,}",
+        f"{state.generator.count_params():,}",
+        f"{state.discriminator.count_params():,}",
     )
-    kind = devices.devices[0].partition(":")[0]
+    kind = replicas.device_names[0].partition(":")[0]
     log.info(
         "Devices: %s (%s), %s%s",
-        ", ".join(devices.devices),
-        "no GPU in use" if kind == "CPU" else f"{len(devices.devices)} GPU in use",
-        devices.precision,
-        ", deterministic" if devices.deterministic else "",
+        ", ".join(replicas.device_names),
+        "no GPU in use" if kind == "CPU" else f"{len(replicas.device_names)} GPU in use",
+        replicas.precision,
+        ", deterministic" if replicas.deterministic else "",
     )
-    share = config.batch_size // devices.num_replicas
+    share = config.batch_size // replicas.num_replicas
     if 0 < config.batch_per_replica < share:
         log.info(
-            "Accumulating %d micro-batches of %d images a device: batch norm, where there is "
-            "one, sees those alone",
+            "Accumulating gradients over %d micro-batches of %d images per device. Batch norm "
+            "computes its statistics per micro-batch",
             share // config.batch_per_replica,
             config.batch_per_replica,
         )
@@ -61,7 +61,7 @@ def start(
 
 
 def end(run_dir: RunDir) -> None:
-    """Names what was written."""
+    """Logs the paths of what the run has written."""
     paths = frames(run_dir.samples)
     for what, path in (
         ("Samples", paths[-1]),

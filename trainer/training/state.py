@@ -1,4 +1,4 @@
-"""All that changes while a run trains: networks, average, optimizers, images seen."""
+"""The state that training changes: networks, moving average, optimizers and counters."""
 
 import dataclasses
 
@@ -14,13 +14,14 @@ from trainer.training.updates import LossScale, Updater
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainState:
-    """The variables of a run.
+    """The state of a run.
 
     Attributes:
-      g, d: the generator and the discriminator that train, with their optimizers.
-      average: the generator with averaged weights and batch-norm statistics, or None.
-      images: images seen, int64; a step adds the batch size.
-      rollbacks: how often the run went back to a checkpoint because it diverged, int64.
+      g, d: the generator and the discriminator with their optimizers.
+      average: the generator with the moving average of its weights and batch-norm
+        statistics, or None.
+      images: number of images seen, int64; each step adds the batch size.
+      rollbacks: number of rollbacks after divergence, int64.
     """
 
     g: Updater
@@ -31,7 +32,7 @@ class TrainState:
 
     @property
     def generator(self) -> keras.Model:
-        """The generator that trains."""
+        """The generator that is trained."""
         return self.g.network
 
     @property
@@ -41,20 +42,20 @@ class TrainState:
 
     @property
     def drawing(self) -> keras.Model:
-        """The generator that samples are drawn from."""
+        """The generator that samples are drawn from: the moving average if there is one."""
         return self.average or self.generator
 
     def steps_done(self, batch_size: int) -> int:
-        """Steps trained, of so many images each."""
+        """Returns the number of steps done, of `batch_size` images each."""
         return int(self.images.numpy()) // batch_size
 
     def networks(self) -> dict[str, keras.Model]:
-        """The networks by the names that checkpoints give them."""
+        """Returns the networks by their names in checkpoints."""
         named = dict(generator=self.generator, discriminator=self.discriminator)
         return named if self.average is None else {**named, "average": self.average}
 
-    def variables(self) -> list[tf.Variable]:
-        """Every variable that a checkpoint holds."""
+    def all_variables(self) -> list[tf.Variable]:
+        """Returns every variable that a checkpoint holds."""
         found = [v.value for network in self.networks().values() for v in network.variables]
         for updater in (self.g, self.d):
             found += [variable.value for variable in updater.optimizer.variables]
@@ -63,7 +64,7 @@ class TrainState:
         return [*found, self.images, self.rollbacks]
 
     def trackables(self) -> dict[str, object]:
-        """Everything that a checkpoint holds, by name."""
+        """Returns everything that a checkpoint holds, by name."""
         named: dict[str, object] = dict(
             **self.networks(), images=self.images, rollbacks=self.rollbacks
         )
@@ -75,13 +76,13 @@ class TrainState:
         return named
 
 
-def create(config: Config, shape: ImageShape, precision: str) -> TrainState:
-    """Makes the variables of a run; call it inside the runtime's scope.
+def create_state(config: Config, shape: ImageShape, precision: str) -> TrainState:
+    """Creates the state of a run.  Call it inside the scope of the replicas.
 
     Args:
-      config: the run.
-      shape: of its images.
-      precision: of the runtime; in float16 the losses are scaled.
+      config: the configuration of the run.
+      shape: the shape of its images.
+      precision: the number format; float16 scales the losses.
     """
     generator, discriminator = models.build(config, shape)
     images, rollbacks = _counter("images"), _counter("rollbacks")
@@ -107,6 +108,6 @@ def _counter(name: str) -> tf.Variable:
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:
-    """Copies all variables of a network to another of the same form."""
+    """Copies all variables of a network to another one of the same architecture."""
     for old, new in zip(source.variables, target.variables, strict=True):
         new.assign(old)

@@ -1,4 +1,4 @@
-"""Gradients to weights: summed over replicas, unscaled, and skipped by all or none."""
+"""Applies gradients: sums them over replicas, unscales them, and skips non-finite ones."""
 
 import dataclasses
 
@@ -9,12 +9,12 @@ from trainer.machine import replicas
 from trainer.models.kernels import NormalizedKernel
 
 FIRST_SCALE = 2.0**15
-GROWTH_STEPS = 2000  # finite updates after which the scale doubles
+GROWTH_STEPS = 2000  # consecutive finite updates after which the scale doubles
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LossScale:
-    """A loss scale that halves when gradients overflow and doubles when they have not.
+    """A loss scale that halves when gradients overflow and doubles after GROWTH_STEPS updates.
 
     Micikevicius et al., arXiv:1710.03740, section 3.2.
     """
@@ -24,14 +24,18 @@ class LossScale:
 
     @classmethod
     def create(cls) -> "LossScale":
-        """Makes its variables; call it inside the runtime's scope."""
+        """Creates its variables.  Call it inside the scope of the replicas."""
         return cls(
             tf.Variable(FIRST_SCALE, trainable=False, name="loss_scale"),
             tf.Variable(0, dtype=tf.int64, trainable=False, name="finite_steps"),
         )
 
     def after(self, finite: tf.Tensor) -> None:
-        """Takes in whether an update was finite, on every replica alike."""
+        """Adjusts the scale after an update.
+
+        Args:
+          finite: whether the update was finite, a bool scalar that is equal on every replica.
+        """
         steps = tf.where(finite, self.finite_steps + 1, 0)
         grows = steps >= GROWTH_STEPS
         grown = tf.where(grows, 2.0 * self.value, self.value)
@@ -41,13 +45,13 @@ class LossScale:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Updater:
-    """A network, its optimizer and, in float16, its loss scale.
+    """Updates a network with its optimizer and, in float16, its loss scale.
 
     Attributes:
-      network: whose trainable variables are updated.
-      optimizer: with its slots made.
-      scale: the loss scale, or None for none.
-      clip: weights are kept in [-clip, clip]; 0: as they are.
+      network: the network whose trainable variables are updated.
+      optimizer: its optimizer, which is built.
+      scale: the loss scale; None in other formats than float16.
+      clip: weights are clipped to [-clip, clip]; 0 disables clipping.
     """
 
     network: keras.Model
@@ -57,30 +61,31 @@ class Updater:
 
     @property
     def weights(self) -> list[tf.Variable]:
-        """The variables that are updated."""
+        """The trainable variables."""
         return [variable.value for variable in self.network.trainable_variables]
 
     def prepare(self) -> None:
-        """Brings spectral norms up to date; call it once before each update."""
+        """Runs the power iterations of spectral norms.  Call it once before each update."""
         for layer in self.network.layers:
             if isinstance(layer, NormalizedKernel):
                 layer.iterate()
 
     def gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
-        """The gradients of a loss, times the loss scale; call it outside of the tape."""
+        """Returns the gradients of a loss, times the loss scale.  Call it outside the tape."""
         if self.scale is None:
             return tape.gradient(loss, self.weights)
-        # A scale of the loss is one of the gradient that starts the backward pass.
+        # Scaling the loss is the same as scaling the gradient that starts the backward pass.
         return tape.gradient(loss, self.weights, output_gradients=self.scale.value)
 
     def apply(self, gradients: list[tf.Tensor]) -> tf.Tensor:
-        """Updates the network by gradients that `gradients` made, summed over replicas.
+        """Updates the network with the sum over replicas of what `gradients` returned.
 
-        Where one is not finite on any replica, every replica skips the update: they all
-        look at the same sum.
+        If a gradient of any replica is not finite, every replica skips the update, because all
+        of them check the same sum.
 
         Returns:
-          The Euclidean norm of the sum, without the loss scale; not finite if skipped.
+          The Euclidean norm of the sum without the loss scale, a scalar.  It is not finite if
+          the update was skipped.
         """
         gradients = replicas.sum_over_replicas(gradients)
         if self.scale is not None:

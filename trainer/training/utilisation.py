@@ -1,4 +1,4 @@
-"""How much of what the machine can do a run uses: counted work over a measured matmul."""
+"""Model FLOP/s as a share of the measured FLOP/s of a large matrix product."""
 
 import contextlib
 import math
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-SIDES = {"CPU": 1024, "GPU": 8192}  # of the matrices whose product is timed
+SIDES = {"CPU": 1024, "GPU": 8192}  # side of the square matrices whose product is measured
 TIMES = 3
 
 
 def flops(graph: tf.Graph) -> int:
-    """Floating-point operations of a graph's matrix products and convolutions.
+    """Returns the floating-point operations of a graph's matrix products and convolutions.
 
-    A multiplication and an addition are two; what convolutions multiply with their
-    padding counts, as is usual.  Products of unknown size count nothing, nor do those
-    that nothing uses: TensorFlow leaves them out.
+    A multiplication and an addition count as two operations.  Products with the padding of
+    convolutions count, as is usual.  Products of unknown size count nothing, nor do unused
+    ones, which TensorFlow removes.
     """
     return sum(
         _flops(operation)
@@ -42,17 +42,17 @@ def _flops(operation: tf.Operation) -> int:
 
 
 def matmul_flops_per_sec(device: str, precision: str) -> float:
-    """The rate of a large matrix product in a number format, the best of three.
+    """Returns the FLOP/s of a large matrix product, the best of three measurements.
 
     Args:
-      device: such as "GPU:0".
+      device: the device, such as "GPU:0".
       precision: "float32", "bfloat16" or "float16".
     """
     side = SIDES[device.partition(":")[0]]
     with tf.device(device):
         matrix = tf.cast(tf.fill([side, side], 0.5), precision)
         secs = math.inf
-        for _ in range(1 + TIMES):  # the first one warms up
+        for _ in range(1 + TIMES):  # the first product warms up
             began = time.perf_counter()
             tf.matmul(matrix, matrix)[0, 0].numpy()
             secs = min(secs, time.perf_counter() - began)
@@ -60,10 +60,11 @@ def matmul_flops_per_sec(device: str, precision: str) -> float:
 
 
 class Meter:
-    """What a process's steps need, beside what its devices can do.
+    """Compares the work of the training steps with the peak throughput of the devices.
 
     Attributes:
-      flops: of a step, on all devices of the process; 0 until it is compiled.
+      flops: floating-point operations of a step on all devices of the process; 0 until the
+        step is compiled.
     """
 
     def __init__(self, devices: Sequence[str], precision: str) -> None:
@@ -72,13 +73,19 @@ class Meter:
         self._peak = 0.0
 
     def utilisation(self, steps_per_sec: float) -> float:
-        """The share of the devices' matmul rate that so many steps per second use."""
+        """Returns the share of the devices' matrix-product FLOP/s that the steps use.
+
+        Args:
+          steps_per_sec: measured rate of the steps.
+        """
         used = self.flops * steps_per_sec
-        if used > self._peak:  # not measured yet, or while the machine did other things, too
+        if used > self._peak:  # not measured yet, or measured on a busy machine
             device = self._devices[0]
             # Logical CPUs share one processor.
             count = len(self._devices) if device.startswith("GPU") else 1
-            with contextlib.suppress(tf.errors.ResourceExhaustedError):  # no room to measure
+            with contextlib.suppress(
+                tf.errors.ResourceExhaustedError
+            ):  # not enough memory to measure
                 measured = count * matmul_flops_per_sec(device, self._precision)
                 self._peak = max(self._peak, measured)
         return used / self._peak if self._peak else 0.0

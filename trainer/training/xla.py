@@ -1,4 +1,7 @@
-"""XLA for the steps: switched, and tried out.  On CPUs all recipes are slower with it."""
+"""Switches XLA for the training steps, and measures whether it is faster.
+
+On CPUs every recipe is slower with XLA.
+"""
 
 import gc
 import logging
@@ -14,33 +17,33 @@ from trainer.training.compiled_steps import Advance
 log = logging.getLogger(__name__)
 
 TRIED_STEPS = 30
-WORTH_IT = 1.03  # times as fast, at least: what XLA compiles takes longer to start
+MIN_SPEEDUP = 1.03  # below it, the longer compilation outweighs the gain
 
 
 def is_faster(make: Callable[[], Advance], variables: list[tf.Variable]) -> bool:
-    """Whether steps are faster with XLA, by trying both; afterwards all is as before.
+    """Returns whether the steps are faster with XLA, and restores all variables.
 
     Args:
-      make: compiles steps from where the run is, as a new function each time.
-      variables: all that the steps change.
+      make: compiles the steps as a new function at each call.
+      variables: all variables that the steps change.
     """
     secs = {on: _try(on, make, variables) for on in (False, True)}
     gain = secs[False] / secs[True]
-    log.info("XLA makes steps %.2f times as fast: %s", gain, "on" if gain >= WORTH_IT else "off")
-    return gain >= WORTH_IT
+    log.info("XLA makes steps %.2f times as fast: %s", gain, "on" if gain >= MIN_SPEEDUP else "off")
+    return gain >= MIN_SPEEDUP
 
 
 def switch(on: bool) -> None:
-    """Compiles what is made from now on with XLA, or without.
+    """Enables or disables XLA for functions that are traced from now on.
 
-    Operations between which nothing goes to other replicas are compiled together
-    (TensorFlow's auto-clustering), so that all-reduces stay where they are.
+    TensorFlow's auto-clustering compiles groups of operations that do not communicate with
+    other replicas, so that all-reduces stay outside of them.
     """
     tf.config.optimizer.set_jit("autoclustering" if on else False)
 
 
 def _try(on: bool, make: Callable[[], Advance], variables: list[tf.Variable]) -> float:
-    """How long some steps take, in seconds; afterwards all is as before."""
+    """Returns the duration of some steps in seconds, and restores all variables."""
     switch(on)
     before = [variable.numpy() for variable in variables]
     try:
@@ -56,5 +59,5 @@ def _try(on: bool, make: Callable[[], Advance], variables: list[tf.Variable]) ->
         secs = math.inf
     for variable, value in zip(variables, before, strict=True):
         variable.assign(value)
-    gc.collect()  # the function holds a copy of the data
+    gc.collect()  # releases the function's copy of the data
     return secs

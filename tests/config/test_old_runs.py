@@ -1,0 +1,98 @@
+"""A run keeps its settings: newer defaults and newer settings do not change it."""
+
+import dataclasses
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.runs import records
+from trainer import __version__, recipes
+from trainer.commands import flags
+from trainer.config import Config
+from trainer.config.settings import Duration
+from trainer.errors import ExitCode
+from trainer.recipes.recipe import Recipe
+
+OLD_RUN = Path(__file__).resolve().parents[1] / "end_to_end" / "run-v1.zip"
+SAME_COMMAND = [
+    "train", "--recipe=mlp", "--image_size=8", "--latent_dim=4", "--g_width=0.03",
+    "--d_width=0.03", "--batch_size=8", "--devices=cpu", "--run_dir=run", "--sample_grid=2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def old_run(tmp_path):
+    zipfile.ZipFile(OLD_RUN).extractall(tmp_path)
+    return tmp_path / "run"
+
+
+def test_the_same_command_resumes_a_run_of_the_first_version(old_run, trainer):
+    before = json.loads((old_run / "config.json").read_text())
+    answer = trainer(*SAME_COMMAND, "--steps=9")
+    assert answer.returncode == 0, answer.stderr
+    assert "Resuming from" in answer.stdout
+    assert f"trained by version unknown and is resumed by version {__version__}" in answer.stdout
+    after = json.loads((old_run / "config.json").read_text())
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == {"length"}
+    assert after["rmsprop_epsilon"] == 1e-7
+    assert after["reuse_fakes"] is False
+    assert [line["step"] for line in records(old_run)] == list(range(1, 10))
+    again = trainer(*SAME_COMMAND, "--steps=10")
+    assert again.returncode == 0, again.stderr
+    assert "is resumed by version" not in again.stdout
+    provenance = json.loads((old_run / "provenance.json").read_text())
+    assert (provenance["began_with"], provenance["trainer"]) == ("0.1.0", __version__)
+
+
+def test_only_flags_that_are_given_conflict(old_run, trainer):
+    resumed = trainer("train", "--devices=cpu", "--run_dir=run", "--steps=7")
+    assert resumed.returncode == 0, resumed.stderr
+    conflict = trainer("train", "--devices=cpu", "--run_dir=run", "--steps=8", "--g_lr=0.5")
+    assert conflict.returncode == ExitCode.CHECKPOINT
+    assert "other settings (g_lr: 0.0001 -> 0.5)" in conflict.stderr
+    (old_run / "config.json").write_text("{")
+    damaged = trainer("train", "--devices=cpu", "--run_dir=run", "--steps=8")
+    assert damaged.returncode == ExitCode.CHECKPOINT
+    assert "config.json is not JSON" in damaged.stderr
+
+
+def test_a_recipe_that_changes_does_not_change_a_run(monkeypatch):
+    stored = recipes.resolve(dict(recipe="mlp", batch_size=32, length=Duration(9, "steps")))
+    changed = dataclasses.replace(recipes.RECIPES["mlp"], loop=dict(g_lr=0.5, sample_grid=7))
+    monkeypatch.setitem(recipes.RECIPES, "mlp", changed)
+    assert isinstance(changed, Recipe)
+    assert recipes.resolve(dict(recipe="mlp")).g_lr == 0.5
+    assert recipes.resolve(dict(recipe="mlp"), stored) == stored
+    shorter = recipes.resolve(dict(recipe="mlp", length=Duration(5, "steps")), stored)
+    assert shorter == stored.replace(length=Duration(5, "steps"))
+
+
+def test_settings_of_one_start_are_not_kept():
+    stored = recipes.resolve(dict(devices="cpu:2", max_hours=2.0, profile=3, keep_checkpoints=7))
+    resumed = recipes.resolve({}, stored)
+    assert (resumed.devices, resumed.max_hours, resumed.profile) == ("auto", 0.0, 0)
+    assert resumed.keep_checkpoints == 7
+
+
+def test_flags_and_environment_take_precedence_over_a_stored_run(trainer, tmp_path):
+    stored = recipes.resolve(dict(data_dir="/old", g_lr=0.25))
+    values = dict.fromkeys(["steps", "epochs", "kimg"])
+    taken = flags.config_from_flags(values, {"TRAINER_DATA_DIR": "/new"}, lambda _: stored)
+    assert (taken.data_dir, taken.g_lr) == ("/new", 0.25)
+    kept = flags.config_from_flags(values, {}, lambda _: stored)
+    assert kept.data_dir == "/old"
+
+
+def test_every_setting_says_what_older_runs_did():
+    """A setting that the first version did not have states the value of its runs."""
+    with zipfile.ZipFile(OLD_RUN) as archive:
+        old = json.loads(archive.read("run/config.json"))
+    lacking = [
+        field.name
+        for field in dataclasses.fields(Config)
+        if field.name not in old and field.metadata["legacy"] is dataclasses.MISSING
+    ]
+    assert not lacking

@@ -1,0 +1,52 @@
+"""Reads the configuration of a run before it is resumed, from a disk or from a bucket."""
+
+import tempfile
+from pathlib import Path
+
+from trainer.config import Config
+from trainer.errors import CheckpointError, UsageError
+from trainer.machine import imports
+from trainer.run_dir.directory import RunDir
+from trainer.storage.address import Address, is_bucket
+
+
+def read_stored_config(run_dir: str) -> Config | None:
+    """Returns the configuration of the run in a run directory; None if there is no run.
+
+    A run that was started with --precision=auto keeps the number format that it selected.
+
+    Args:
+      run_dir: as the user gave it, a folder or gs://BUCKET/PATH.
+
+    Raises:
+      CheckpointError: if the file is damaged.
+      UsageError: if there is no such bucket, or no right to read it.
+      StorageError: if the bucket does not respond.
+    """
+    if not is_bucket(run_dir):
+        return _read(RunDir(Path(run_dir)))
+    with imports.quiet():
+        from trainer.storage.bucket import Bucket  # late: only runs in buckets need the library
+
+    bucket = Bucket(Address.parse(run_dir, "run_dir"))
+    with tempfile.TemporaryDirectory(prefix="gan-trainer-config-") as folder:
+        copy = RunDir(Path(folder))
+        for path in (copy.config, copy.provenance):
+            if stored := bucket.read(path.name):
+                path.write_bytes(stored[0])
+        return _read(copy)
+
+
+def _read(run_dir: RunDir) -> Config | None:
+    try:
+        if not run_dir.config.exists():
+            return None
+        config = run_dir.read_config()
+    except OSError:
+        return None  # training reports a directory that it cannot use
+    except UsageError as error:
+        raise CheckpointError(f"{error} Correct the file, or use --fresh.") from None
+    selected = run_dir.read_provenance().get("precision")
+    if config.precision == "auto" and selected in ("float32", "bfloat16", "float16"):
+        return config.replace(precision=selected)
+    return config

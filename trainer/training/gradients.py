@@ -1,0 +1,233 @@
+"""The gradients of one micro-batch on one replica, with its share of the metrics.
+
+Losses are sums over the rows of the micro-batch divided by the global batch size.  Summed
+over micro-batches and replicas, as gradients are, they are means over the global batch.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from trainer import randomness
+from trainer.config import Config
+from trainer.randomness import Draws
+from trainer.training.objective import OBJECTIVES, Loss, gradient_penalty, share_real, towards
+from trainer.training.state import TrainState
+
+PENALTY_SCALE = 1024.0  # scales the inner gradient of a penalty in half precision
+
+Gradients = list[tf.Tensor]
+Logits = tuple[tf.Tensor, tf.Tensor]  # of reals and of fakes, [N] float32 each
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """Computes losses, gradients and metrics of the rows that a replica processes at once.
+
+    Attributes:
+      config: the configuration of the run.
+      state: its networks.
+      classes: number of classes of the data set.
+    """
+
+    config: Config
+    state: TrainState
+    classes: int
+
+    def discriminator(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        fakes: tf.Tensor | None = None,
+        *,
+        draws: Draws,
+    ) -> tuple[Gradients, tf.Tensor]:
+        """Returns the gradients and metrics of the discriminator on reals and fakes.
+
+        Args:
+          images: [N, H, W, C] uint8.
+          labels: [N] int32.
+          fakes: [N, H, W, C] float32; None to generate them.
+          draws: random numbers of these rows.
+        """
+        reals = self.to_reals(images, draws)
+        fakes = self.generate(labels, draws) if fakes is None else fakes
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self.state.d.weights)
+            logits = self._judge_both(reals, fakes, labels, draws)
+            loss = self._d_loss(logits, draws)
+            loss += self._penalty(reals, fakes, labels, draws)
+        return self.state.d.gradients(tape, loss), self._d_metrics(loss, logits)
+
+    def discriminator_on_reals(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        fakes: tf.Tensor | None = None,
+        *,
+        draws: Draws,
+    ) -> tuple[Gradients, tf.Tensor]:
+        """Returns the gradients and metrics of the discriminator on reals alone."""
+        on_reals, _ = self._d_losses(draws)
+        gradients, loss, logits = self._d_gradients_on(
+            self.to_reals(images, draws), labels, on_reals, draws.within("reals")
+        )
+        right = self._mean(share_real(logits))
+        return gradients, tf.stack([0.5 * loss, right, 0.0])
+
+    def discriminator_on_fakes(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        fakes: tf.Tensor | None = None,
+        *,
+        draws: Draws,
+    ) -> tuple[Gradients, tf.Tensor]:
+        """Returns the gradients and metrics of the discriminator on fakes alone."""
+        _, on_fakes = self._d_losses(draws)
+        fakes = self.generate(labels, draws) if fakes is None else fakes
+        gradients, loss, logits = self._d_gradients_on(
+            fakes, labels, on_fakes, draws.within("fakes")
+        )
+        right = self._mean(1.0 - share_real(logits))
+        return gradients, tf.stack([0.5 * loss, 0.0, right])
+
+    def generator(self, *, draws: Draws) -> tuple[Gradients, tf.Tensor]:
+        """Returns the gradients and metrics of the generator on new latents and labels."""
+        labels = draws.integers("labels", self.classes) if self.config.conditional else None
+        return self._g_gradients_on(labels, draws, draws)
+
+    def generator_on_same_fakes(
+        self, labels: tf.Tensor, *, draws: Draws
+    ) -> tuple[Gradients, tf.Tensor]:
+        """Returns those of the generator on the fakes that `discriminator` generated."""
+        return self._g_gradients_on(labels, draws, draws.within("g"))
+
+    def both(
+        self, images: tf.Tensor, labels: tf.Tensor, *, draws: Draws
+    ) -> tuple[Gradients, Gradients, tf.Tensor, tf.Tensor]:
+        """Returns the gradients and metrics of both networks from the same fakes."""
+        reals = self.to_reals(images, draws)
+        with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
+            tape.watch(self.state.g.weights + self.state.d.weights)
+            fakes = self.generate(labels, draws)
+            logits = self._judge_both(reals, fakes, labels, draws)
+            g_loss = self.g_loss(logits[1])
+            d_loss = self._d_loss(logits, draws)
+            d_loss += self._penalty(reals, tf.stop_gradient(fakes), labels, draws)
+        return (
+            self.state.d.gradients(tape, d_loss),
+            self.state.g.gradients(tape, g_loss),
+            self._d_metrics(d_loss, logits),
+            self.g_metrics(g_loss, logits[1]),
+        )
+
+    def generate(self, labels: tf.Tensor | None, draws: Draws) -> tf.Tensor:
+        """Returns fakes, [N, H, W, C] float32 in the image range."""
+        latents = randomness.latents(self.config, draws)
+        inputs = [latents, labels] if self.config.conditional else latents
+        return self.state.generator(inputs, training=True)
+
+    def judge(self, images: tf.Tensor, labels: tf.Tensor | None, draws: Draws) -> tf.Tensor:
+        """Returns the discriminator's logits of images, [N] float32."""
+        if self.config.d_input_noise:
+            parts = images.shape[0] // draws.rows
+            noise = draws.normal("input_noise", tuple(images.shape[1:]), parts)
+            images += self.config.d_input_noise * draws.noise_level * noise
+        inputs = [images, labels] if self.config.conditional else images
+        with randomness.use(draws):
+            return self.state.discriminator(inputs, training=True)
+
+    def g_loss(self, fake_logits: tf.Tensor) -> tf.Tensor:
+        """Returns the generator's loss, a scalar."""
+        return self._mean(OBJECTIVES[self.config.loss].g_fake(fake_logits))
+
+    def g_metrics(self, loss: tf.Tensor, fake_logits: tf.Tensor) -> tf.Tensor:
+        """Returns the generator's loss and the share of fakes judged real, [2] float32."""
+        return tf.stack([loss, self._mean(share_real(fake_logits))])
+
+    def to_reals(self, images: tf.Tensor, draws: Draws) -> tf.Tensor:
+        """Converts uint8 to float32 in the image range; flips images where configured."""
+        reals = tf.cast(images, tf.float32)
+        reals = reals / 127.5 - 1.0 if self.config.image_range == "tanh" else reals / 255.0
+        if self.config.horizontal_flip:
+            mirrored = draws.uniform("mirror", (1, 1, 1)) < 0.5
+            reals = tf.where(mirrored, tf.reverse(reals, [2]), reals)
+        return reals
+
+    def _g_gradients_on(
+        self, labels: tf.Tensor | None, draws: Draws, judge_draws: Draws
+    ) -> tuple[Gradients, tf.Tensor]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self.state.g.weights)
+            logits = self.judge(self.generate(labels, draws), labels, judge_draws)
+            loss = self.g_loss(logits)
+        return self.state.g.gradients(tape, loss), self.g_metrics(loss, logits)
+
+    def _d_gradients_on(
+        self, images: tf.Tensor, labels: tf.Tensor, loss_of: Loss, draws: Draws
+    ) -> tuple[Gradients, tf.Tensor, tf.Tensor]:
+        """Returns the gradients, the loss and the logits of the discriminator on images."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self.state.d.weights)
+            logits = self.judge(images, labels, draws)
+            loss = self._mean(loss_of(logits))
+        return self.state.d.gradients(tape, loss), loss, logits
+
+    def _judge_both(
+        self, reals: tf.Tensor, fakes: tf.Tensor, labels: tf.Tensor, draws: Draws
+    ) -> Logits:
+        """Returns the logits of reals and fakes, judged as one batch or as two."""
+        if self.config.d_update == "joint":
+            both = tf.concat([reals, fakes], 0), tf.concat([labels, labels], 0)
+            real_logits, fake_logits = tf.split(self.judge(*both, draws), 2)
+            return real_logits, fake_logits
+        return (
+            self.judge(reals, labels, draws.within("reals")),
+            self.judge(fakes, labels, draws.within("fakes")),
+        )
+
+    def _d_losses(self, draws: Draws) -> tuple[Loss, Loss]:
+        """Returns the losses on reals and on fakes, with smoothed and flipped labels."""
+        objective = OBJECTIVES[self.config.loss]
+        targets = [1.0 - self.config.smooth_real, self.config.smooth_fake]
+        if targets == [1.0, 0.0] and not self.config.flip_labels:
+            return objective.d_real, objective.d_fake
+        losses = []
+        for name, target in zip(("reals", "fakes"), targets, strict=True):
+            if self.config.flip_labels:
+                flipped = draws.uniform(f"flip_{name}", ()) < self.config.flip_labels
+                target = tf.where(flipped, 1.0 - target, target)
+            losses.append(towards(target, objective.d_real, objective.d_fake))
+        return losses[0], losses[1]
+
+    def _d_loss(self, logits: Logits, draws: Draws) -> tf.Tensor:
+        """Returns the mean over one joint batch, or the sum of the means over two batches."""
+        on_reals, on_fakes = self._d_losses(draws)
+        total = self._mean(on_reals(logits[0]) + on_fakes(logits[1]))
+        return 0.5 * total if self.config.d_update == "joint" else total
+
+    def _penalty(
+        self, reals: tf.Tensor, fakes: tf.Tensor, labels: tf.Tensor, draws: Draws
+    ) -> tf.Tensor | float:
+        """Returns the gradient penalty at points between reals and fakes, 0 if disabled."""
+        if not self.config.gradient_penalty:
+            return 0.0
+        between = draws.uniform("between", (1, 1, 1))
+        images = between * reals + (1.0 - between) * fakes
+        half = self.state.discriminator.compute_dtype != "float32"
+        scale = PENALTY_SCALE if half else 1.0
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            total = scale * tf.reduce_sum(self.judge(images, labels, draws.within("between")))
+        gradients = tape.gradient(total, images) / scale
+        return self.config.gradient_penalty * self._mean(gradient_penalty(gradients))
+
+    def _d_metrics(self, loss: tf.Tensor, logits: Logits) -> tf.Tensor:
+        """Returns the loss and the shares of reals and fakes judged correctly, [3] float32."""
+        real = self._mean(share_real(logits[0]))
+        return tf.stack([loss, real, self._mean(1.0 - share_real(logits[1]))])
+
+    def _mean(self, values: tf.Tensor) -> tf.Tensor:
+        """Returns these rows' share of the mean over the global batch, a scalar."""
+        return tf.reduce_sum(values) / self.config.batch_size
