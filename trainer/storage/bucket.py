@@ -17,6 +17,7 @@ from typing import Any
 from trainer.errors import StorageError, TrainerError, UsageError
 from trainer.files.atomic import replacing
 from trainer.storage.address import Address, is_plain
+from trainer.storage.connection import connect, error_reason
 
 RETRY_SECS = 60.0  # how long a call is retried
 FIRST_WAIT_SECS, MAX_WAIT_SECS = 0.5, 5.0
@@ -74,7 +75,7 @@ class Bucket:
         """
         self.address, self._anonymous = address, False
         with self._converted_errors(LIST, ""):
-            self._client, self._anonymous = _connect(address)
+            self._client, self._anonymous = connect(address)
         self._bucket = self._client.bucket(address.bucket)
         from google.cloud.storage.retry import DEFAULT_RETRY  # late: only buckets need it
 
@@ -264,7 +265,7 @@ class Bucket:
     def _converted(self, error: BaseException, permission: str, name: str) -> TrainerError:
         """Returns the error for the user, in one line, for an exception of the library."""
         where, flag = f"{self.address.bucket}", f"--{self.address.flag}={self.address}"
-        code, reason = getattr(error, "code", None), _reason(error)
+        code, reason = getattr(error, "code", None), error_reason(error)
         if code == 412:
             return ConflictError(f"{self._named(name)} was written by another process.")
         if code == 404 and name and "bucket does not exist" not in reason.lower():
@@ -323,38 +324,6 @@ def _ignored_checksum_errors() -> Iterator[None]:
     except BadRequest as error:
         if "crc32c" not in str(error).lower():
             raise
-
-
-def _connect(address: Address) -> tuple[Any, bool]:
-    """Returns the library's client, and whether it has no credentials."""
-    try:
-        import google.auth
-        from google.auth.exceptions import DefaultCredentialsError
-        from google.cloud import storage
-    except ImportError as error:
-        raise UsageError(
-            f"--{address.flag}={address} needs google-cloud-storage, which cannot be imported "
-            f"({error}). Run pip install google-cloud-storage."
-        ) from None
-    if os.environ.get("STORAGE_EMULATOR_HOST"):
-        return storage.Client(project=None), False
-    try:
-        credentials, _ = google.auth.default()
-    except DefaultCredentialsError as error:
-        if path := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
-            raise UsageError(
-                f"GOOGLE_APPLICATION_CREDENTIALS={path} cannot be used ({_reason(error)})."
-            ) from None
-        return storage.Client.create_anonymous_client(), True
-    return storage.Client(project=None, credentials=credentials), False
-
-
-def _reason(error: BaseException) -> str:
-    """Returns the first line of an error; for an error of the service, without the URL."""
-    errors = getattr(error, "errors", None)
-    if errors and isinstance(errors[0], dict) and errors[0].get("message"):
-        return f"{getattr(error, 'code', '')} {errors[0]['message']}".splitlines()[0].strip()
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _role(permission: str) -> str:
