@@ -150,7 +150,7 @@ def test_evaluate_writes_its_numbers_and_what_made_them(tiny, run):
 def test_what_cannot_be_evaluated_is_said(short):
     for given, message in (
         (dict(which="best"), "--checkpoint=best: "),
-        (dict(which="7"), "--checkpoint=7: .* has checkpoints of steps 0, 2"),
+        (dict(which="7"), "--checkpoint=7 does not exist: .* has checkpoints of steps 0, 2"),
         (dict(features="inception"), "inception-2015-12-05.tgz from http"),
         (dict(inception_path="nowhere.pb"), "--inception_path=nowhere.pb does not exist"),
     ):
