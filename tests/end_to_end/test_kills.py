@@ -229,7 +229,7 @@ def test_a_full_disk_is_survived(tmp_path):
 def test_a_disk_that_stays_full_ends_the_run_and_nothing_is_lost(tmp_path):
     code, log = on_a_small_disk(tmp_path, FILL, *DISK_RUN, "--max_failed_saves=3")
     assert code == ExitCode.CRASH == 1, log
-    assert "consecutive failures. Free some disk space" in log
+    assert "after 3 other consecutive failures. Free some disk space" in log
     assert "Traceback" not in log
     again = Process(tmp_path, *DISK_RUN, "--max_failed_saves=4")
     assert again.end() == 0, again.output
