@@ -78,13 +78,7 @@ def train(
     with replicas.scope():
         state = create_state(config, data.shape, replicas.precision)
     during_training.check(config, data)
-    same = [
-        config.replace(precision=replicas.precision).shared_json(),
-        data.fingerprint,
-        replicas.precision,
-        str(len(replicas.device_names)),
-    ]
-    replicas.check_same_on_all_workers("\n".join(same))
+    _check_workers(config, data, replicas)
     # The directory is created last, so that wrong settings leave nothing behind.
     with _directory(config, replicas, place, fresh, secs_left) as (run_dir, check, uploads):
         versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
@@ -97,7 +91,7 @@ def train(
             heartbeat.beat(state.steps_done(config.batch_size))
             return stop()
 
-        run = _taken_up(config, data, run_dir, replicas, state, uploads, terminal, check, stop_now)
+        run = _restore(config, data, run_dir, replicas, state, uploads, terminal, check, stop_now)
         if run is None:
             if replicas.is_chief and not is_delivered(config):
                 deliver(run_dir, config)
@@ -110,7 +104,14 @@ def train(
         replicas.barrier()  # a worker that left early would end the chief, which still writes
 
 
-def _taken_up(
+def _check_workers(config: Config, data: ImageSet, replicas: Replicas) -> None:
+    """Raises a UsageError unless all workers have the same settings, data and devices."""
+    settings = config.replace(precision=replicas.precision).shared_json()
+    num_devices = str(len(replicas.device_names))
+    replicas.check_same_on_all_workers("\n".join([settings, data.fingerprint, num_devices]))
+
+
+def _restore(
     config: Config,
     data: ImageSet,
     run_dir: RunDir,

@@ -96,3 +96,11 @@ def test_every_setting_says_what_older_runs_did():
         if field.name not in old and field.metadata["legacy"] is dataclasses.MISSING
     ]
     assert not lacking
+
+
+def test_a_default_that_changes_does_not_change_older_runs(monkeypatch):
+    monkeypatch.setitem(Config.__init__.__kwdefaults__, "rmsprop_epsilon", 0.5)
+    with zipfile.ZipFile(OLD_RUN) as archive:
+        text = archive.read("run/config.json")
+    assert Config.from_json(text, "config.json").rmsprop_epsilon == 1e-7
+    assert recipes.resolve(dict(recipe="mlp")).rmsprop_epsilon == 0.5

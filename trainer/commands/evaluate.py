@@ -21,6 +21,48 @@ MIN_SAMPLES = 100
 
 def run(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
+    values = _command_line().parse(arguments)
+    one_of("--features", values["features"], FEATURES)
+    which = flags.checkpoint_choice(values, more="all")
+    count, seed = values["num_samples"], values["seed"]
+    if count < MIN_SAMPLES:
+        raise UsageError(f"--num_samples={count} is too small. Use {MIN_SAMPLES} or more.")
+    if not 0 <= seed < 2**31:
+        raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
+    run_dir = run_flags.opened(values, which)
+    config = run_dir.read_config().replace(devices=values["devices"])
+    if values["split"]:
+        config = config.replace(split=values["split"])
+    data_dir = values["data_dir"] or os.environ.get("TRAINER_DATA_DIR", "")
+    if values["data_dir"] or (data_dir and not os.path.isdir(config.data_dir)):
+        config = config.replace(data_dir=data_dir)
+
+    terminal = Console()
+    log_to(terminal)
+    data = sources.load(config.replace(batch_size=1), terminal.bar)
+    terminal.end_bar()
+    with imports.quiet():
+        # Imported late, because importing TensorFlow takes seconds.
+        from trainer.evaluation.finished_run import evaluate
+
+    evaluate(
+        run_dir,
+        config,
+        data,
+        which=which,
+        features=values["features"],
+        inception_path=values["inception_path"] or "",
+        num_samples=count,
+        seed=seed,
+    )
+    publish(
+        run_flags.given(values),
+        run_dir.path,
+        (run_dir.evaluation.name, run_dir.evaluation_pictures.name),
+    )
+
+
+def _command_line() -> flags.CommandLine:
     line = flags.CommandLine("evaluate", SUMMARY)
     run_flags.define(line, "to evaluate")
     line.integer("num_samples", "number of images to draw", default=10000)
@@ -46,43 +88,4 @@ def run(arguments: list[str], _: StopRequest) -> None:
     line.text(
         "devices", "devices to draw and measure on: auto, cpu, cpu:2 or gpu:N", default="auto"
     )
-    values = line.parse(arguments)
-    one_of("--features", values["features"], FEATURES)
-    which = flags.checkpoint_choice(values, more="all")
-    count, seed = values["num_samples"], values["seed"]
-    if count < MIN_SAMPLES:
-        raise UsageError(f"--num_samples={count} is too small. Use {MIN_SAMPLES} or more.")
-    if not 0 <= seed < 2**31:
-        raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
-    run_dir = run_flags.opened(values, which)
-    config = run_dir.read_config().replace(devices=values["devices"])
-    if values["split"]:
-        config = config.replace(split=values["split"])
-    data_dir = values["data_dir"] or os.environ.get("TRAINER_DATA_DIR", "")
-    if values["data_dir"] or (data_dir and not os.path.isdir(config.data_dir)):
-        config = config.replace(data_dir=data_dir)
-
-    terminal = Console()
-    log_to(terminal)
-    data = sources.load(config.replace(batch_size=1), terminal.bar)
-    terminal.end_bar()
-    with imports.quiet():
-        from trainer.evaluation.finished_run import (
-            evaluate,  # late: TensorFlow takes seconds to import
-        )
-
-    evaluate(
-        run_dir,
-        config,
-        data,
-        which=which,
-        features=values["features"],
-        inception_path=values["inception_path"] or "",
-        num_samples=count,
-        seed=seed,
-    )
-    publish(
-        run_flags.given(values),
-        run_dir.path,
-        (run_dir.evaluation.name, run_dir.evaluation_pictures.name),
-    )
+    return line

@@ -35,6 +35,9 @@ TABLES: Mapping[str, Collection[str]] = {
 }
 
 
+HELP_WIDTH = 88
+
+
 class CommandLine:
     """The flags of one command."""
 
@@ -87,13 +90,15 @@ class CommandLine:
         return self._flags.flag_values_dict()
 
     def _help(self) -> str:
-        lines = [f"usage: python -m trainer {self._command} [--flags]", "", self._summary, ""]
+        summary = textwrap.fill(" ".join(self._summary.split()), HELP_WIDTH)
+        lines = [f"usage: python -m trainer {self._command} [--flags]", "", summary, ""]
         for flag in self._flags._flags().values():
             name = f"[no]{flag.name}" if flag.boolean else flag.name
-            known = f" (default: {flag.default})" if flag.default not in (None, False, "") else ""
+            has_default = flag.default not in (None, "") and flag.default is not False
+            known = f" (default: {flag.default})" if has_default else ""
             lines += textwrap.wrap(
                 f"--{name}: {flag.help}{known}",
-                width=88,
+                width=HELP_WIDTH,
                 initial_indent="  ",
                 subsequent_indent="      ",
                 break_on_hyphens=False,
@@ -122,11 +127,11 @@ def define_settings(line: CommandLine) -> None:
 
 def define_checkpoint(line: CommandLine, more: str = "") -> None:
     """Defines --checkpoint; `more` is an additional value."""
-    besides = f", or {more}" if more else ""
+    names = ", ".join(["best", "latest", *([more] if more else [])])
     line.text(
         "checkpoint",
-        f"checkpoint to use: best, latest, or a step{besides} (default: the best one if the run "
-        "kept one, otherwise the latest)",
+        f"checkpoint to use: {names} or a step (default: the best one if the run kept one, "
+        "otherwise the latest)",
     )
 
 
@@ -149,10 +154,12 @@ def _explain(field: "dataclasses.Field[Any]") -> str:
     if choices := rules["choices"] or TABLES.get(field.name):
         parts.append(f"one of {', '.join(choices)}")
     if rules["low"] is not None and rules["high"] is not None:
-        parts.append(f"{rules['low']:g} to {rules['high']:g}")
+        parts.append(f"{rules['low']} to {rules['high']}")
     if field.default not in ("", None):
         parts.append(f"default {field.default}")
-    if rules["may_change"]:
+    if rules["per_start"]:
+        parts.append("applies to this start only")
+    elif rules["may_change"]:
         parts.append("may change when a run is resumed")
     return "; ".join(parts)
 

@@ -1,8 +1,11 @@
 """`train`: trains a recipe on a data set, or resumes the run in the run directory."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from trainer.commands import flags
+from trainer.config import Config
 from trainer.data import sources
 from trainer.errors import StoppedError
 from trainer.machine import cluster, imports
@@ -17,32 +20,8 @@ SUMMARY = "Trains a recipe on a data set.  Running the same command again resume
 
 def run(arguments: list[str], stop_requested: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
-    line = flags.CommandLine("train", SUMMARY)
-    line.boolean(
-        "dry_run",
-        "print the resolved configuration as JSON and stop; a run in a bucket is not read",
-        default=False,
-    )
-    line.boolean("fresh", "rename an existing run directory and start a new run", default=False)
-    line.boolean(
-        "accept_changed_data",
-        "resume although images of the data set were added, removed or changed",
-        default=False,
-    )
-    line.integer(
-        "worker_index",
-        "index of this machine in --workers, from 0 (default: $JOB_COMPLETION_INDEX)",
-    )
-    flags.define_settings(line)
-    values = line.parse(arguments)
-    config = flags.config_from_flags(
-        values,
-        stored_config=lambda run_dir: (
-            None
-            if values["fresh"] or (values["dry_run"] and is_bucket(run_dir))
-            else read_stored_config(run_dir)
-        ),
-    )
+    values = _command_line().parse(arguments)
+    config = _resolve(values)
     if values["dry_run"]:
         print(config.to_json(), end="")
         return
@@ -57,7 +36,9 @@ def run(arguments: list[str], stop_requested: StopRequest) -> None:
 
     def reading(share: float, what: str) -> None:
         if stop_requested():
-            raise StoppedError("Stopped on request while the data were read. Start it again.")
+            raise StoppedError(
+                "Stopped on request while reading the data. Run the same command again."
+            )
         terminal.bar(share, what)
 
     try:
@@ -79,3 +60,35 @@ def run(arguments: list[str], stop_requested: StopRequest) -> None:
         fresh=values["fresh"],
         accept_changed_data=values["accept_changed_data"],
     )
+
+
+def _command_line() -> flags.CommandLine:
+    line = flags.CommandLine("train", SUMMARY)
+    line.boolean(
+        "dry_run",
+        "print the resolved configuration as JSON and stop; a run in a bucket is not read",
+        default=False,
+    )
+    line.boolean("fresh", "rename an existing run directory and start a new run", default=False)
+    line.boolean(
+        "accept_changed_data",
+        "resume although images of the data set were added, removed or changed",
+        default=False,
+    )
+    line.integer(
+        "worker_index",
+        "index of this machine in --workers, from 0 (default: $JOB_COMPLETION_INDEX)",
+    )
+    flags.define_settings(line)
+    return line
+
+
+def _resolve(values: Mapping[str, Any]) -> Config:
+    """Returns the configuration that the flags, and the run that they resume, select."""
+
+    def stored_config(run_dir: str) -> Config | None:
+        if values["fresh"] or (values["dry_run"] and is_bucket(run_dir)):
+            return None
+        return read_stored_config(run_dir)
+
+    return flags.config_from_flags(values, stored_config=stored_config)

@@ -9,11 +9,12 @@ import keras
 
 from trainer.config import Config
 from trainer.data.images import ImageSet
-from trainer.errors import StoppedError, UsageError
+from trainer.errors import StoppedError, UsageError, one_of
 from trainer.evaluation import evaluator
 from trainer.evaluation.evaluator import Evaluator
 from trainer.generation.sampler import Sampler
 from trainer.machine.replicas import Replicas
+from trainer.metrics.registry import METRICS
 from trainer.run_dir import best
 from trainer.run_dir.best import Best
 from trainer.run_dir.checkpoints import Checkpoints
@@ -136,6 +137,7 @@ def check(config: Config, data: ImageSet) -> None:
     """Raises a UsageError if the evaluations that the run asks for cannot be."""
     if not config.evaluate_every.value:
         return
+    one_of("--best_metric", config.best_metric, METRICS)
     evaluator.check_features(config, data.shape, config.evaluate_features, config.inception_path)
     if config.best_metric == "conditional_accuracy" and not config.conditional:
         raise UsageError(
