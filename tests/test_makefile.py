@@ -77,7 +77,11 @@ def test_hooks_need_no_download():
     (repository,) = config["repos"]
     assert repository["repo"] == "local"
     lint = subprocess.run(
-        ["make", "--dry-run", "lint"], cwd=ROOT, text=True, capture_output=True, timeout=60
+        ["make", "--dry-run", "lint", "VENV=.venv"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=60,
     )
     for hook in repository["hooks"]:
         assert hook["language"] == "system"
