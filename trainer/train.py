@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from trainer import recipes
 from trainer.config import Config
 from trainer.data.images import ImageSet
 from trainer.evaluation import during_training
@@ -22,6 +23,7 @@ from trainer.machine.cluster import Cluster
 from trainer.machine.replicas import Replicas, create_replicas
 from trainer.machine.signals import TimeLimit
 from trainer.models.plain import plain
+from trainer.recipes import files
 from trainer.reporting.console import Console
 from trainer.reporting.heartbeat import Heartbeat
 from trainer.reporting.prometheus import Telemetry
@@ -73,7 +75,8 @@ def train(
         output_copies.check(config.model_dir, "model_dir")
     stop = TimeLimit(config.max_hours, stop_requested, clock)
     place = place or Place(config)
-    replicas = create_replicas(config, cluster)
+    small_operations = recipes.get(config.networks).fully_connected
+    replicas = create_replicas(config, cluster, small_operations=small_operations)
     check_batch_size(config, replicas.num_replicas)
     with replicas.scope():
         state = create_state(config, data.shape, replicas.precision)
@@ -83,7 +86,13 @@ def train(
     with _directory(config, replicas, place, fresh, secs_left) as (run_dir, check, uploads):
         versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
         start = provenance.collect(versions, replicas.device_names, replicas.precision)
-        run_dir.claim(config, data.describe(), start, accept_changed_data=accept_changed_data)
+        run_dir.claim(
+            config,
+            data.describe(),
+            start,
+            recipe_files=files.copies(config),
+            accept_changed_data=accept_changed_data,
+        )
         heartbeat = Heartbeat(Path(config.heartbeat) if config.heartbeat else None)
 
         def stop_now() -> bool:

@@ -43,7 +43,7 @@ def test_dry_run_prints_the_resolved_configuration(trainer):
     ("arguments", "message"),
     [
         ("trian", "command='trian' is not known. Did you mean train?"),
-        ("train --recipe=dcgn", "Did you mean dcgan? Known: dcgan, dcgan-sigmoid"),
+        ("train --recipe=dcgn", "Did you mean dcgan? Known: cgan, dcgan, dcgan-kstep"),
         ("train --dataset=mnits", "--dataset='mnits' is not known. Did you mean mnist?"),
         ("train --batchsize=3", "--batchsize is not a flag of train. Did you mean --batch_size?"),
         ("train --batch_size=many", "batch_size"),

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from trainer import recipes
-from trainer.commands import flags
+from trainer.commands.flags import config_flags
+from trainer.commands.flags.command_line import CommandLine
 from trainer.data import decoding, file_stores, sources, user_images
 from trainer.errors import DataError, ExitCode, StoppedError, UsageError
 from trainer.files import cache
@@ -551,10 +552,10 @@ def test_without_classes_only_an_explicit_conditional_is_an_error(place):
     ],
 )
 def test_the_run_directory_is_named_after_the_path(dataset, run_dir):
-    line = flags.CommandLine("train", "")
-    flags.define_settings(line)
+    line = CommandLine("train", "")
+    config_flags.define_settings(line)
     values = line.parse([f"--dataset={dataset}"])
-    assert flags.config_from_flags(values, {}).run_dir == run_dir
+    assert config_flags.config_from_flags(values, {}).run_dir == run_dir
 
 
 def test_paths_are_told_from_names(tmp_path, monkeypatch):

@@ -9,11 +9,12 @@ import keras
 import numpy as np
 from PIL import Image
 
-from trainer import models
 from trainer.config import Config
 from trainer.errors import UsageError
 from trainer.generation.sampler import Sampler, grid
 from trainer.machine import replicas
+from trainer.recipes import files
+from trainer.recipes.networks import build_networks
 from trainer.run_dir import selection
 from trainer.run_dir.directory import RunDir
 
@@ -77,7 +78,8 @@ def build_drawing(run_dir: RunDir, config: Config) -> tuple[keras.Model, str]:
 
     It is the average where the run keeps one.
     """
-    generator, _ = models.build(config, run_dir.read_dataset().shape)
+    files.load_copies(run_dir.recipes, config)
+    generator, _ = build_networks(config, run_dir.read_dataset().shape)
     return generator, "average" if config.ema_half_life_kimg else "generator"
 
 
