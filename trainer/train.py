@@ -15,8 +15,9 @@ from trainer import recipes
 from trainer.config import Config
 from trainer.data.images import ImageSet
 from trainer.evaluation import during_training
+from trainer.evaluation.during_training import EvaluatedModel
 from trainer.files.atomic import replacing
-from trainer.generation.export import deliver, is_delivered
+from trainer.generation.export import export_to_model_dir, is_exported_to_model_dir
 from trainer.generation.sampler import write_gif
 from trainer.machine.batch import check_batch_size
 from trainer.machine.cluster import Cluster
@@ -80,7 +81,7 @@ def train(
     check_batch_size(config, replicas.num_replicas)
     with replicas.scope():
         state = create_state(config, data.shape, replicas.precision)
-    during_training.check(config, data)
+    during_training.check_settings(config, data)
     _check_workers(config, data, replicas)
     # The directory is created last, so that wrong settings leave nothing behind.
     with _directory(config, replicas, place, fresh, secs_left) as (run_dir, check, uploads):
@@ -102,14 +103,14 @@ def train(
 
         run = _restore(config, data, run_dir, replicas, state, uploads, terminal, check, stop_now)
         if run is None:
-            if replicas.is_chief and not is_delivered(config):
-                deliver(run_dir, config)
+            if replicas.is_chief and not is_exported_to_model_dir(config):
+                export_to_model_dir(run_dir, config)
             return
         run.train(stop_now, lambda: stop.reason)
         if replicas.is_chief:
             _finish(config, state, run_dir)
             run_messages.end(run_dir)
-            run.quality.sum_up()
+            run.quality.log_best()
         replicas.barrier()  # a worker that left early would end the chief, which still writes
 
 
@@ -149,11 +150,10 @@ def _restore(
         )
         return None
     run_messages.start(config, replicas, state, data, last_step)
-    quality = during_training.prepare(
-        config, data, run_dir, state.drawing, state.trackables(), stop, replicas
-    )
-    quality.begin(done)
-    if replicas.broadcast(int(quality.is_over and finished)):
+    model = EvaluatedModel(state.drawing, state.trackables(), replicas)
+    quality = during_training.create(config, data, run_dir, model, stop)
+    quality.restore(done)
+    if replicas.broadcast(int(quality.stopped_improving and finished)):
         log.info("%s is complete: it stopped improving by step %d.", run_dir.path, done)
         return None
     labels = {"run": config.run_dir, "worker": str(replicas.worker_index)}
@@ -235,7 +235,7 @@ def _finish(config: Config, state: TrainState, run_dir: RunDir) -> None:
     with run_dir.converted_write_errors():
         write_gif(run_dir.samples, run_dir.gif)
     if config.model_dir:
-        deliver(run_dir, config)
+        export_to_model_dir(run_dir, config)
     # Written last, because its presence marks the run as complete.
     with run_dir.converted_write_errors(), replacing(run_dir.generator) as scratch:
         plain(state.drawing).save(scratch)

@@ -43,18 +43,16 @@ def main(arguments: list[str], _: StopRequest) -> None:
     terminal.end_bar()
     with imports.quiet():
         # Imported late, because importing TensorFlow takes seconds.
+        from trainer.evaluation.evaluator import EvaluationOptions
         from trainer.evaluation.finished_run import evaluate
 
-    evaluate(
-        run_dir,
-        config,
-        data,
-        which=which,
+    options = EvaluationOptions(
         features=values["features"],
         inception_path=values["inception_path"] or "",
         num_samples=count,
         seed=seed,
     )
+    evaluate(run_dir, config, data, options, which)
     publish(
         runs.run_dir_flag(values),
         run_dir.path,

@@ -45,9 +45,10 @@ def main(arguments: list[str], _: StopRequest) -> None:
 
     log_to(Console())
     with imports.quiet():
-        from trainer.generation.generate import generate  # late: TensorFlow takes seconds to import
+        # Imported late, because importing TensorFlow takes seconds.
+        from trainer.generation.generate import GenerationOptions, generate
 
-    generate(run_dir, config, count=count, classes=classes, seed=seed, out=out, which=which)
+    generate(run_dir, config, GenerationOptions(count, classes, seed), out, which)
 
 
 def _classes(
