@@ -58,35 +58,3 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class LineFile:
-    """A text file that grows by complete lines, which stay buffered while the disk is full."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        self._buffer = b""
-
-    def add(self, line: str) -> None:
-        """Buffers a line until the next `flush`."""
-        self._buffer += line.encode() + b"\n"
-
-    def flush(self) -> None:
-        """Writes all buffered lines, or none.
-
-        Raises:
-          OSError: if the lines cannot be written; they stay buffered.
-        """
-        size = os.fstat(self._file).st_size
-        try:
-            rest = self._buffer
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
-        except OSError:
-            os.ftruncate(self._file, size)
-            raise
-        self._buffer = b""
-
-    def close(self) -> None:
-        """Closes the file; buffered lines are lost."""
-        os.close(self._file)

@@ -6,7 +6,7 @@ are means of its lines.
 """
 
 import contextlib
-import json
+import itertools
 import logging
 import shutil
 import time
@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trainer.files.atomic import LineFile, free_name, write_text
+from trainer.files import json_lines
+from trainer.files.atomic import free_name
+from trainer.files.json_lines import JsonLinesFile
 from trainer.metrics import registry
 from trainer.reporting import console
 from trainer.reporting.console import Console
@@ -83,7 +85,7 @@ class Recorder:
         # What further stands in each line.
         self.extras: dict[str, float] = {name: last[name] for name in EXTRAS if name in last}
         self._epoch_lines = [r for r in kept if r["epoch"] == self._epoch_of(steps.start + 1)]
-        self._file = LineFile(self._path)
+        self._file = JsonLinesFile(self._path)
         self._events = EventWriter(run_dir.tensorboard)
         self._step = steps.start
         self._shown_step = self._step
@@ -151,20 +153,13 @@ class Recorder:
         """Drops lines beyond `first_step`, and one torn by a kill; returns the others."""
         if not self._path.exists():
             return []
-        records: list[dict[str, Any]] = []
-        for line in self._path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                record = json.loads(line)
-                if record["step"] > first_step:
-                    break
-            except (ValueError, TypeError, KeyError):
-                self._keep_aside(len(records))
-                break
-            records.append(record)
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        write_text(self._path, text)
+        content = json_lines.read(self._path, {"step": int})
+        records = list(
+            itertools.takewhile(lambda record: record["step"] <= first_step, content.records)
+        )
+        if content.damaged and len(records) == len(content.records):
+            self._keep_aside(len(records))
+        json_lines.write(self._path, records)
         return records
 
     def _keep_aside(self, lines: int) -> None:
@@ -196,7 +191,7 @@ class Recorder:
             "memory_gib": self._memory(),
             "time": self._clock(),
         }
-        self._file.add(json.dumps(record))
+        self._file.add(record)
         self._epoch_lines.append(record)
         self._last, self._rows = record, []
         self._secs = self._wait_secs = 0.0

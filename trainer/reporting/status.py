@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from trainer.files import json_lines
 from trainer.metrics.registry import METRICS
 from trainer.reporting.console import duration
 from trainer.run_dir.directory import RunDir
@@ -89,7 +90,7 @@ def look(run_dir: RunDir, name: str, now: float | None = None) -> Status:
     now = time.time() if now is None else now
     config, data = run_dir.read_config(), run_dir.read_dataset()
     last_step = config.length.steps(config.batch_size, data.images)
-    line = _last_line(run_dir)
+    line = json_lines.read_last(run_dir.metrics)
     step = line.get("step", 0)
     manifests = {
         int(match[1]): path
@@ -139,17 +140,6 @@ def _health(line: dict[str, Any], beating: float | None) -> list[str]:
     if line.get("collapse"):
         signs.append("it looks collapsed")
     return signs
-
-
-def _last_line(run_dir: RunDir) -> dict[str, Any]:
-    """The newest whole line of metrics.jsonl; empty if there is none."""
-    try:
-        with open(run_dir.metrics, "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 65536))
-            lines = [line for line in file.readlines() if line.endswith(b"\n")]
-        return dict(json.loads(lines[-1]))
-    except (OSError, ValueError, IndexError, TypeError):
-        return {}
 
 
 def _evaluation(run_dir: RunDir, line: dict[str, Any]) -> dict[str, float]:

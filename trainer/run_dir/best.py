@@ -5,13 +5,13 @@ holds the checkpoint that was the best when it was saved.  A run that resumes fr
 therefore has the same best checkpoint as an uninterrupted run.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import first_line
-from trainer.files.atomic import LineFile, write_text
+from trainer.files import json_lines
+from trainer.files.json_lines import JsonLinesFile
 from trainer.metrics.registry import METRICS
 from trainer.run_dir.checkpoint_files import checkpoint_step, list_checkpoints, remove_checkpoint
 from trainer.run_dir.checkpoints import LOAD_ERRORS, Checkpoints
@@ -20,6 +20,7 @@ from trainer.run_dir.directory import RunDir
 log = logging.getLogger(__name__)
 
 Line = dict[str, Any]
+FIELDS = {"step": int, "kimg": object, "ruler": object}  # of each line
 
 
 class Best:
@@ -78,9 +79,9 @@ class Best:
         line = {"step": step, "kimg": kimg, **values, "ruler": self._ruler}
         before = self.best
         try:
-            file = LineFile(self._run_dir.evaluation_log)
+            file = JsonLinesFile(self._run_dir.evaluation_log)
             try:
-                file.add(json.dumps(line))
+                file.add(line)
                 file.flush()
             finally:
                 file.close()
@@ -136,25 +137,13 @@ def forget(run_dir: RunDir, done: int) -> list[Line]:
     lines = [line for line in kept if line["step"] <= done]
     if run_dir.evaluation_log.exists():
         with run_dir.converted_write_errors():
-            write_text(run_dir.evaluation_log, "".join(json.dumps(line) + "\n" for line in lines))
+            json_lines.write(run_dir.evaluation_log, lines)
     return lines
 
 
 def read(path: Path) -> list[Line]:
     """Returns the evaluations in a file, up to a line that is incomplete or damaged."""
-    lines: list[Line] = []
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        return lines
-    for line in text.splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-            complete = line.endswith(b"\n") and {"step", "kimg", "ruler"} <= set(record)
-        except (ValueError, TypeError):
-            complete = False
-        if not complete:
-            log.warning("%s is damaged after line %d", path, len(lines))
-            break
-        lines.append(record)
-    return lines
+    content = json_lines.read(path, FIELDS)
+    if content.torn or content.damaged:
+        log.warning("%s is damaged after line %d", path, len(content.records))
+    return content.records
