@@ -457,6 +457,20 @@ def test_what_did_not_get_there_is_made_up_for(server, caplog):
         assert (job.folder / "metrics.jsonl").read_text().count("\n") == 3
 
 
+def test_a_file_rewritten_with_equal_content_is_not_reported_as_missing(server, caplog):
+    job = Job(max_failed=100).run(1)
+    server.faults = [Fault(503, "upload", "metrics")]
+    with pytest.raises(StoppedError), job.working(**stop_with(0.2)):  # noqa: PT012
+        job.save(2)
+        deadline = time.monotonic() + 10
+        while ("upload", "runs/one/metrics.jsonl") not in server.log[-1:]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        job.save(3)  # rewrites config.json, which the current pass has already compared
+        raise StoppedError("Stopped on request.")
+    assert "not uploaded to gs://bucket/runs/one: checkpoints/ckpt-3, metrics.jsonl" in caplog.text
+
+
 def test_a_stop_waits_for_what_is_on_its_way(server):
     job = Job()
     server.faults = [Fault("slow", "upload", secs=0.1)]
