@@ -42,7 +42,7 @@ from trainer.storage import dataset_download, lease, location, mirror
 from trainer.storage.address import Address
 from trainer.storage.bucket import Bucket, ConflictError, DamagedError, MissingError
 from trainer.storage.lease import Lease
-from trainer.storage.location import Place, reading
+from trainer.storage.location import RunLocation, download_run
 
 RUN = "gs://bucket/runs/one"
 CONTENT = bytes(range(256)) * 40
@@ -285,7 +285,7 @@ class Job:
 
     def __init__(self, keep=3, max_failed=3):
         given = dict(run_dir=RUN, keep_checkpoints=keep, max_failed_saves=max_failed)
-        self.place = Place(recipes.resolve(given))
+        self.place = RunLocation(recipes.resolve(given))
         self.folder, self.keep = self.place.folder, keep
 
     @contextlib.contextmanager
@@ -591,38 +591,38 @@ def test_the_best_follow_the_folder(server):
 
 def test_it_is_read_from_other_machines(server):
     job = Job().run(1, 2)
-    folder = reading(RUN)
+    folder = download_run(RUN)
     assert [path.name for path in list_checkpoints(folder / "checkpoints")] == ["ckpt-2"]
     assert (folder / "metrics.jsonl").exists()
     count = len(server.log)
-    reading(RUN)
+    download_run(RUN)
     assert "download" not in [method for method, _ in server.log[count:]]  # once
     assert not (folder / "lock.json").exists()
     assert (folder / ".lock").exists()  # held by commands that read the run
     with job.working():
-        assert (reading(RUN) / "lock.json").exists()  # a sign of life, for `status`
+        assert (download_run(RUN) / "lock.json").exists()  # a sign of life, for `status`
     job.run(3)
-    reading(RUN, which=None)  # downloads only the manifest
+    download_run(RUN, which=None)  # downloads only the manifest
     assert not (folder / "samples").exists()
     assert (folder / "checkpoints/ckpt-3.json").exists()
     assert not list(folder.glob("checkpoints/ckpt-3.data*"))
-    assert list_checkpoints(reading(RUN) / "checkpoints")[0].name == "ckpt-3"
+    assert list_checkpoints(download_run(RUN) / "checkpoints")[0].name == "ckpt-3"
     assert list(folder.glob("checkpoints/ckpt-3.data*"))
     damage(server, 3, "other content")
-    assert list_checkpoints(reading(RUN) / "checkpoints")[0].name == "ckpt-2"
+    assert list_checkpoints(download_run(RUN) / "checkpoints")[0].name == "ckpt-2"
     assert saved(server) == [1, 2, 3]  # a reader changes nothing
-    assert [p.name for p in list_checkpoints(reading(RUN, which="1") / "checkpoints")] == [
+    assert [p.name for p in list_checkpoints(download_run(RUN, which="1") / "checkpoints")] == [
         "ckpt-2",
         "ckpt-1",
     ]
-    assert len(list_checkpoints(reading(RUN, which="all") / "checkpoints")) == 3
-    assert len(list_checkpoints(reading(RUN) / "checkpoints")) == 2
+    assert len(list_checkpoints(download_run(RUN, which="all") / "checkpoints")) == 3
+    assert len(list_checkpoints(download_run(RUN) / "checkpoints")) == 2
     server.objects["bucket"].clear()
     with pytest.raises(UsageError, match=r"^--run_dir=gs://bucket/runs/one is not a run directory"):
-        reading(RUN)
+        download_run(RUN)
     assert not list(folder.glob("checkpoints/*"))
     with pytest.raises(UsageError, match="names only a bucket"):
-        reading("gs://bucket")
+        download_run("gs://bucket")
 
 
 # Runs with networks.
@@ -645,7 +645,7 @@ def test_a_real_run_goes_on_on_another_machine(server, tiny, run, tmp_path):
     written = server.objects["bucket"]["runs/one/config.json"].content
     assert b'"run_dir": "gs://bucket/runs/one"' in written
 
-    here = Place(config(2)).folder
+    here = RunLocation(config(2)).folder
     shutil.rmtree(here)
     output = run(config(4))
     assert "Downloading checkpoints/ckpt-2 from gs://bucket/runs/one" in output
@@ -780,12 +780,12 @@ def test_inception_from_a_bucket(server):
 
 def test_what_an_evaluation_found_goes_back_to_the_run(server):
     Job().run(1)
-    folder = reading(RUN)
+    folder = download_run(RUN)
     write_text(folder / "evaluation.json", "{}")
     (folder / "evaluation").mkdir()
     write_text(folder / "evaluation" / "classes.png", "picture")
     for _ in range(2):  # anew, too
-        location.publish(RUN, folder, ["evaluation.json", "evaluation", "none"])
+        location.upload_outputs(RUN, folder, ["evaluation.json", "evaluation", "none"])
     there = server.objects["bucket"]
     assert there["runs/one/evaluation.json"].content == b"{}"
     assert there["runs/one/evaluation/classes.png"].content == b"picture"
@@ -793,13 +793,13 @@ def test_what_an_evaluation_found_goes_back_to_the_run(server):
 
 def test_who_may_only_read_a_run_keeps_what_was_found(server, caplog):
     Job().run(1)
-    folder = reading(RUN)
+    folder = download_run(RUN)
     write_text(folder / "evaluation.json", "{}")
     server.faults = [Fault(403, "upload", times=99)]
-    location.publish(RUN, folder, ["evaluation.json"])
+    location.upload_outputs(RUN, folder, ["evaluation.json"])
     found = folder.with_name(folder.name + "-found")
     assert f"are kept in {found}" in caplog.text
-    reading(RUN)  # makes the copy what the bucket holds
+    download_run(RUN)  # makes the copy what the bucket holds
     assert (found / "evaluation.json").read_text() == "{}"
 
 

@@ -9,7 +9,7 @@ from trainer.errors import UsageError, one_of
 from trainer.machine import imports
 from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
-from trainer.storage.location import publish
+from trainer.storage.location import upload_outputs
 
 SUMMARY = """Draws images from a run and compares them with real ones: FID, KID, Inception Score,
 precision, recall, density, coverage and, for a conditional run, the share of images that show the
@@ -55,7 +55,7 @@ def run(arguments: list[str], _: StopRequest) -> None:
         num_samples=count,
         seed=seed,
     )
-    publish(
+    upload_outputs(
         run_flags.given(values),
         run_dir.path,
         (run_dir.evaluation.name, run_dir.evaluation_pictures.name),

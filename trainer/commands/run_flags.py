@@ -8,7 +8,7 @@ from trainer.commands.flags import CommandLine
 from trainer.errors import UsageError
 from trainer.run_dir.directory import RunDir
 from trainer.storage.address import is_bucket, local_path
-from trainer.storage.location import reading
+from trainer.storage.location import download_run
 
 
 def define(line: CommandLine, purpose: str) -> None:
@@ -37,7 +37,7 @@ def opened(values: Mapping[str, Any], which: str | None = "") -> RunDir:
     Raises:
       TrainerError: if it is missing or cannot be read.
     """
-    return RunDir(reading(given(values), which=which))
+    return RunDir(download_run(given(values), which=which))
 
 
 def output(values: Mapping[str, Any], default: str) -> Path:

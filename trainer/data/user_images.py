@@ -23,7 +23,7 @@ from trainer.files.image_cache import Decoded
 from trainer.machine import memory
 from trainer.storage import dataset_download
 from trainer.storage.address import is_bucket
-from trainer.storage.location import base
+from trainer.storage.location import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def load(config: Config, report: Report) -> ImageSet:
       DataError: if there are none, or some cannot be used.
     """
     if is_bucket(config.dataset):
-        path = dataset_download.fetch(config.dataset, "dataset", base("data"), report)
+        path = dataset_download.fetch(config.dataset, "dataset", cache_folder("data"), report)
     else:
         path = Path(config.dataset).expanduser()
     name = f"--dataset={shown(config.dataset)}"

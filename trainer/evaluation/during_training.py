@@ -15,14 +15,14 @@ from trainer.evaluation.evaluator import Evaluator
 from trainer.generation.sampler import Sampler
 from trainer.machine.replicas import Replicas
 from trainer.metrics.registry import METRICS
-from trainer.run_dir import best
-from trainer.run_dir.best import Best
+from trainer.run_dir import evaluation_history
 from trainer.run_dir.checkpoints import Checkpoints
 from trainer.run_dir.directory import RunDir
+from trainer.run_dir.evaluation_history import EvaluationHistory
 
 log = logging.getLogger(__name__)
 
-KEEP = 10**6  # checkpoints of which Best decides itself
+KEEP = 10**6  # checkpoints of which EvaluationHistory decides itself
 Record = Callable[[Mapping[str, float], int], None]
 
 
@@ -52,16 +52,18 @@ class Quality:
     sampler: Sampler | None = None
     checkpoints: Checkpoints | None = None
     record: Record = lambda values, step: None
-    best: Best | None = None
+    best: EvaluationHistory | None = None
     secs: float = 0.0
 
     def begin(self, done: int) -> None:
         """Takes up what was found in the steps that are done."""
         if self.evaluator is None or self.checkpoints is None:
-            best.forget(self.run_dir, done)
+            evaluation_history.discard_after(self.run_dir, done)
             return
         ruler = self.evaluator.describe()
-        self.best = Best(self.run_dir, self.checkpoints, self.config.best_metric, ruler, done=done)
+        self.best = EvaluationHistory(
+            self.run_dir, self.checkpoints, self.config.best_metric, ruler, done=done
+        )
 
     def resume(self, done: int, record: Record) -> None:
         """Goes on from the steps that are done, with an evaluation that is still owed."""
@@ -91,7 +93,7 @@ class Quality:
             log.info("The evaluation at step %d was broken off; it is made up for.", done)
             return False
         kimg = done * self.config.batch_size / 1000
-        is_best = self.best.take_in(done, kimg, found.values)
+        is_best = self.best.record(done, kimg, found.values)
         secs = time.monotonic() - started
         self.secs += secs
         self.record({**found.values, "evaluate_secs": secs, "evaluated_kimg": kimg}, done)
@@ -110,14 +112,14 @@ class Quality:
     def is_over(self) -> bool:
         """Whether --stop_after_no_gain_kimg has passed without improvement."""
         limit = self.config.stop_after_no_gain_kimg
-        return bool(limit and self.best and self.best.without_gain() >= limit)
+        return bool(limit and self.best and self.best.kimg_without_improvement() >= limit)
 
     def sum_up(self) -> None:
         """Logs which checkpoint was the best."""
-        if self.best is None or (line := self.best.best) is None:
+        if self.best is None or (line := self.best.best_line) is None:
             return
         metric = self.config.best_metric
-        last = self.best.last or line
+        last = self.best.last_line or line
         log.info(
             "Best %s: %.4g at %.6g kimg, kept in %s (last: %.4g at %.6g kimg)",
             metric,

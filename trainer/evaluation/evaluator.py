@@ -19,7 +19,7 @@ from trainer.evaluation.reference import Reference
 from trainer.generation.sampler import Sampler
 from trainer.metrics import registry
 from trainer.storage.address import is_bucket
-from trainer.storage.location import base
+from trainer.storage.location import cache_folder
 
 Check = Callable[[], None]
 MIN_REALS = 6  # metrics go by an image's fifth neighbour
@@ -174,7 +174,7 @@ def _local(inception_path: str) -> str:
         dataset_download,  # late, as the library is: only where there is a bucket
     )
 
-    folder = base("data")
+    folder = cache_folder("data")
     return str(
         dataset_download.fetch(inception_path, "inception_path", folder, lambda share, what: None)
     )

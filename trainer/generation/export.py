@@ -66,7 +66,7 @@ def export(run_dir: RunDir, config: Config, out: Path, which: str = "") -> None:
 
 def is_delivered(config: Config) -> bool:
     """Whether there is nothing to bring to --model_dir: it has a model, or is not asked for."""
-    return not config.model_dir or output_copies.has(config.model_dir, "model_dir", MODEL)
+    return not config.model_dir or output_copies.has_file(config.model_dir, "model_dir", MODEL)
 
 
 def deliver(run_dir: RunDir, config: Config) -> None:
@@ -81,7 +81,7 @@ def deliver(run_dir: RunDir, config: Config) -> None:
             save_model(config, plain(drawing), Path(name))
         except OSError as error:
             raise StorageError(f"{name} cannot be written ({error}).") from None
-        output_copies.bring(Path(name), config.model_dir, "model_dir", last=MODEL)
+        output_copies.copy_folder(Path(name), config.model_dir, "model_dir", last=MODEL)
     log.info("The generator of %s is in %s for a server", source, config.model_dir)
 
 
