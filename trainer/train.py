@@ -33,7 +33,7 @@ from trainer.run_dir.checkpoints import Checkpoints, load_networks
 from trainer.run_dir.directory import RunDir
 from trainer.run_dir.saver import Saver
 from trainer.storage import output_copies
-from trainer.storage.location import NoUploads, Place, Uploads, reading
+from trainer.storage.location import NoUploads, RunLocation, Uploads, download_run
 from trainer.training import run_messages
 from trainer.training.run import Run
 from trainer.training.state import TrainState, copy_weights, create_state
@@ -48,7 +48,7 @@ def train(
     terminal: Console,
     stop_requested: Callable[[], bool],
     cluster: Cluster | None = None,
-    place: Place | None = None,
+    place: RunLocation | None = None,
     secs_left: Callable[[], float] = lambda: math.inf,
     fresh: bool = False,
     accept_changed_data: bool = False,
@@ -72,10 +72,10 @@ def train(
       TrainerError: if the run cannot continue; a StoppedError after an early stop.
     """
     if cluster is None or cluster.is_chief:
-        output_copies.check(config.tensorboard_dir, "tensorboard_dir")
-        output_copies.check(config.model_dir, "model_dir")
+        output_copies.check_writable(config.tensorboard_dir, "tensorboard_dir")
+        output_copies.check_writable(config.model_dir, "model_dir")
     stop = TimeLimit(config.max_hours, stop_requested, clock)
-    place = place or Place(config)
+    place = place or RunLocation(config)
     small_operations = recipes.get(config.networks).fully_connected
     replicas = create_replicas(config, cluster, small_operations=small_operations)
     check_batch_size(config, replicas.num_replicas)
@@ -178,7 +178,7 @@ def _restore(
 def _directory(
     config: Config,
     replicas: Replicas,
-    place: Place,
+    place: RunLocation,
     fresh: bool,
     secs_left: Callable[[], float],
 ) -> Iterator[tuple[RunDir, Callable[[], None], Uploads]]:
@@ -203,7 +203,7 @@ def _directory(
     with (
         run_dir.locked() as lock,
         place.mirrored(fresh=fresh, secs_left=secs_left) as uploads,
-        output_copies.followed(config.tensorboard_dir, "tensorboard_dir", secs_left) as events,
+        output_copies.synced_folder(config.tensorboard_dir, "tensorboard_dir", secs_left) as events,
     ):
 
         def check() -> None:
@@ -219,7 +219,7 @@ def _begin(config: Config, checkpoints: Checkpoints, state: TrainState) -> Path 
     if restored:
         log.info("Resuming from %s", restored)
     elif config.init_from:
-        source = RunDir(reading(config.init_from, flag="init_from"))
+        source = RunDir(download_run(config.init_from, flag="init_from"))
         has_average = bool(source.read_config().ema_half_life_kimg)
         networks = state.networks()
         average = None if has_average else networks.pop("average", None)

@@ -478,7 +478,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(place, cache_home, caplo
     picture(place / "a.png")
     cache_home.parent.write_text("a file in the way")
     assert len(load(place)) == 1
-    assert "Images are not cached in" in caplog.text
+    assert "Cannot cache the decoded images in" in caplog.text
     monkeypatch.setattr(cache, "folder", lambda: None)
     assert len(load(place)) == 1
     assert "no home folder" in caplog.text
@@ -488,6 +488,8 @@ def test_what_a_killed_run_left_in_the_cache_is_removed(place, cache_home):
     for name, age in ((".part-old", 2 * cache.LEFTOVER_SECS), (".part-new", 0)):
         (cache_home / name).mkdir(parents=True)
         os.utime(cache_home / name, (time.time() - age,) * 2)
+    (cache_home / ".part-old.npz").write_bytes(b"a file")
+    os.utime(cache_home / ".part-old.npz", (0, 0))
     picture(place / "a.png")
     load(place)
     left = {p.name for p in cache_home.iterdir() if p.name.startswith(".")}

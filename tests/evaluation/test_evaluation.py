@@ -20,7 +20,7 @@ from trainer.evaluation import classifier, during_training, evaluator, finished_
 from trainer.evaluation.features import extract, in_batches
 from trainer.generation import generate
 from trainer.metrics import registry
-from trainer.run_dir import best, selection
+from trainer.run_dir import evaluation_history, selection
 from trainer.run_dir.checkpoint_files import checkpoint_step, list_checkpoints
 from trainer.run_dir.directory import RunDir
 
@@ -182,7 +182,7 @@ def test_flags_of_the_evaluate_command_are_checked(short, trainer):
     assert "--checkpoint" in trainer("evaluate", "--help").stdout
 
 
-def test_all_checkpoints_are_evaluate(short):
+def test_all_checkpoints_are_evaluated(short):
     report = evaluate(short, which="all")
     assert [record["step"] for record in report["evaluations"]] == [0, 2]
     assert report["fid"] == min(record["fid"] for record in report["evaluations"])
@@ -191,7 +191,7 @@ def test_all_checkpoints_are_evaluate(short):
 
 def evaluation_lines(run_dir):
     """Returns the lines of evaluations.jsonl without the times."""
-    lines = best.read(RunDir(Path(run_dir)).evaluation_log)
+    lines = evaluation_history.read_evaluations(RunDir(Path(run_dir)).evaluation_log)
     return [{k: v for k, v in line.items() if k != "evaluate_secs"} for line in lines]
 
 
@@ -359,9 +359,9 @@ def test_an_incomplete_line_of_evaluations_is_ignored(tmp_path, caplog):
     path = tmp_path / "evaluations.jsonl"
     line = json.dumps({"step": 2, "kimg": 0.1, "ruler": {}, "fid": 3.0})
     path.write_text(f"{line}\n{line[:10]}")
-    assert len(best.read(path)) == 1
+    assert len(evaluation_history.read_evaluations(path)) == 1
     assert "damaged after line 1" in caplog.text
-    assert best.read(tmp_path / "absent") == []
+    assert evaluation_history.read_evaluations(tmp_path / "absent") == []
 
 
 class FakeCheckpoints:
@@ -383,26 +383,30 @@ def test_a_step_is_saved_again_after_a_rollback(tmp_path):
     saves = FakeCheckpoints(run_dir.best_checkpoints)
 
     def from_step(done):
-        return best.Best(run_dir, saves, "kid", {"num_samples": 5}, done=done)
+        return evaluation_history.EvaluationHistory(
+            run_dir, saves, "kid", {"num_samples": 5}, done=done
+        )
 
     first = from_step(0)
-    assert first.take_in(2, 0.2, {"kid": 0.3})
-    assert first.take_in(4, 0.4, {"kid": 0.1})
-    assert not first.take_in(6, 0.6, {"kid": 0.2})
-    assert not first.take_in(
+    assert first.record(2, 0.2, {"kid": 0.3})
+    assert first.record(4, 0.4, {"kid": 0.1})
+    assert not first.record(6, 0.6, {"kid": 0.2})
+    assert not first.record(
         8, 0.8, {"fid": 0.0}
     )  # has no value of the metric that selects the best
-    assert first.without_gain() == pytest.approx(0.2)
+    assert first.kimg_without_improvement() == pytest.approx(0.2)
     again = from_step(3)
     assert [line["step"] for line in again.lines] == [2]
-    assert again.best is None  # its checkpoint was removed when step 4 was better
-    assert again.take_in(4, 0.4, {"kid": 0.5})
+    assert again.best_line is None  # its checkpoint was removed when step 4 was better
+    assert again.record(4, 0.4, {"kid": 0.5})
     assert saves.steps == [2, 4, 4]
     assert [checkpoint_step(path) for path in list_checkpoints(run_dir.best_checkpoints)] == [4]
-    more = best.Best(run_dir, saves, "precision", {"num_samples": 5}, done=4)
-    assert more.take_in(6, 0.6, {"precision": 0.2})
-    assert more.take_in(8, 0.8, {"precision": 0.4})
-    assert not more.take_in(10, 1.0, {"precision": 0.3})
+    more = evaluation_history.EvaluationHistory(
+        run_dir, saves, "precision", {"num_samples": 5}, done=4
+    )
+    assert more.record(6, 0.6, {"precision": 0.2})
+    assert more.record(8, 0.8, {"precision": 0.4})
+    assert not more.record(10, 1.0, {"precision": 0.3})
 
 
 def test_a_run_without_a_best_checkpoint_uses_the_latest(short):

@@ -1,6 +1,6 @@
-"""A small server that answers the real google-cloud-storage client, with faults on demand.
+"""A small fake of Google Cloud Storage for the real client, with faults on demand.
 
-It keeps preconditions, as the service does and other emulators do not.
+Unlike other emulators, it enforces preconditions as the service does.
 """
 
 import base64
@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import google_crc32c
 
-PAGE = 7  # objects in an answer to a list, so that there are several
+PAGE = 7  # objects per page of a listing, few so that tests have several pages
 
 
 def crc32c(content: bytes) -> str:
@@ -44,13 +44,16 @@ class Object:
 
 @dataclasses.dataclass
 class Fault:
-    """What goes wrong, with which requests, how often.
+    """A fault that the server injects into matching requests.
 
     Attributes:
-      kind: an HTTP status; "cut" (the connection, in the middle of the body), "corrupt" (a
-        byte of the content), "lost" (it is done, and the answer is a 503), "slow".
-      method, name: of the requests: "list" for lists, "upload", "download", "delete", "get".
-      times: how often.
+      kind: an HTTP status; "cut" closes the connection in the middle of the body, "corrupt"
+        changes a byte of the content, "lost" executes the request but responds with a 503, and
+        "slow" delays the response.
+      method: "list", "upload", "download", "delete", "get" or "copy"; "" matches all.
+      name: regular expression that the object's name must contain; for "list", the prefix.
+      times: number of requests that it affects.
+      secs: delay of "slow" in seconds.
     """
 
     kind: int | str
@@ -61,7 +64,14 @@ class Fault:
 
 
 class Server:
-    """The server, in a thread; `objects` are by bucket and name."""
+    """The server, which runs in a thread.
+
+    Attributes:
+      objects: the stored objects, by bucket and name.
+      faults: the faults to inject; the first that matches a request applies.
+      log: the method and object name of each request that may have a fault.
+      url: address of the server.
+    """
 
     def __init__(self):
         self.objects: dict[str, dict[str, Object]] = {"bucket": {}}
@@ -104,7 +114,7 @@ class Server:
 
 
 class Quiet(ThreadingHTTPServer):
-    """One whose clients may go away in the middle."""
+    """A server that ignores clients which disconnect during a request."""
 
     daemon_threads = True
     block_on_close = False
@@ -115,10 +125,10 @@ class Quiet(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one request."""
+    """Handles the requests of one connection."""
 
     protocol_version = "HTTP/1.1"
-    wbufsize, disable_nagle_algorithm = 1 << 16, True  # an answer in one packet
+    wbufsize, disable_nagle_algorithm = 1 << 16, True  # sends a response in one packet
     world: Server
 
     def setup(self):
@@ -150,7 +160,7 @@ class Handler(BaseHTTPRequestHandler):
         act()
 
     def _fault(self, method: str, name: str) -> Fault | None:
-        """The fault of a request; those that need nothing else are over with that."""
+        """Returns the fault of a request; sends the response if the fault is an HTTP status."""
         fault = self.world.fault(method, name)
         if fault is None or fault.kind in ("corrupt", "lost", "cut"):
             return fault
@@ -189,7 +199,7 @@ class Handler(BaseHTTPRequestHandler):
         return objects
 
     def _holds(self, name: str) -> bool:
-        """Whether the preconditions hold."""
+        """Returns whether the preconditions hold; sends an error response if not."""
         wanted = self.query.get("ifGenerationMatch")
         there = self.world.objects[self.bucket].get(name)
         if wanted is not None and int(wanted) != (there.generation if there else 0):

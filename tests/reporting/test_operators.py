@@ -131,7 +131,7 @@ def test_a_heartbeat_paces_itself_and_bears_a_bad_disk(tmp_path, monkeypatch):
     Heartbeat(tmp_path / "no" / "folder").beat(1)
     Heartbeat(None).beat(1)
     with pytest.raises(UsageError, match="cannot be read"):
-        heartbeat.check(tmp_path / "none", 10)
+        heartbeat.check_age(tmp_path / "none", 10)
 
 
 def test_prometheus_shows_the_newest_line(tiny, run, monkeypatch):

@@ -13,7 +13,7 @@ from trainer.run_dir.checkpoints import Checkpoints
 from trainer.run_dir.saver import Saver
 
 
-class Values:
+class OneVariableRun:
     """A run of one variable, whose value is the step of its checkpoint."""
 
     def __init__(self, folder, keep=3, spare=2):
@@ -36,9 +36,9 @@ class Values:
 def folder(tmp_path):
     """A folder with the checkpoints of steps 1, 2 and 3."""
     path = tmp_path / "checkpoints"
-    values = Values(path)
+    run = OneVariableRun(path)
     for step in (1, 2, 3):
-        values.save(step)
+        run.save(step)
     return path
 
 
@@ -64,29 +64,29 @@ DAMAGE = {
     "index bit flipped": lambda f: flip(f / "ckpt-3.index"),
     "index truncated": lambda f: truncate(f / "ckpt-3.index"),
     "index missing": lambda f: (f / "ckpt-3.index").unlink(),
-    "manifest torn": lambda f: truncate(f / "ckpt-3.json"),
+    "manifest truncated": lambda f: truncate(f / "ckpt-3.json"),
     "manifest of another version": lambda f: (f / "ckpt-3.json").write_text(
         '{"format_version": 2, "files": {}}'
     ),
     "half deleted": lambda f: ((f / "ckpt-3.json").unlink(), data(f, 3).unlink()),
-    "cut off while it was saved": lambda f: ((f / "ckpt-3.json").unlink(), truncate(data(f, 3))),
+    "interrupted save": lambda f: ((f / "ckpt-3.json").unlink(), truncate(data(f, 3))),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(folder, damage, caplog):
+def test_the_previous_checkpoint_replaces_a_damaged_one(folder, damage, caplog):
     DAMAGE[damage](folder)
     left = sorted(path.name for path in folder.glob("ckpt-3*"))
-    values = Values(folder)
-    assert values.restore() == 2
+    run = OneVariableRun(folder)
+    assert run.restore() == 2
     assert not list(folder.glob("ckpt-3*"))
     assert sorted(p.name for p in (folder / "damaged" / "ckpt-3.1").iterdir()) == left
-    values.save(3)  # the same step again
-    assert Values(folder).restore() == 3
+    run.save(3)  # the same step again
+    assert OneVariableRun(folder).restore() == 3
 
 
 @pytest.mark.parametrize(
-    "harm",
+    "damage",
     [
         lambda f: (f / "checkpoint").unlink(),
         lambda f: (f / "checkpoint").write_bytes(b"\x00torn"),
@@ -95,34 +95,34 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(folder, damage, ca
         ).unlink(),  # killed before the manifest was written; the data are intact
     ],
 )
-def test_what_does_no_harm(folder, harm):
-    harm(folder)
-    assert Values(folder).restore() == 3
+def test_harmless_damage_is_ignored(folder, damage):
+    damage(folder)
+    assert OneVariableRun(folder).restore() == 3
 
 
-def test_several_damaged_ones(folder):
+def test_several_damaged_checkpoints_are_skipped(folder):
     flip(data(folder, 3))
     truncate(data(folder, 2))
-    assert Values(folder).restore() == 1
+    assert OneVariableRun(folder).restore() == 1
 
 
-def test_none_that_loads_is_no_fresh_start(folder):
+def test_no_fresh_start_if_no_checkpoint_loads(folder):
     for step in (1, 2, 3):
         flip(data(folder, step))
     for _ in range(2):  # the second attempt fails, too
         with pytest.raises(
             CheckpointError, match=r"None .* loaded \(ckpt-3: .*; ckpt-1: .*--fresh"
         ):
-            Values(folder).restore()
+            OneVariableRun(folder).restore()
     for path in folder.glob("ckpt-*"):
         path.unlink()
     with pytest.raises(
         CheckpointError, match="no files are left"
     ):  # TensorFlow's state file exists
-        Values(folder).restore()
+        OneVariableRun(folder).restore()
 
 
-def test_a_first_save_that_was_cut_off_is_a_fresh_start(folder):
+def test_an_interrupted_first_save_is_a_fresh_start(folder):
     (folder / "checkpoint").unlink()
     for path in folder.glob("*.json"):
         path.unlink()
@@ -130,30 +130,30 @@ def test_a_first_save_that_was_cut_off_is_a_fresh_start(folder):
         for path in folder.glob(f"ckpt-{step}.*"):
             path.unlink()
     truncate(data(folder, 3))
-    assert Values(folder).restore() is None
+    assert OneVariableRun(folder).restore() is None
 
 
-def test_old_ones_go_once_the_new_one_is_verified(folder, monkeypatch):
-    values = Values(folder, keep=2)
-    values.restore()
+def test_old_checkpoints_are_removed_after_the_new_one_is_verified(folder, monkeypatch):
+    run = OneVariableRun(folder, keep=2)
+    run.restore()
     monkeypatch.setattr(checkpoints, "_read_all", lambda path: [][0])  # as if the file were damaged
     for step in (4, 5):  # the number of saves that may fail
         with pytest.raises(IndexError):
-            values.save(step)
+            run.save(step)
     monkeypatch.undo()
     assert (folder / "ckpt-3.json").exists()
-    values.save(6)
+    run.save(6)
     assert [path.name for path in list_checkpoints(folder)] == [
         "ckpt-6",
         "ckpt-5",
         "ckpt-4",
         "ckpt-3",
     ]  # two of them are verified
-    values.save(7)
+    run.save(7)
     assert [path.name for path in list_checkpoints(folder)] == ["ckpt-7", "ckpt-6"]
 
 
-def test_the_manifest_says_what_is_there(folder):
+def test_the_manifest_describes_the_files(folder):
     manifest = json.loads((folder / "ckpt-2.json").read_text())
     assert manifest["format_version"] == 1
     assert manifest["step"] == 2
@@ -161,39 +161,39 @@ def test_the_manifest_says_what_is_there(folder):
     assert manifest["files"]["ckpt-2.index"]["bytes"] == (folder / "ckpt-2.index").stat().st_size
 
 
-def test_failing_saves_are_counted_and_end_a_run_at_last(folder, caplog):
-    values, checks = Values(folder), []
-    values.restore()
-    saver = Saver(values.checkpoints, max_failed=2, check=lambda: checks.append(1))
+def test_too_many_failed_saves_end_the_run(folder, caplog):
+    run, checks = OneVariableRun(folder), []
+    run.restore()
+    saver = Saver(run.checkpoints, max_failed=2, check=lambda: checks.append(1))
     away = folder.with_name("away")
 
     def fail():
         folder.rename(away)
-        folder.write_text("no folder any more")  # makes writes fail, even for root
+        folder.write_text("a file instead of the folder")  # makes writes fail, even for root
 
-    def mend():
+    def repair():
         folder.unlink()
         away.rename(folder)
 
     fail()
     assert not saver.save(4, flush=lambda: None)
     assert not saver.save(5, flush=lambda: None)
-    mend()
+    repair()
     assert saver.save(6, flush=lambda: None)
     assert saver.failures == 2
-    assert Values(folder).restore() == 3  # the variable still has the value of step 3
+    assert OneVariableRun(folder).restore() == 3  # the variable still has the value of step 3
     fail()
     for step in (7, 8):
         assert not saver.save(step, flush=lambda: None)
     with pytest.raises(StorageError, match=r"step 9 failed .* after 2 other .* from step 6"):
         saver.save(9, flush=lambda: None)
     assert len(checks) == 6
-    mend()
+    repair()
 
     def full():
         raise OSError(28, "No space left on device")
 
-    assert not Saver(values.checkpoints, max_failed=2, check=lambda: None).save(10, flush=full)
+    assert not Saver(run.checkpoints, max_failed=2, check=lambda: None).save(10, flush=full)
     assert (
         list_checkpoints(folder)[0].name == "ckpt-6"
     )  # no checkpoint is saved without its metrics

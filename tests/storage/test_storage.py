@@ -42,7 +42,7 @@ from trainer.storage import dataset_download, lease, location, mirror
 from trainer.storage.address import Address
 from trainer.storage.bucket import Bucket, ConflictError, DamagedError, MissingError
 from trainer.storage.lease import Lease
-from trainer.storage.location import Place, reading
+from trainer.storage.location import RunLocation, download_run
 
 RUN = "gs://bucket/runs/one"
 CONTENT = bytes(range(256)) * 40
@@ -65,13 +65,14 @@ def server(monkeypatch, tmp_path):
 
 
 def bucket(path="runs/one"):
+    """Returns a client of a folder in the bucket of the fake server."""
     return Bucket(Address("bucket", path, "run_dir"))
 
 
 # The client.
 
 
-def test_what_is_written_is_read(server, tmp_path):
+def test_uploaded_objects_can_be_listed_read_and_deleted(server, tmp_path):
     there = bucket()
     item = there.upload("a/b.bin", CONTENT, generation=0)
     assert server.objects["bucket"]["runs/one/a/b.bin"].content == CONTENT
@@ -90,7 +91,7 @@ def test_what_is_written_is_read(server, tmp_path):
         there.download(item, tmp_path / "copy")
 
 
-def test_a_long_list_comes_in_pages(server):
+def test_all_pages_of_a_long_listing_are_read(server):
     names = [f"{number:02}" for number in range(20)]
     for name in names:
         server.put(f"runs/one/{name}", b"")
@@ -101,7 +102,7 @@ def test_a_long_list_comes_in_pages(server):
 
 
 @pytest.mark.parametrize("kind", [429, 500, 503, "cut", "lost", "corrupt"])
-def test_a_fault_that_passes_is_overcome(server, tmp_path, kind):
+def test_transient_faults_are_retried(server, tmp_path, kind):
     there = bucket()
     server.faults = [Fault(kind, "upload", times=2)]
     item = there.upload("x", CONTENT, generation=0)
@@ -118,7 +119,7 @@ def test_a_fault_that_passes_is_overcome(server, tmp_path, kind):
     assert not server.names()
 
 
-def test_a_fault_that_stays_is_one_line(server, tmp_path):
+def test_a_permanent_fault_is_a_one_line_error(server, tmp_path):
     there = bucket()
     item = there.upload("x", CONTENT, generation=0)
     server.faults = [Fault(503)]
@@ -135,7 +136,7 @@ def test_a_fault_that_stays_is_one_line(server, tmp_path):
     assert not list(tmp_path.glob("*y*"))
 
 
-def test_a_server_that_does_not_answer(server, monkeypatch):
+def test_a_server_that_does_not_respond_is_a_storage_error(server, monkeypatch):
     server.faults = [Fault("slow", secs=3.0)]
     began = time.monotonic()
     with pytest.raises(StorageError, match="requests to bucket 'bucket' fail"):
@@ -146,7 +147,7 @@ def test_a_server_that_does_not_answer(server, monkeypatch):
         bucket().list()
 
 
-def test_an_object_of_somebody_else_is_not_overwritten(server):
+def test_an_object_of_another_writer_is_not_overwritten(server):
     there = bucket()
     server.put("runs/one/x", b"theirs")
     with pytest.raises(ConflictError):
@@ -169,13 +170,13 @@ def test_an_object_of_somebody_else_is_not_overwritten(server):
         ),
     ],
 )
-def test_missing_rights_are_named(server, code, text):
+def test_missing_permissions_are_named(server, code, text):
     server.faults = [Fault(code)]
     with pytest.raises(UsageError, match=rf"^--run_dir=gs://bucket/runs/one: {text}"):
         bucket().list()
 
 
-def test_rights_to_write_and_a_missing_bucket_are_named(server):
+def test_missing_write_permission_and_missing_bucket_are_named(server):
     server.faults = [Fault(403, "upload")]
     with pytest.raises(
         UsageError, match=r"permission storage.objects.create .* roles/storage.objectUs"
@@ -187,7 +188,7 @@ def test_rights_to_write_and_a_missing_bucket_are_named(server):
             call()
 
 
-def test_credentials(monkeypatch, tmp_path):
+def test_unreadable_credentials_are_an_error_and_none_are_anonymous(monkeypatch, tmp_path):
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -199,7 +200,7 @@ def test_credentials(monkeypatch, tmp_path):
     assert bucket()._anonymous
 
 
-def test_a_metadata_server_that_is_away_is_a_passing_fault(server):
+def test_an_unreachable_metadata_server_is_a_transient_fault(server):
     there = bucket()
     away = RefreshError("no token")
     away.__cause__ = TransportError("no metadata server")
@@ -209,7 +210,7 @@ def test_a_metadata_server_that_is_away_is_a_passing_fault(server):
 
 
 @pytest.mark.parametrize("text", ["gs://", "gs://B/x", "gs://bucket//x", "gs://bucket/../x"])
-def test_addresses_that_are_none(text):
+def test_invalid_addresses_are_refused(text):
     with pytest.raises(UsageError, match=rf"^--run_dir={text}"):
         Address.parse(text, "run_dir")
 
@@ -217,7 +218,7 @@ def test_addresses_that_are_none(text):
 # Leases.
 
 
-def test_a_second_job_is_refused_and_a_dead_one_followed(server, tmp_path, caplog):
+def test_a_live_job_is_not_taken_over_and_a_dead_one_is(server, tmp_path, caplog):
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
@@ -244,7 +245,7 @@ def test_a_second_job_is_refused_and_a_dead_one_followed(server, tmp_path, caplo
         assert time.monotonic() - began < 0.5
 
 
-def test_a_job_that_was_taken_over_ends(server, tmp_path):
+def test_a_job_notices_that_it_was_taken_over(server, tmp_path):
     address = Address("bucket", "runs/one", "run_dir")
     with Lease(address, tmp_path).held() as held:
         server.faults = [Fault(503, "upload", times=3)]  # transient failures do not lose the lease
@@ -257,7 +258,7 @@ def test_a_job_that_was_taken_over_ends(server, tmp_path):
     assert server.names() == ["runs/one/lock.json"]  # the lease of the other job stays
 
 
-def test_of_two_that_start_at_once_one_gets_it(server, tmp_path):
+def test_only_one_of_several_concurrent_jobs_gets_the_lease(server, tmp_path):
     address, results = Address("bucket", "runs/one", "run_dir"), []
 
     def job(number):
@@ -285,7 +286,7 @@ class Job:
 
     def __init__(self, keep=3, max_failed=3):
         given = dict(run_dir=RUN, keep_checkpoints=keep, max_failed_saves=max_failed)
-        self.place = Place(recipes.resolve(given))
+        self.place = RunLocation(recipes.resolve(given))
         self.folder, self.keep = self.place.folder, keep
 
     @contextlib.contextmanager
@@ -297,8 +298,8 @@ class Job:
             self.resumed = checkpoint_step(found[0]) if found else None
             yield self
 
-    def save(self, step, content=None, there=False):
-        """Writes metrics and a checkpoint; with `there`, waits until they are uploaded."""
+    def save(self, step, content=None, uploaded=False):
+        """Writes metrics and a checkpoint; with `uploaded`, waits until they are uploaded."""
         folder = self.folder / "checkpoints"
         folder.mkdir(exist_ok=True)
         record = "".join(f'{{"step": {number}}}\n' for number in range(1, step + 1))
@@ -313,7 +314,7 @@ class Job:
             for file in files_of(old):
                 file.unlink()
         self.uploads.saved()
-        if there:
+        if uploaded:
             deadline = time.monotonic() + 10
             while self.uploads._newest().marker not in self.uploads._uploaded:
                 assert time.monotonic() < deadline
@@ -324,7 +325,7 @@ class Job:
         """Saves these steps, each of which is uploaded before the next."""
         with self.working(**given):
             for step in steps:
-                self.save(step, there=True)
+                self.save(step, uploaded=True)
         return self
 
     def wipe(self):
@@ -345,7 +346,7 @@ def test_retention_applies_to_the_bucket(server):
     job.wipe()
     with job.working():
         assert job.resumed == 3
-        job.save(4, there=True)
+        job.save(4, uploaded=True)
     assert saved(server) == [3, 4]
     deletes = [n for n, (method, _) in enumerate(server.log) if method == "delete"]
     commits = [n for n, entry in enumerate(server.log) if entry[1].endswith("ckpt-4.json")]
@@ -353,7 +354,7 @@ def test_retention_applies_to_the_bucket(server):
     assert server.log[deletes[0]][1].endswith("ckpt-1.json")  # the manifest first
 
 
-def test_the_marker_comes_last_and_the_record_before(server):
+def test_the_manifest_is_uploaded_last_and_the_metrics_first(server):
     Job().run(1)
     order = [name.removeprefix("runs/one/") for method, name in server.log if method == "upload"]
     assert order.index("metrics.jsonl") < order.index("checkpoints/ckpt-1.data-00000-of-00001")
@@ -365,29 +366,30 @@ def test_the_marker_comes_last_and_the_record_before(server):
 
 
 def damage(server, step, kind):
+    """Damages a checkpoint in the bucket."""
     name = f"runs/one/checkpoints/ckpt-{step}.data-00000-of-00001"
     if kind == "missing":
         del server.objects["bucket"][name]
-    elif kind == "no marker":
+    elif kind == "no manifest":
         del server.objects["bucket"][f"runs/one/checkpoints/ckpt-{step}.json"]
-    elif kind == "never as it is":
+    elif kind == "always corrupt":
         server.faults = [Fault("corrupt", "download", rf"ckpt-{step}\.data")]
     else:
         server.put(name, server.objects["bucket"][name].content[:-100] + bytes(100))
 
 
-@pytest.mark.parametrize("kind", ["missing", "no marker", "other content", "never as it is"])
-def test_a_damaged_checkpoint_falls_back(server, caplog, kind):
+@pytest.mark.parametrize("kind", ["missing", "no manifest", "other content", "always corrupt"])
+def test_an_older_checkpoint_replaces_a_damaged_one(server, caplog, kind):
     job = Job(keep=2).run(1, 2, 3).wipe()
     damage(server, 3, kind)
     with job.working():
         assert job.resumed == 2
-        if kind != "no marker":
+        if kind != "no manifest":
             assert (
                 "Skipping checkpoint checkpoints/ckpt-3.json of gs://bucket/runs/one" in caplog.text
             )
             assert server.names("runs/one/checkpoints/damaged/ckpt-3.1/")
-        job.save(3, content=b"other", there=True)
+        job.save(3, content=b"other", uploaded=True)
     server.faults = []
     assert saved(server) == [2, 3]
     with job.wipe().working():
@@ -395,7 +397,7 @@ def test_a_damaged_checkpoint_falls_back(server, caplog, kind):
     assert (job.folder / "checkpoints/ckpt-3.data-00000-of-00001").read_bytes() == b"other"
 
 
-def test_nothing_starts_over(server):
+def test_no_fresh_start_if_no_checkpoint_is_usable(server):
     job = Job().run(1, 2).wipe()
     before = dict(server.objects["bucket"])
     for step in (1, 2):
@@ -415,11 +417,11 @@ def test_nothing_starts_over(server):
         assert job.resumed == 2
 
 
-def test_fresh_keeps_the_old_run(server):
+def test_fresh_moves_the_old_run_aside(server):
     job = Job().run(1, 2).wipe()
     with job.working(fresh=True):
         assert job.resumed is None
-        job.save(1, there=True)
+        job.save(1, uploaded=True)
     assert saved(server) == [1]
     assert saved(server, "runs/one.old-1") == [1, 2]
     job.wipe().run(fresh=True)
@@ -428,6 +430,7 @@ def test_fresh_keeps_the_old_run(server):
 
 
 def stop_with(secs):
+    """Returns arguments by which a stop waits `secs` for the uploads."""
     return dict(secs_left=lambda: secs + location.LEAVE_SECS)
 
 
@@ -457,21 +460,35 @@ def test_what_did_not_get_there_is_made_up_for(server, caplog):
         assert (job.folder / "metrics.jsonl").read_text().count("\n") == 3
 
 
-def test_a_stop_waits_for_what_is_on_its_way(server):
+def test_a_file_rewritten_with_equal_content_is_not_reported_as_missing(server, caplog):
+    job = Job(max_failed=100).run(1)
+    server.faults = [Fault(503, "upload", "metrics")]
+    with pytest.raises(StoppedError), job.working(**stop_with(0.2)):  # noqa: PT012
+        job.save(2)
+        deadline = time.monotonic() + 10
+        while ("upload", "runs/one/metrics.jsonl") not in server.log[-1:]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        job.save(3)  # rewrites config.json, which the current pass has already compared
+        raise StoppedError("Stopped on request.")
+    assert "not uploaded to gs://bucket/runs/one: checkpoints/ckpt-3, metrics.jsonl" in caplog.text
+
+
+def test_a_stop_waits_for_pending_uploads(server):
     job = Job()
     server.faults = [Fault("slow", "upload", secs=0.1)]
     stopped(job, 1, 2, 3, secs=9.0)
     assert saved(server)[-1] == 3
 
 
-def test_a_stop_does_not_wait_for_a_bucket_that_hangs(server, caplog):
+def test_a_stop_does_not_wait_for_a_hanging_bucket(server, caplog):
     server.faults = [Fault("slow", "upload", r"\.data", secs=30.0)]
     stopped(Job(), 1)
     assert "not uploaded to gs://bucket/runs/one: checkpoints/ckpt-1" in caplog.text
     assert saved(server) == []
 
 
-def test_a_machine_that_comes_back_late_takes_what_is_newer(server):
+def test_a_machine_with_an_old_copy_downloads_the_newer_checkpoint(server):
     job = Job().run(1, 2)
     away = job.folder.with_name("away")
     shutil.copytree(job.folder, away)
@@ -484,7 +501,7 @@ def test_a_machine_that_comes_back_late_takes_what_is_newer(server):
         assert (job.folder / "metrics.jsonl").read_text().count("\n") == 3
 
 
-def test_the_scratch_of_another_run_is_set_aside(server, caplog):
+def test_the_scratch_folder_of_another_run_is_moved_aside(server, caplog):
     job = Job().run(1, 2, 3)
     old = dict(server.objects["bucket"])
     server.objects["bucket"].clear()
@@ -498,7 +515,7 @@ def test_the_scratch_of_another_run_is_set_aside(server, caplog):
         assert job.resumed == 3
 
 
-def test_a_run_that_was_copied_into_a_bucket_by_hand_goes_on(server):
+def test_a_run_that_was_copied_into_a_bucket_by_hand_resumes(server):
     job = Job().run(1, 2).wipe()
     del server.objects["bucket"]["runs/one/run.json"]
     with job.working():
@@ -507,7 +524,7 @@ def test_a_run_that_was_copied_into_a_bucket_by_hand_goes_on(server):
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(403, UsageError), (503, StorageError)])
-def test_a_bucket_that_goes_on_failing_ends_the_run(server, kind, expected, monkeypatch):
+def test_a_bucket_that_keeps_failing_ends_the_run(server, kind, expected, monkeypatch):
     monkeypatch.setattr(bucket_module, "RETRY_SECS", 0.1)
     server.faults = [Fault(kind, "upload", "checkpoints")]
     job = Job(max_failed=2)
@@ -526,13 +543,13 @@ def test_a_bucket_that_goes_on_failing_ends_the_run(server, kind, expected, monk
     assert job.uploads.failures == 3
 
 
-def test_a_bad_moment_does_not_end_it(server, monkeypatch, caplog):
+def test_transient_upload_failures_do_not_end_the_run(server, monkeypatch, caplog):
     monkeypatch.setattr(bucket_module, "RETRY_SECS", 0.1)
     job = Job(max_failed=1)
     with job.working():
         for step in range(1, 7):
             server.faults = [Fault(503, "upload", r"ckpt.*data")] if step % 2 else []
-            job.save(step, there=step % 2 == 0)
+            job.save(step, uploaded=step % 2 == 0)
             deadline = time.monotonic() + 20
             while job.uploads.failures < (step + 1) // 2 and time.monotonic() < deadline:
                 time.sleep(0.02)
@@ -543,7 +560,7 @@ def test_a_bad_moment_does_not_end_it(server, monkeypatch, caplog):
     assert saved(server) == [2, 4, 6]
 
 
-def test_a_slow_bucket_is_no_failure(server):
+def test_a_slow_bucket_is_not_a_failure(server):
     server.faults = [Fault("slow", "upload", secs=0.1)]
     job = Job(keep=1, max_failed=0)
     with job.working():
@@ -556,7 +573,7 @@ def test_a_slow_bucket_is_no_failure(server):
     assert not (job.folder / mirror.STAGING).exists()
 
 
-def test_the_best_follow_the_folder(server):
+def test_the_best_checkpoints_are_mirrored(server):
     job = Job().run(1)
     with job.working():
         (job.folder / "best").mkdir()
@@ -566,7 +583,7 @@ def test_the_best_follow_the_folder(server):
             if step == 9:
                 [path.unlink() for path in (job.folder / "best").glob("ckpt-5.*")]
             job.uploads._next_full_pass = 0.0
-            job.save(step, there=True)
+            job.save(step, uploaded=True)
             time.sleep(0.3)
     assert [name.rpartition("/")[2] for name in server.names("runs/one/best/")] == [
         "ckpt-9.data-00000-of-00001", "ckpt-9.index", "ckpt-9.json",
@@ -575,46 +592,48 @@ def test_the_best_follow_the_folder(server):
     assert len(list((job.folder / "best").iterdir())) == 3
 
 
-def test_it_is_read_from_other_machines(server):
+def test_a_run_is_downloaded_for_reading(server):
     job = Job().run(1, 2)
-    folder = reading(RUN)
+    folder = download_run(RUN)
     assert [path.name for path in list_checkpoints(folder / "checkpoints")] == ["ckpt-2"]
     assert (folder / "metrics.jsonl").exists()
     count = len(server.log)
-    reading(RUN)
+    download_run(RUN)
     assert "download" not in [method for method, _ in server.log[count:]]  # once
     assert not (folder / "lock.json").exists()
     assert (folder / ".lock").exists()  # held by commands that read the run
     with job.working():
-        assert (reading(RUN) / "lock.json").exists()  # a sign of life, for `status`
+        assert (
+            download_run(RUN) / "lock.json"
+        ).exists()  # its age shows `status` that the run is being trained
     job.run(3)
-    reading(RUN, which=None)  # downloads only the manifest
+    download_run(RUN, which=None)  # downloads only the manifest
     assert not (folder / "samples").exists()
     assert (folder / "checkpoints/ckpt-3.json").exists()
     assert not list(folder.glob("checkpoints/ckpt-3.data*"))
-    assert list_checkpoints(reading(RUN) / "checkpoints")[0].name == "ckpt-3"
+    assert list_checkpoints(download_run(RUN) / "checkpoints")[0].name == "ckpt-3"
     assert list(folder.glob("checkpoints/ckpt-3.data*"))
     damage(server, 3, "other content")
-    assert list_checkpoints(reading(RUN) / "checkpoints")[0].name == "ckpt-2"
+    assert list_checkpoints(download_run(RUN) / "checkpoints")[0].name == "ckpt-2"
     assert saved(server) == [1, 2, 3]  # a reader changes nothing
-    assert [p.name for p in list_checkpoints(reading(RUN, which="1") / "checkpoints")] == [
+    assert [p.name for p in list_checkpoints(download_run(RUN, which="1") / "checkpoints")] == [
         "ckpt-2",
         "ckpt-1",
     ]
-    assert len(list_checkpoints(reading(RUN, which="all") / "checkpoints")) == 3
-    assert len(list_checkpoints(reading(RUN) / "checkpoints")) == 2
+    assert len(list_checkpoints(download_run(RUN, which="all") / "checkpoints")) == 3
+    assert len(list_checkpoints(download_run(RUN) / "checkpoints")) == 2
     server.objects["bucket"].clear()
     with pytest.raises(UsageError, match=r"^--run_dir=gs://bucket/runs/one is not a run directory"):
-        reading(RUN)
+        download_run(RUN)
     assert not list(folder.glob("checkpoints/*"))
     with pytest.raises(UsageError, match="names only a bucket"):
-        reading("gs://bucket")
+        download_run("gs://bucket")
 
 
 # Runs with networks.
 
 
-def test_a_real_run_goes_on_on_another_machine(server, tiny, run, tmp_path):
+def test_a_real_run_resumes_on_another_machine(server, tiny, run, tmp_path):
     def config(last, where=RUN):
         steps = Duration(last, "steps")
         return tiny(run_dir=where, length=steps, keep_checkpoints=2, log_every_secs=1e9)
@@ -631,7 +650,7 @@ def test_a_real_run_goes_on_on_another_machine(server, tiny, run, tmp_path):
     written = server.objects["bucket"]["runs/one/config.json"].content
     assert b'"run_dir": "gs://bucket/runs/one"' in written
 
-    here = Place(config(2)).folder
+    here = RunLocation(config(2)).folder
     shutil.rmtree(here)
     output = run(config(4))
     assert "Downloading checkpoints/ckpt-2 from gs://bucket/runs/one" in output
@@ -653,7 +672,7 @@ def vertex(where):
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["bucket", "disk"])
-def test_logs_and_the_model_go_where_they_are_asked_for(server, tiny, run, tmp_path, local):
+def test_logs_and_the_model_are_copied_to_their_directories(server, tiny, run, tmp_path, local):
     where = str(tmp_path / "job") if local else "gs://bucket/job"
     config = tiny(length=Duration(2, "steps"), **vertex(where))
     output = run(config)
@@ -680,7 +699,7 @@ def test_logs_and_the_model_go_where_they_are_asked_for(server, tiny, run, tmp_p
     assert f"ckpt-2 to --model_dir={late}" in run(config.replace(model_dir=late))
 
 
-def test_logs_that_do_not_arrive_stop_nothing(server, tiny, run, caplog):
+def test_failed_uploads_of_logs_do_not_stop_the_run(server, tiny, run, caplog):
     server.faults = [Fault(403, "upload", name="^job/logs", times=99)]
     output = run(tiny(length=Duration(2, "steps"), **vertex("gs://bucket/job")))
     assert (
@@ -691,7 +710,7 @@ def test_logs_that_do_not_arrive_stop_nothing(server, tiny, run, caplog):
     assert server.names("job/model")
 
 
-def test_a_model_that_does_not_arrive_is_brought_by_the_next_start(server, tiny, run, tmp_path):
+def test_a_model_upload_that_failed_is_repeated_by_the_next_start(server, tiny, run, tmp_path):
     config = tiny(length=Duration(2, "steps"), **{**vertex("gs://bucket/job"), "run_dir": RUN})
     server.faults = [Fault(403, "upload", name="saved_model.pb", times=1)]
     with pytest.raises(UsageError, match="--model_dir=gs://bucket/job/model: the permission"):
@@ -708,7 +727,7 @@ def test_a_model_that_does_not_arrive_is_brought_by_the_next_start(server, tiny,
         run(config.replace(tensorboard_dir="gs://B"))
 
 
-def test_it_is_drawn_from_on_a_disk(trainer):
+def test_outputs_of_generate_and_export_must_be_on_a_disk(trainer):
     done = trainer("generate", f"--run_dir={RUN}")
     assert (done.returncode, done.stderr.count("\n")) == (64, 1)
     assert "--out is missing: --run_dir=gs://bucket/runs/one is in a bucket." in done.stderr
@@ -719,7 +738,7 @@ def test_it_is_drawn_from_on_a_disk(trainer):
 # Data.
 
 
-def test_data_come_once(server, tmp_path):
+def test_data_sets_are_downloaded_once(server, tmp_path):
     server.put("pics/a/1.png", CONTENT)
     server.put("pics/b/2.png", CONTENT[:100])
     server.put("pics/.about.json", b"theirs")
@@ -762,32 +781,32 @@ def test_inception_from_a_bucket(server):
         evaluator.create_evaluator(config, sources.load(config), options)
 
 
-def test_what_an_evaluation_found_goes_back_to_the_run(server):
+def test_results_of_an_evaluation_are_uploaded_to_the_run(server):
     Job().run(1)
-    folder = reading(RUN)
+    folder = download_run(RUN)
     write_text(folder / "evaluation.json", "{}")
     (folder / "evaluation").mkdir()
     write_text(folder / "evaluation" / "classes.png", "picture")
-    for _ in range(2):  # anew, too
-        location.publish(RUN, folder, ["evaluation.json", "evaluation", "none"])
+    for _ in range(2):  # the second upload replaces the first
+        location.upload_outputs(RUN, folder, ["evaluation.json", "evaluation", "none"])
     there = server.objects["bucket"]
     assert there["runs/one/evaluation.json"].content == b"{}"
     assert there["runs/one/evaluation/classes.png"].content == b"picture"
 
 
-def test_who_may_only_read_a_run_keeps_what_was_found(server, caplog):
+def test_results_are_kept_locally_without_write_permission(server, caplog):
     Job().run(1)
-    folder = reading(RUN)
+    folder = download_run(RUN)
     write_text(folder / "evaluation.json", "{}")
     server.faults = [Fault(403, "upload", times=99)]
-    location.publish(RUN, folder, ["evaluation.json"])
+    location.upload_outputs(RUN, folder, ["evaluation.json"])
     found = folder.with_name(folder.name + "-found")
     assert f"are kept in {found}" in caplog.text
-    reading(RUN)  # makes the copy what the bucket holds
+    download_run(RUN)  # removes from the copy what the bucket does not hold
     assert (found / "evaluation.json").read_text() == "{}"
 
 
-def test_own_data_from_a_bucket(server, tmp_path):
+def test_user_images_from_a_bucket(server, tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (16, 8, 8), np.uint8)
     np.savez(tmp_path / "x.npz", x=x)
     server.put("sets/x.npz", (tmp_path / "x.npz").read_bytes())
@@ -795,7 +814,7 @@ def test_own_data_from_a_bucket(server, tmp_path):
     assert (data.images[..., 0] == x).all()
 
 
-def test_named_sets_from_a_bucket(server, data_dir, tmp_path):
+def test_named_data_sets_from_a_bucket(server, data_dir, tmp_path):
     for path in Path(data_dir).rglob("*-ubyte.gz"):
         server.put(f"sets/{path.relative_to(data_dir).as_posix()}", path.read_bytes())
     for path in Path(data_dir).rglob("*mnist.npz"):

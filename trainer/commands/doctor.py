@@ -25,7 +25,7 @@ def main(arguments: list[str], _: StopRequest) -> None:
     if values["liveness"]:
         if not values["heartbeat"]:
             raise UsageError("--liveness needs --heartbeat, the file that the run writes.")
-        print(heartbeat.check(Path(values["heartbeat"]), values["max_age_secs"]))
+        print(heartbeat.check_age(Path(values["heartbeat"]), values["max_age_secs"]))
         return
     log_to(Console())
     try:

@@ -10,7 +10,7 @@ from trainer.errors import UsageError, one_of
 from trainer.machine import imports
 from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
-from trainer.storage.location import publish
+from trainer.storage.location import upload_outputs
 
 SUMMARY = """Measures the image quality of a run.  Draws images and compares them with real ones:
 FID, KID, Inception Score, precision, recall, density, coverage and, for a conditional run, the
@@ -53,7 +53,7 @@ def main(arguments: list[str], _: StopRequest) -> None:
         seed=seed,
     )
     evaluate(run_dir, config, data, options, which)
-    publish(
+    upload_outputs(
         runs.run_dir_flag(values),
         run_dir.path,
         (run_dir.evaluation.name, run_dir.evaluation_pictures.name),

@@ -14,7 +14,7 @@ from trainer.machine import cluster, imports
 from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
 from trainer.storage.address import is_bucket
-from trainer.storage.location import Place
+from trainer.storage.location import RunLocation
 from trainer.storage.stored_config import read_stored_config
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def main(arguments: list[str], stop_requested: StopRequest) -> None:
     if values["dry_run"]:
         print(config.to_json(), end="")
         return
-    place = Place(config)
+    place = RunLocation(config)
 
     machines = cluster.find(config.workers, values["worker_index"], os.environ)
     stop_requested.answer()

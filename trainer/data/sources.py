@@ -19,7 +19,7 @@ from trainer.errors import DataError, StorageError, UsageError, one_of
 from trainer.machine import imports, memory
 from trainer.storage import dataset_download
 from trainer.storage.address import is_bucket
-from trainer.storage.location import base
+from trainer.storage.location import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,9 @@ def _load_named(config: Config, report: Report) -> ImageSet:
     data_dir = config.data_dir
     if is_bucket(data_dir) and source.fetch:
         data_dir = str(
-            dataset_download.fetch(data_dir, "data_dir", base("data"), report, source.wanted)
+            dataset_download.fetch(
+                data_dir, "data_dir", cache_folder("data"), report, source.wanted
+            )
         )
     images, labels = _read(config.dataset, source, splits, data_dir)
     check(images, labels, len(source.class_names), config.dataset)

@@ -18,12 +18,12 @@ from trainer.data.file_stores import Archive, Folder, shown
 from trainer.data.images import ImageSet
 from trainer.data.listing import Listing, arrange
 from trainer.errors import DataError
-from trainer.files import cache
-from trainer.files.cache import Decoded
+from trainer.files import image_cache
+from trainer.files.image_cache import Decoded
 from trainer.machine import memory
 from trainer.storage import dataset_download
 from trainer.storage.address import is_bucket
-from trainer.storage.location import base
+from trainer.storage.location import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def load(config: Config, report: Report) -> ImageSet:
       DataError: if there are none, or some cannot be used.
     """
     if is_bucket(config.dataset):
-        path = dataset_download.fetch(config.dataset, "dataset", base("data"), report)
+        path = dataset_download.fetch(config.dataset, "dataset", cache_folder("data"), report)
     else:
         path = Path(config.dataset).expanduser()
     name = f"--dataset={shown(config.dataset)}"
@@ -63,11 +63,11 @@ def load(config: Config, report: Report) -> ImageSet:
         places, labels, class_names = listing.choose(config.split)
         stamps = (f"{file} {store.stamps[file]}" for file in listing.names)
         asked = (str(config.image_size), str(config.skip_bad_images))
-        key = cache.key((os.path.abspath(path), *asked, *stamps))
-        decoded = cache.read(key)
+        key = image_cache.key((os.path.abspath(path), *asked, *stamps))
+        decoded = image_cache.read(key)
         if decoded is None:
             decoded = _decode(store, listing, config, report)
-            cache.write(key, decoded)
+            image_cache.write(key, decoded)
         else:
             memory.check_fits(name, len(places), *decoded.images.shape[2:])
     _tell(name, listing, decoded)

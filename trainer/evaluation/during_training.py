@@ -15,14 +15,16 @@ from trainer.evaluation.evaluator import EvaluationOptions, Evaluator
 from trainer.generation.sampler import Sampler
 from trainer.machine.replicas import Replicas
 from trainer.metrics.registry import METRICS, format_metrics
-from trainer.run_dir import best
-from trainer.run_dir.best import Best
+from trainer.run_dir import evaluation_history
 from trainer.run_dir.checkpoints import Checkpoints
 from trainer.run_dir.directory import RunDir
+from trainer.run_dir.evaluation_history import EvaluationHistory
 
 log = logging.getLogger(__name__)
 
-KEEP = 10**6  # no limit, because Best removes the checkpoints that are no longer needed
+KEEP = (
+    10**6
+)  # no limit, because EvaluationHistory removes the checkpoints that are no longer needed
 Record = Callable[[Mapping[str, float], int], None]
 
 
@@ -70,15 +72,15 @@ class TrainingEvaluations:
     sampler: Sampler | None = None
     checkpoints: Checkpoints | None = None
     record: Record = lambda values, step: None
-    best: Best | None = None
+    best: EvaluationHistory | None = None
 
     def restore(self, done: int) -> None:
         """Restores the results up to step `done` and removes later ones."""
         if self.evaluator is None or self.checkpoints is None:
-            best.forget(self.run_dir, done)
+            evaluation_history.discard_after(self.run_dir, done)
             return
         conditions = self.evaluator.describe()
-        self.best = Best(
+        self.best = EvaluationHistory(
             self.run_dir, self.checkpoints, self.config.best_metric, conditions, done=done
         )
 
@@ -122,7 +124,7 @@ class TrainingEvaluations:
             )
             return False
         kimg = done * self.config.batch_size / 1000
-        is_best = self.best.take_in(done, kimg, result.values)
+        is_best = self.best.record(done, kimg, result.values)
         secs = time.monotonic() - started
         self.record({**result.values, "evaluate_secs": secs, "evaluated_kimg": kimg}, done)
         log.info(
@@ -140,14 +142,14 @@ class TrainingEvaluations:
     def stopped_improving(self) -> bool:
         """Whether --stop_after_no_gain_kimg has passed without improvement."""
         limit = self.config.stop_after_no_gain_kimg
-        return bool(limit and self.best and self.best.without_gain() >= limit)
+        return bool(limit and self.best and self.best.kimg_without_improvement() >= limit)
 
     def log_best(self) -> None:
         """Logs the best and the last result, if there is any."""
-        if self.best is None or (line := self.best.best) is None:
+        if self.best is None or (line := self.best.best_line) is None:
             return
         metric = self.config.best_metric
-        last = self.best.last or line
+        last = self.best.last_line or line
         log.info(
             "Best %s: %.4g at %.6g kimg, kept in %s (last: %.4g at %.6g kimg)",
             metric,

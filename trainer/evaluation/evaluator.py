@@ -25,7 +25,7 @@ from trainer.evaluation.reference import Reference
 from trainer.generation.sampler import Sampler
 from trainer.metrics import registry
 from trainer.storage.address import is_bucket
-from trainer.storage.location import base
+from trainer.storage.location import cache_folder
 
 MIN_REALS = 6  # density and coverage need the fifth nearest neighbour of each image
 
@@ -204,7 +204,7 @@ def _local(inception_path: str) -> str:
     # Imported late, because only buckets need its library.
     from trainer.storage import dataset_download
 
-    folder = base("data")
+    folder = cache_folder("data")
     return str(
         dataset_download.fetch(inception_path, "inception_path", folder, lambda share, what: None)
     )

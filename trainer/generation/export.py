@@ -68,7 +68,7 @@ def export(run_dir: RunDir, config: Config, out: Path, which: str = "") -> None:
 
 def is_exported_to_model_dir(config: Config) -> bool:
     """Returns whether --model_dir is not set, or has a SavedModel already."""
-    return not config.model_dir or output_copies.has(config.model_dir, "model_dir", MODEL_FILE)
+    return not config.model_dir or output_copies.has_file(config.model_dir, "model_dir", MODEL_FILE)
 
 
 def export_to_model_dir(run_dir: RunDir, config: Config) -> None:
@@ -86,7 +86,7 @@ def export_to_model_dir(run_dir: RunDir, config: Config) -> None:
                 f"The temporary folder {name} cannot be written ({error}). Free disk space or set "
                 "TMPDIR to another folder."
             ) from None
-        output_copies.bring(Path(name), config.model_dir, "model_dir", last=MODEL_FILE)
+        output_copies.copy_folder(Path(name), config.model_dir, "model_dir", last=MODEL_FILE)
     log.info("Exported the generator of %s to --model_dir=%s", source, config.model_dir)
 
 

@@ -30,7 +30,7 @@ class Heartbeat:
             return
 
 
-def check(path: Path, max_age_secs: float) -> str:
+def check_age(path: Path, max_age_secs: float) -> str:
     """Returns a description of the heartbeat's age for a liveness probe.
 
     Raises:

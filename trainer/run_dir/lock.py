@@ -3,31 +3,26 @@
 The lock has two parts.  The kernel's lock on `.lock` ends with the process that holds it, so a
 killed run is taken over at once on the same machine.  Not every file system extends that lock to
 other machines, so the holder also writes a heartbeat to `lock.json`, which a job on another
-machine watches for WATCH_SECS.  Process ids and host names do not identify a holder, because
-they repeat in containers.
+machine watches for WATCH_SECS.
 """
 
 import contextlib
 import fcntl
-import json
 import logging
-import os
-import secrets
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from trainer.errors import BusyError
 from trainer.files.atomic import write_text
+from trainer.run_dir import claim
+from trainer.run_dir.claim import Claim, Heartbeat, who
 
 log = logging.getLogger(__name__)
 
 BEAT_SECS = 3.0  # between heartbeats
 WATCH_SECS = 15.0  # how long a second job waits for a heartbeat before it takes over
+FIELDS = {"token", "host", "boot", "pid", "since", "beats"}  # of a heartbeat
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # one per running kernel; pods share it
 
 
@@ -37,19 +32,13 @@ class Lock:
     def __init__(self, folder: Path) -> None:
         self._kernel_file = folder / ".lock"
         self._heartbeat_file = folder / "lock.json"
-        self._token = secrets.token_hex(8)
-        self._since = datetime.now().astimezone().isoformat(timespec="seconds")
-        self._beats = 0
-        self._ended = threading.Event()
+        self._claim = Claim(folder)
 
     def check(self) -> None:
         """Raises a BusyError if another job has taken over the directory."""
         holder = self._read_holder()
-        if holder and holder["token"] != self._token:
-            raise BusyError(
-                f"{self._kernel_file.parent} was taken over by {who(holder)} while this job did "
-                "not respond. This job stops."
-            )
+        if holder and not self._claim.made(holder):
+            raise self._claim.taken_over_error(holder)
 
     @contextlib.contextmanager
     def held(
@@ -69,13 +58,12 @@ class Lock:
         """
         with open(self._kernel_file, "a", encoding="ascii") as file:
             self._acquire(file, sleep, clock)
-            threading.Thread(target=self._run_heartbeat, name="lock", daemon=True).start()
             try:
-                yield self
+                with self._claim.beating(self._beat, BEAT_SECS, "lock"):
+                    yield self
             finally:
-                self._ended.set()
                 holder = self._read_holder()
-                if holder and holder["token"] == self._token:
+                if holder and self._claim.made(holder):
                     self._heartbeat_file.unlink(missing_ok=True)
 
     def _acquire(
@@ -92,10 +80,7 @@ class Lock:
                 break
             if clock() - began >= WATCH_SECS:
                 if alive or holder is None or (is_local and locked is False):
-                    raise BusyError(
-                        f"{self._kernel_file.parent} is held by {who(holder)}. Wait until it "
-                        "ends, stop it, or choose another --run_dir."
-                    )
+                    raise self._claim.held_error(holder)
                 break
             sleep(0.5)
         self._write_heartbeat()
@@ -104,35 +89,25 @@ class Lock:
             sleep(0 if locked and is_local else 1.0)  # other jobs may have waited, too
             self.check()
 
-    def _run_heartbeat(self) -> None:
-        """Writes heartbeats until the block ends or another job has taken over."""
-        while not self._ended.wait(BEAT_SECS):
-            holder = self._read_holder()
-            if holder and holder["token"] != self._token:
-                return
-            with contextlib.suppress(OSError):  # a full disk may be transient
-                self._write_heartbeat()
+    def _beat(self) -> bool:
+        """Writes a heartbeat; returns False if another job has taken over the directory."""
+        holder = self._read_holder()
+        if holder and not self._claim.made(holder):
+            return False
+        self._write_heartbeat()
+        return True
 
     def _write_heartbeat(self) -> None:
-        self._beats += 1
-        heartbeat = {
-            "token": self._token,
-            "host": socket.gethostname(),
-            "boot": _boot_id(),
-            "pid": os.getpid(),
-            "since": self._since,
-            "beats": self._beats,
-        }
-        write_text(self._heartbeat_file, json.dumps(heartbeat) + "\n", durable=False)
+        heartbeat = self._claim.next_heartbeat(boot=_boot_id())
+        write_text(self._heartbeat_file, heartbeat + "\n", durable=False)
 
-    def _read_holder(self) -> dict[str, Any] | None:
+    def _read_holder(self) -> Heartbeat | None:
         """Returns the content of the heartbeat file; None if it is missing or damaged."""
         try:
-            holder = json.loads(self._heartbeat_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            holder = claim.parse(self._heartbeat_file.read_bytes())
+        except OSError:
             return None
-        fields = {"token", "host", "boot", "pid", "since", "beats"}
-        return holder if isinstance(holder, dict) and set(holder) == fields else None
+        return holder if set(holder) == FIELDS else None
 
 
 def _try_kernel_lock(file: TextIO) -> bool | None:
@@ -152,10 +127,3 @@ def _boot_id() -> str | None:
         return BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
         return None
-
-
-def who(holder: dict[str, Any] | None) -> str:
-    """Returns a description of a holder for messages."""
-    if not holder or not {"pid", "host", "since"} <= set(holder):
-        return "another job"
-    return f"process {holder['pid']} on {holder['host']} since {holder['since']}"

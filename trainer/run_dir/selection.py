@@ -7,10 +7,10 @@ from pathlib import Path
 import keras
 
 from trainer.errors import CheckpointError, UsageError
-from trainer.run_dir import best
 from trainer.run_dir.checkpoint_files import checkpoint_step, list_checkpoints
 from trainer.run_dir.checkpoints import load_networks, load_networks_of
 from trainer.run_dir.directory import RunDir
+from trainer.run_dir.evaluation_history import read_evaluations
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def _load_step(run_dir: RunDir, step: int, networks: Mapping[str, keras.Model]) 
 
 def _result(run_dir: RunDir, path: Path) -> str:
     """Returns the result of the best checkpoint, to follow its path in a message."""
-    for line in best.read(run_dir.evaluation_log):
+    for line in read_evaluations(run_dir.evaluation_log):
         if line["step"] == checkpoint_step(path) and "fid" in line:
             result = f"at {line['kimg']:.6g} kimg, FID {line['fid']:.4g}"
             return f" ({result}; use --checkpoint=latest for the latest)"

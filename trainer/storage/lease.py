@@ -8,21 +8,15 @@ process that recorded the token has ended.
 """
 
 import contextlib
-import json
 import logging
-import os
-import secrets
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from trainer.errors import BusyError, TrainerError
+from trainer.errors import TrainerError
 from trainer.files.atomic import write_text
-from trainer.run_dir.lock import who
+from trainer.run_dir import claim
+from trainer.run_dir.claim import Claim, Heartbeat, who
 from trainer.storage.address import Address
 from trainer.storage.bucket import Bucket, ConflictError, Item
 
@@ -40,19 +34,14 @@ class Lease:
 
     def __init__(self, address: Address, scratch: Path) -> None:
         self._bucket, self._token_file = Bucket(address, retry_secs=2 * BEAT_SECS), scratch / NOTE
-        self._token = secrets.token_hex(8)
-        self._since = datetime.now().astimezone().isoformat(timespec="seconds")
-        self._beats, self._generation = 0, 0
-        self._ended = threading.Event()
-        self._lost: str | None = None
+        self._claim = Claim(address)
+        self._generation = 0
+        self._new_holder: Heartbeat | None = None  # the job that has taken over the lease
 
     def check(self) -> None:
         """Raises a BusyError if another job has taken over the run directory."""
-        if self._lost is not None:
-            raise BusyError(
-                f"{self._bucket.address} was taken over by {self._lost} while this job did not "
-                "respond. This job stops."
-            )
+        if self._new_holder is not None:
+            raise self._claim.taken_over_error(self._new_holder)
 
     @contextlib.contextmanager
     def held(
@@ -71,13 +60,10 @@ class Lease:
           TrainerError: if the bucket cannot be used.
         """
         self._acquire(sleep, clock)
-        thread = threading.Thread(target=self._run_heartbeat, name="lease", daemon=True)
-        thread.start()
         try:
-            yield self
+            with self._claim.beating(self._beat, BEAT_SECS, "lease"):
+                yield self
         finally:
-            self._ended.set()
-            thread.join(RELEASE_SECS)
             self._release()
 
     def _acquire(self, sleep: Callable[[float], None], clock: Callable[[], float]) -> None:
@@ -93,54 +79,41 @@ class Lease:
                 if self._write_heartbeat(item.generation if item else 0):
                     break
             elif waited >= WATCH_SECS:
-                raise BusyError(
-                    f"{self._bucket.address} is held by {who(holder)}. Wait until it ends, stop "
-                    "it, or choose another --run_dir."
-                )
+                raise self._claim.held_error(holder)
             sleep(1.0)
         if holder:
             log.info("Taking over %s from %s, which has ended.", self._bucket.address, who(holder))
-        write_text(self._token_file, self._token)
+        write_text(self._token_file, self._claim.token)
 
-    def _run_heartbeat(self) -> None:
-        """Writes heartbeats until the block ends or another job has taken over the lease."""
-        while not self._ended.wait(BEAT_SECS):
-            with contextlib.suppress(TrainerError, OSError):
-                if self._write_heartbeat(self._generation):
-                    continue
-                holder, item = self._read_holder()
-                if item is not None and holder.get("token") != self._token:
-                    self._lost = who(holder)
-                    return
-                self._generation = item.generation if item else 0
+    def _beat(self) -> bool:
+        """Writes a heartbeat; returns False if another job has taken over the lease."""
+        if self._write_heartbeat(self._generation):
+            return True
+        holder, item = self._read_holder()
+        if item is not None and not self._claim.made(holder):
+            self._new_holder = holder
+            return False
+        self._generation = item.generation if item else 0
+        return True
 
     def _write_heartbeat(self, generation: int) -> bool:
         """Writes a heartbeat over `generation`; returns False if the object has another one."""
-        heartbeat = {
-            "token": self._token,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": self._since,
-            "beats": self._beats + 1,
-        }
+        heartbeat = self._claim.next_heartbeat().encode()
         try:
-            item = self._bucket.upload(NAME, json.dumps(heartbeat).encode(), generation=generation)
+            self._generation = self._bucket.upload(
+                NAME, heartbeat, generation=generation
+            ).generation
         except ConflictError:
             return False
-        self._beats, self._generation = self._beats + 1, item.generation
         return True
 
-    def _read_holder(self) -> tuple[dict[str, Any], Item | None]:
+    def _read_holder(self) -> tuple[Heartbeat, Item | None]:
         """Returns the content of the lease, or {} if unreadable, and its metadata, if it exists."""
         found = self._bucket.read(NAME)
         if found is None:
             return {}, None
         content, item = found
-        try:
-            holder = json.loads(content)
-        except ValueError:
-            holder = {}
-        return (holder if isinstance(holder, dict) else {}), item
+        return claim.parse(content), item
 
     def _recorded_token(self) -> str:
         """Returns the token of the latest job that used this scratch folder; "" if none."""
@@ -150,7 +123,7 @@ class Lease:
 
     def _release(self) -> None:
         """Deletes the lease.  If that fails, the next job has to wait for WATCH_SECS."""
-        if self._lost is not None:
+        if self._new_holder is not None:
             return
         with contextlib.suppress(TrainerError):
             bucket = Bucket(self._bucket.address, retry_secs=RELEASE_SECS)

@@ -50,8 +50,8 @@ class NoUploads:
         """Does nothing."""
 
 
-class Place:
-    """The place of a run: a folder on this machine, which may be mirrored to a bucket.
+class RunLocation:
+    """The location of a run: a folder on this machine, which may be mirrored to a bucket.
 
     Attributes:
       folder: folder of the run's files on this machine.
@@ -69,7 +69,7 @@ class Place:
         if is_bucket(config.run_dir):
             self._address = run_address(config.run_dir)
             given = config.scratch_dir
-            scratch = local_path(given, "scratch_dir") if given else base("scratch")
+            scratch = local_path(given, "scratch_dir") if given else cache_folder("scratch")
             self.folder = scratch / self._address.local_name()
 
     @contextlib.contextmanager
@@ -105,7 +105,7 @@ class Place:
             try:
                 if fresh:
                     run_download.set_aside(bucket)
-                objects = run_download.bring(bucket, self.folder)
+                objects = run_download.prepare(bucket, self.folder)
             except OSError as error:
                 raise _disk_error(error, self.folder) from None
             log.info("The run is stored in %s and mirrored to %s", self.folder, self._address)
@@ -143,7 +143,7 @@ def _yield_until_uploaded(
         )
 
 
-def reading(run_dir: str, *, flag: str = "run_dir", which: str | None = "") -> Path:
+def download_run(run_dir: str, *, flag: str = "run_dir", which: str | None = "") -> Path:
     """Returns a local folder from which a run can be read.
 
     A run in a bucket is downloaded to a copy in the user's cache, or the copy is updated.
@@ -167,7 +167,7 @@ def reading(run_dir: str, *, flag: str = "run_dir", which: str | None = "") -> P
         from trainer.storage import run_download
         from trainer.storage.bucket import Bucket
 
-    folder = base("copies") / address.local_name()
+    folder = cache_folder("copies") / address.local_name()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / ".lock", "a", encoding="ascii") as lock:
@@ -180,8 +180,8 @@ def reading(run_dir: str, *, flag: str = "run_dir", which: str | None = "") -> P
     return folder
 
 
-def publish(run_dir: str, folder: Path, names: Iterable[str]) -> None:
-    """Uploads files from a copy that `reading` made to the run, if that is in a bucket.
+def upload_outputs(run_dir: str, folder: Path, names: Iterable[str]) -> None:
+    """Uploads files from a copy that `download_run` made to the run, if that is in a bucket.
 
     A user may have the right to read a run but not to write it.  In that case the files are
     kept in a folder beside the copy, and a warning names it.
@@ -229,7 +229,7 @@ def run_address(run_dir: str, flag: str = "run_dir") -> Address:
     return address
 
 
-def base(name: str) -> Path:
+def cache_folder(name: str) -> Path:
     """Returns a folder in the user's cache, or in /tmp, for files downloaded from buckets."""
     folder = cache.folder()
     if folder is None:

@@ -258,20 +258,24 @@ class Mirror:
 
     def _write_object(self, name: str, source: Path | bytes, stamp: Stamp) -> None:
         """Writes an object, replacing the version that this job knows of."""
-        self._check_lease()
-        if self._stopped:
-            raise StorageError("The upload was cancelled because the run has ended.")
+        self._check_may_write()
         known = self._objects.get(name)
         try:
             item = self._bucket.upload(name, source, generation=known.generation if known else 0)
         except ConflictError:
             # An earlier attempt of this job, or the previous holder, wrote the object.  Replacing
             # it is safe while this job holds the lease, which the check ensures.
-            self._check_lease()
+            self._check_may_write()
             found = self._bucket.look(name)
             generation = found.generation if found else 0
             item = self._bucket.upload(name, source, generation=generation)
         self._objects[name], self._uploaded[name] = item, stamp
+
+    def _check_may_write(self) -> None:
+        """Raises an error if this job may not hold the lease any longer."""
+        self._check_lease()
+        if self._stopped:  # the lease is released soon, and another job may start
+            raise StorageError("The upload was cancelled because the run has ended.")
 
     def _remove_old(self, newest: Saved) -> None:
         """Removes old checkpoints that are neither in the folder nor among those to keep."""
@@ -283,15 +287,17 @@ class Mirror:
 
     def _delete(self, files: list[str]) -> None:
         for name in reversed(files):  # the manifest first
-            self._check_lease()
+            self._check_may_write()
             self._bucket.delete(self._objects[name])
             del self._objects[name]
             self._uploaded.pop(name, None)
 
     def _is_current(self, name: str) -> bool:
         """Returns whether the bucket has a file's current content; True if the file is gone."""
+        path = self._folder / name
         with contextlib.suppress(FileNotFoundError):
-            return self._uploaded.get(name) == _stamp(self._folder / name)
+            # Equal content may have been written again after the last pass.
+            return self._uploaded.get(name) == _stamp(path) or self._matches_object(name, path)
         return True
 
     def _newest(self) -> Saved | None:

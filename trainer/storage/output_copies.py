@@ -21,33 +21,33 @@ log = logging.getLogger(__name__)
 PAUSE_SECS = 30.0  # between scans for files that have grown
 
 
-def check(place: str, flag: str) -> None:
-    """Checks that a place exists and, on a disk, can be written; "" means no place.
+def check_writable(destination: str, flag: str) -> None:
+    """Checks that a destination exists and, on a disk, can be written; "" means no destination.
 
     Raises:
-      UsageError: naming `flag`, if the place cannot be used.
+      UsageError: naming `flag`, if the destination cannot be used.
     """
-    if is_bucket(place):
-        has(place, flag, "any")
-    elif place:
-        with _converted_disk_errors(place, flag):
-            Path(place).mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=place).close()
+    if is_bucket(destination):
+        has_file(destination, flag, "any")
+    elif destination:
+        with _converted_disk_errors(destination, flag):
+            Path(destination).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=destination).close()
 
 
-def has(place: str, flag: str, name: str) -> bool:
-    """Returns whether a place holds a file of this name."""
-    if not is_bucket(place):
-        return Path(place, name).exists()
-    return _bucket(place, flag).look(name) is not None
+def has_file(destination: str, flag: str, name: str) -> bool:
+    """Returns whether a destination holds a file of this name."""
+    if not is_bucket(destination):
+        return Path(destination, name).exists()
+    return _bucket(destination, flag).look(name) is not None
 
 
-def bring(folder: Path, place: str, flag: str, *, last: str = "") -> None:
-    """Copies all files of a folder to a place, replacing files of the same names.
+def copy_folder(folder: Path, destination: str, flag: str, *, last: str = "") -> None:
+    """Copies all files of a folder to a destination, replacing files of the same names.
 
     Args:
       folder: the folder to copy from.
-      place: a folder, or gs://BUCKET/PATH.
+      destination: a folder, or gs://BUCKET/PATH.
       flag: name of the flag that has this value, for messages.
       last: name of the file to copy last, which marks the copy as complete.
 
@@ -57,38 +57,40 @@ def bring(folder: Path, place: str, flag: str, *, last: str = "") -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     files.sort(key=lambda path: path.name == last)
     names = [str(path.relative_to(folder)) for path in files]
-    if is_bucket(place):
-        bucket = _bucket(place, flag)
+    if is_bucket(destination):
+        bucket = _bucket(destination, flag)
         for name, path in zip(names, files, strict=True):
             bucket.put(name, path)
         return
-    with _converted_disk_errors(place, flag):
+    with _converted_disk_errors(destination, flag):
         for name, path in zip(names, files, strict=True):
-            target = Path(place, name)
+            target = Path(destination, name)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
 
 
 @contextlib.contextmanager
-def followed(place: str, flag: str, secs_left: Callable[[], float]) -> Iterator[Path | None]:
-    """Yields a folder whose files are copied to a place as they grow.
+def synced_folder(
+    destination: str, flag: str, secs_left: Callable[[], float]
+) -> Iterator[Path | None]:
+    """Yields a folder whose files are copied to a destination as they grow.
 
-    A place on a disk is yielded itself.  Failed uploads are logged and do not stop the run.
+    A destination on a disk is yielded itself.  Failed uploads are logged and do not stop the run.
 
     Args:
-      place: a folder, gs://BUCKET/PATH, or "".
+      destination: a folder, gs://BUCKET/PATH, or "".
       flag: name of the flag that has this value, for messages.
       secs_left: returns the seconds until the process is killed.
 
     Yields:
-      The folder; None if `place` is "".
+      The folder; None if `destination` is "".
     """
-    if not is_bucket(place):
-        yield Path(place) if place else None
+    if not is_bucket(destination):
+        yield Path(destination) if destination else None
         return
     ended = threading.Event()
     with tempfile.TemporaryDirectory(prefix="gan-trainer-", ignore_cleanup_errors=True) as name:
-        arguments = (Path(name), place, flag, ended)
+        arguments = (Path(name), destination, flag, ended)
         follower = threading.Thread(target=_upload_repeatedly, args=arguments, daemon=True)
         follower.start()
         try:
@@ -99,17 +101,17 @@ def followed(place: str, flag: str, secs_left: Callable[[], float]) -> Iterator[
             follower.join(max(0.0, min(END_SECS, (secs_left() - LEAVE_SECS) / 2)))
             if follower.is_alive():
                 log.warning(
-                    "Some files were not uploaded to %s (there was not enough time).", place
+                    "Some files were not uploaded to %s (there was not enough time).", destination
                 )
 
 
-def _upload_repeatedly(folder: Path, place: str, flag: str, ended: threading.Event) -> None:
+def _upload_repeatedly(folder: Path, destination: str, flag: str, ended: threading.Event) -> None:
     uploaded: dict[Path, int] = {}  # size of each uploaded file: these files only grow
     reported, is_last = "", False
     while not is_last:
         is_last = ended.wait(PAUSE_SECS)
         try:
-            bucket = _bucket(place, flag)
+            bucket = _bucket(destination, flag)
             for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                 content = path.read_bytes()  # the file may grow during the upload
                 if uploaded.get(path) != len(content):
@@ -117,22 +119,22 @@ def _upload_repeatedly(folder: Path, place: str, flag: str, ended: threading.Eve
                     uploaded[path] = len(content)
         except (TrainerError, OSError) as error:
             if str(error) != reported:
-                log.warning("Some files could not be uploaded to %s: %s", place, error)
+                log.warning("Some files could not be uploaded to %s: %s", destination, error)
             reported = str(error)
 
 
-def _bucket(place: str, flag: str) -> "Bucket":
+def _bucket(destination: str, flag: str) -> "Bucket":
     from trainer.storage.bucket import Bucket  # late: only buckets need the library
 
-    return Bucket(Address.parse(place, flag))
+    return Bucket(Address.parse(destination, flag))
 
 
 @contextlib.contextmanager
-def _converted_disk_errors(place: str, flag: str) -> Iterator[None]:
+def _converted_disk_errors(destination: str, flag: str) -> Iterator[None]:
     """Converts file-system errors inside the block into an error that names the flag."""
     try:
         yield
     except OSError as error:
         raise UsageError(
-            f"--{flag}={place} cannot be written ({error.strerror}). Choose another folder."
+            f"--{flag}={destination} cannot be written ({error.strerror}). Choose another folder."
         ) from None

@@ -25,7 +25,7 @@ PICTURES = ("samples/", "evaluation/", "training.gif")
 KEPT = (".lock", lease.NAME, lease.NOTE)  # in use while this job holds the folder
 
 
-def bring(bucket: Bucket, folder: Path) -> dict[str, Item]:
+def prepare(bucket: Bucket, folder: Path) -> dict[str, Item]:
     """Prepares a folder, whose lock the caller holds, for resuming the run in a bucket.
 
     Returns:

@@ -8,7 +8,7 @@ from trainer.commands.flags.command_line import CommandLine
 from trainer.errors import UsageError
 from trainer.run_dir.directory import RunDir
 from trainer.storage.address import is_bucket, local_path
-from trainer.storage.location import reading
+from trainer.storage.location import download_run
 
 
 def define_run_dir(parser: CommandLine, purpose: str) -> None:
@@ -37,7 +37,7 @@ def open_run(values: Mapping[str, Any], which: str | None = "") -> RunDir:
     Raises:
       TrainerError: if it is missing or cannot be read.
     """
-    return RunDir(reading(run_dir_flag(values), which=which))
+    return RunDir(download_run(run_dir_flag(values), which=which))
 
 
 def output_path(values: Mapping[str, Any], default: str) -> Path:

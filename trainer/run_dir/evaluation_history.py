@@ -23,11 +23,11 @@ Line = dict[str, Any]
 FIELDS = {"step": int, "kimg": object, "ruler": object}  # of each line
 
 
-class Best:
+class EvaluationHistory:
     """The evaluations of a run up to the current step, and its best checkpoints."""
 
     def __init__(
-        self, run_dir: RunDir, checkpoints: Checkpoints, metric: str, ruler: Line, *, done: int
+        self, run_dir: RunDir, checkpoints: Checkpoints, metric: str, conditions: Line, *, done: int
     ) -> None:
         """Reads the evaluations, and removes those beyond step `done`, which will be repeated.
 
@@ -35,35 +35,36 @@ class Best:
           run_dir: the run directory.
           checkpoints: the checkpoints in its folder of best checkpoints.
           metric: name of the metric that selects the best checkpoint.
-          ruler: description of the evaluation; only results with equal descriptions compare.
+          conditions: description of the evaluation; only results with equal descriptions
+            are comparable.
           done: number of finished steps.
         """
         self._run_dir, self._checkpoints = run_dir, checkpoints
-        self._metric, self._ruler = metric, ruler
-        self.lines = forget(run_dir, done)
+        self._metric, self._conditions = metric, conditions
+        self.lines = discard_after(run_dir, done)
         checkpoints.newest = None  # the same step may be saved again with other weights
 
     @property
-    def best(self) -> Line | None:
+    def best_line(self) -> Line | None:
         """The best evaluation whose checkpoint is kept; None if there is none."""
         return self._best_up_to(None)
 
     @property
-    def last(self) -> Line | None:
+    def last_line(self) -> Line | None:
         """The newest evaluation that is comparable with those of this run, or None."""
-        return next((line for line in reversed(self.lines) if self._compares(line)), None)
+        return next((line for line in reversed(self.lines) if self._is_comparable(line)), None)
 
     def was_evaluated(self, step: int) -> bool:
         """Returns whether there is a comparable evaluation of a step."""
-        return any(line["step"] == step and self._compares(line) for line in self.lines)
+        return any(line["step"] == step and self._is_comparable(line) for line in self.lines)
 
-    def without_gain(self) -> float:
+    def kimg_without_improvement(self) -> float:
         """Returns the kimg of training between the best evaluation and the newest."""
-        if (best := self.best) is None or (last := self.last) is None:
+        if (best := self.best_line) is None or (last := self.last_line) is None:
             return 0.0
         return last["kimg"] - best["kimg"]
 
-    def take_in(self, step: int, kimg: float, values: dict[str, float]) -> bool:
+    def record(self, step: int, kimg: float, values: dict[str, float]) -> bool:
         """Records an evaluation, and saves a checkpoint if it is the best.
 
         A failed write is logged and does not stop the run.
@@ -76,8 +77,8 @@ class Best:
         Returns:
           Whether it is the best and was saved.
         """
-        line = {"step": step, "kimg": kimg, **values, "ruler": self._ruler}
-        before = self.best
+        line = {"step": step, "kimg": kimg, **values, "ruler": self._conditions}
+        before = self.best_line
         try:
             file = JsonLinesFile(self._run_dir.evaluation_log)
             try:
@@ -102,8 +103,8 @@ class Best:
             return False
         return is_best
 
-    def _compares(self, line: Line) -> bool:
-        return line["ruler"] == self._ruler and self._metric in line
+    def _is_comparable(self, line: Line) -> bool:
+        return line["ruler"] == self._conditions and self._metric in line
 
     def _best_up_to(self, step: int | None) -> Line | None:
         """Returns the best evaluation up to a step, of those whose checkpoint is kept."""
@@ -112,7 +113,7 @@ class Best:
         for line in self.lines:
             if (step is not None and line["step"] > step) or line["step"] not in kept:
                 continue
-            value = line[self._metric] if self._compares(line) else None
+            value = line[self._metric] if self._is_comparable(line) else None
             if value is not None and (
                 best is None or METRICS[self._metric].is_better(value, best[self._metric])
             ):
@@ -128,12 +129,12 @@ class Best:
                 remove_checkpoint(path)
 
 
-def forget(run_dir: RunDir, done: int) -> list[Line]:
+def discard_after(run_dir: RunDir, done: int) -> list[Line]:
     """Removes evaluations and best checkpoints beyond step `done`; returns the others."""
     for path in list_checkpoints(run_dir.best_checkpoints):
         if checkpoint_step(path) > done:
             remove_checkpoint(path)
-    kept = read(run_dir.evaluation_log)
+    kept = read_evaluations(run_dir.evaluation_log)
     lines = [line for line in kept if line["step"] <= done]
     if run_dir.evaluation_log.exists():
         with run_dir.converted_write_errors():
@@ -141,7 +142,7 @@ def forget(run_dir: RunDir, done: int) -> list[Line]:
     return lines
 
 
-def read(path: Path) -> list[Line]:
+def read_evaluations(path: Path) -> list[Line]:
     """Returns the evaluations in a file, up to a line that is incomplete or damaged."""
     content = json_lines.read(path, FIELDS)
     if content.torn or content.damaged:
