@@ -156,6 +156,7 @@ def test_a_container_limit_is_shown(monkeypatch, tmp_path):
     for text, end in (("max\n", "available"), (f"{2**31}\n", "limited to 2.0 GiB")):
         limit.write_text(text)
         assert doctor._memory().endswith(end)
+    assert memory.available_bytes() <= 2**31  # checks of data sets use the same limit
 
 
 def test_without_tensorflow_it_says_so(trainer, tmp_path):
