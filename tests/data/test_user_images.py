@@ -413,7 +413,7 @@ X = np.zeros((4, 16, 16, 3), np.uint8)
         (dict(x=X, y=[0, 1, 2]), "y has 3 labels for 4 images"),
         (
             dict(x=X, y=[0, 1, 3, 3]),
-            "the labels range from 0 to 3, but only 3 different ones occur",
+            "the labels range from 0 to 3 with 3 different values",
         ),
         (dict(x=X, y=[-1, 0, 1, 1]), "the labels range from -1 to 1"),
         (

@@ -157,8 +157,8 @@ def _class_names(path: Path, labels: list[np.ndarray]) -> tuple[str, ...]:
     present = np.unique(np.concatenate(labels))
     if present[0] != 0 or present[-1] != len(present) - 1:
         raise DataError(
-            f"{printable(path)}: the labels range from {present[0]} to {present[-1]}, but only "
-            f"{len(present)} different ones occur. Number the classes from 0 to {len(present) - 1}."
+            f"{printable(path)}: the labels range from {present[0]} to {present[-1]} with "
+            f"{len(present)} different values. Number the classes from 0 to {len(present) - 1}."
         )
     return tuple(str(number) for number in present)
 

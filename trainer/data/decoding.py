@@ -77,7 +77,7 @@ def default_size(side: int) -> int:
 
 @contextlib.contextmanager
 def _opened(file: IO[bytes]) -> Iterator[Image.Image]:
-    """Opens an image file and converts Pillow's errors in the block to a ImageFileError."""
+    """Opens an image file and converts Pillow's errors in the block to an ImageFileError."""
     Image.init()  # registers all formats, because Pillow otherwise registers them only on demand
     try:
         with Image.open(file, formats=FORMATS) as image:

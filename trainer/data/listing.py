@@ -94,7 +94,7 @@ def list_images(names: Iterable[str], source: str) -> Listing:
       source: the data set, for error messages.
 
     Raises:
-      DataError: if there are no images, or a folder may be a split or a class.
+      DataError: if there are no images, or it is unclear whether a folder is a split or a class.
     """
     visible = [tuple(name.split("/")) for name in names if not _is_hidden(name)]
     images = sorted(parts for parts in visible if parts[-1].lower().endswith(SUFFIXES))
