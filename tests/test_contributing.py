@@ -73,10 +73,5 @@ def test_adding_a_metric(follow, tmp_path):
     assert "best mean_distance so far" in follow("Adding a metric")
 
 
-@pytest.mark.skip(reason="x")
-def test_adding_a_data_set(follow):
-    assert "Recipe mlp on stripes: 64 images" in follow("Adding a data set")
-
-
 def test_adding_a_command(follow):
     assert follow("Adding a command").endswith("2 steps\n")

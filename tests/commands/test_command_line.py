@@ -76,8 +76,8 @@ def test_devices_that_do_not_fit_are_usage_errors(tiny, run):
 
     for devices, message in (
         ("cpu:3", "--batch_size=8 cannot be divided among 3 devices"),
-        ("tpu", "--devices='tpu' is not understood"),
-        ("gpu", "TensorFlow lists no GPU here"),
+        ("tpu", "--devices='tpu' is not valid"),
+        ("gpu", "TensorFlow lists no GPU on this machine"),
     ):
         with pytest.raises(UsageError, match=message):
             run(tiny(devices=devices))

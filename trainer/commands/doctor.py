@@ -30,10 +30,12 @@ def main(arguments: list[str], _: StopRequest) -> None:
     log_to(Console())
     try:
         with imports.quiet():
-            from trainer.machine.doctor import examine  # late: TensorFlow takes seconds to import
+            from trainer.machine.doctor import (
+                log_report,
+            )  # late: it imports TensorFlow
     except ImportError as error:
         raise TrainerError(
             f"TensorFlow or Keras cannot be imported ({error}): pip install tensorflow, or "
             "'tensorflow[and-cuda]' where there is a GPU."
         ) from error
-    examine(nvidia.device_files())
+    log_report(nvidia.device_files())

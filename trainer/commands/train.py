@@ -31,7 +31,7 @@ def main(arguments: list[str], stop_requested: StopRequest) -> None:
         return
     place = RunLocation(config)
 
-    machines = cluster.find(config.workers, values["worker_index"], os.environ)
+    machines = cluster.find_cluster(config.workers, values["worker_index"], os.environ)
     stop_requested.answer()
     as_json = config.log_format == "json"
     terminal = Console(plain=as_json)
@@ -51,7 +51,9 @@ def main(arguments: list[str], stop_requested: StopRequest) -> None:
         data = sources.load(config, reading)
     finally:
         terminal.end_bar()
-    config = sources.settle(config, data, asked=values["conditional"] is not None)
+    config = sources.resolve_conditional(
+        config, data, was_requested=values["conditional"] is not None
+    )
     with imports.quiet():
         from trainer.train import train  # late: TensorFlow takes seconds to import
 

@@ -30,7 +30,7 @@ class Task:
     )
     dataset: str = setting(
         "digits",
-        "data set: digits, mnist, fashion_mnist or cifar10, or the path of your own pictures: a "
+        "data set: a name, or the path of your own images: a "
         "folder or .zip (folders train/ and test/ are splits, the folders below them are classes, "
         "transparent pixels become white), or an .npz (arrays x and y, or x_train, y_train, "
         "x_test and y_test). The path may be gs://BUCKET/PATH",

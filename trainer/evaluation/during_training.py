@@ -22,9 +22,7 @@ from trainer.run_dir.evaluation_history import EvaluationHistory
 
 log = logging.getLogger(__name__)
 
-KEEP = (
-    10**6
-)  # no limit, because EvaluationHistory removes the checkpoints that are no longer needed
+KEEP = 10**6  # no limit: EvaluationHistory removes those that are no longer needed
 Record = Callable[[Mapping[str, float], int], None]
 
 

@@ -258,7 +258,7 @@ def create_replicas(
     if config.xla == "on":  # XLA on CPUs needs this flag
         flags = os.environ.get("TF_XLA_FLAGS", "")
         os.environ["TF_XLA_FLAGS"] = f"{flags} --tf_xla_cpu_global_jit".strip()
-    names = devices.choose(config.devices)
+    names = devices.select_devices(config.devices)
     workers = len(cluster.workers) if cluster else 1
     if cluster and names[1:] and names[0].startswith("CPU"):
         raise UsageError(
@@ -274,7 +274,7 @@ def create_replicas(
         tf.config.experimental.enable_op_determinism()
     if cluster is None:
         return Replicas(_strategy(tuple(names)), tuple(names), precision, deterministic)
-    cluster.wait_for_names()
+    cluster.wait_for_host_names()
     secs = cluster.wait_secs
     with _time_limit(secs, f"not all of {', '.join(cluster.workers)} joined within {secs:g} s"):
         strategy = _joined(cluster, gpus=len(names) if names[0].startswith("GPU") else 0)

@@ -306,14 +306,14 @@ class Run:
 
         def batches(fed: range) -> tf.data.Dataset:
             """Returns the batches of reals of some replicas, from the current step."""
-            return pipeline.batches(
-                self.data,
+            plan = pipeline.BatchPlan(
                 seed=config.seed,
-                first_step=self.state.steps_done(config.batch_size),
                 batch_size=config.batch_size,
                 batches_per_step=step.real_batches_per_step(config),
-                replicas=fed,
-                num_replicas=self.replicas.num_replicas,
+                first_step=self.state.steps_done(config.batch_size),
+            )
+            return pipeline.batches(
+                self.data, plan, replicas=fed, num_replicas=self.replicas.num_replicas
             )
 
         iterator = self.replicas.make_iterator(batches)

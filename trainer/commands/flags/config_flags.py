@@ -10,6 +10,7 @@ from trainer.commands.flags.command_line import CommandLine
 from trainer.config import Config, replaced, value_types
 from trainer.config.replaced import REPLACEMENTS, Replacement
 from trainer.config.settings import Duration
+from trainer.data.sources import SOURCES
 from trainer.errors import UsageError, one_of
 from trainer.metrics.registry import METRICS
 from trainer.models.objective import OBJECTIVES
@@ -28,10 +29,12 @@ VERTEX = {  # environment variables by which Vertex AI names the output location
 }
 
 
-# Settings whose values are entries of tables above the configuration.
+# Settings whose values are entries of tables above the configuration, or also PATHS.
+PATHS = ("recipe", "networks", "dataset")
 TABLES: Mapping[str, Collection[str]] = {
     "recipe": recipes.RECIPES,
     "networks": recipes.RECIPES,
+    "dataset": SOURCES,
     "loss": OBJECTIVES,
     "best_metric": METRICS,
 }
@@ -64,7 +67,8 @@ def _explain(field: "dataclasses.Field[Any]") -> str:
     rules = field.metadata
     parts = [rules["help"]]
     if choices := rules["choices"] or TABLES.get(field.name):
-        parts.append(f"one of {', '.join(choices)}")
+        known = "known names are" if field.name in PATHS else "one of"
+        parts.append(f"{known} {', '.join(choices)}")
     if rules["low"] is not None and rules["high"] is not None:
         parts.append(f"{rules['low']} to {rules['high']}")
     if field.default not in ("", None):
