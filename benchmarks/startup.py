@@ -6,6 +6,7 @@ The first step of `dcgan` on digits on the CPU is timed from outside, until its 
 metrics.jsonl. The phases of start-up are timed inside separate runs.
 """
 
+import dataclasses
 import itertools
 import json
 import statistics
@@ -13,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -80,7 +80,7 @@ def phases(run_dir: str) -> dict[str, float]:
     from trainer.training import loop
 
     mark("import of Keras and the trainer")
-    create, loop_run = trainer.create_state, loop.run
+    create, train_steps = trainer.create_state, loop.train_steps
 
     def created(*args: Any) -> Any:
         mark("devices")
@@ -88,17 +88,20 @@ def phases(run_dir: str) -> dict[str, float]:
         mark("networks and optimizers")
         return made
 
-    def run(*, advance: Callable[[int], Any], **others: Any) -> Any:
+    def marked(plan: loop.LoopPlan, functions: loop.LoopFunctions) -> int:
         def advanced(steps: int) -> Any:
             mark("first samples and save" if not steps else "")
-            rows = advance(steps)
+            rows = functions.advance(steps)
             mark("tracing and compiling the step" if not steps else "first step")
             return rows
 
-        return loop_run(advance=advanced, **others)
+        return train_steps(plan, dataclasses.replace(functions, advance=advanced))
 
-    with mock.patch.object(trainer, "create_state", created), mock.patch.object(loop, "run", run):
-        trainer.train(config, data, terminal=Console(), stop_requested=lambda: False)
+    with (
+        mock.patch.object(trainer, "create_state", created),
+        mock.patch.object(loop, "train_steps", marked),
+    ):
+        trainer.train(config, data, trainer.Control(terminal=Console()))
     ends = itertools.pairwise(marks)
     return {name: end - began for (_, began), (name, end) in ends if name}
 

@@ -1,11 +1,12 @@
 """Times the parts of the whole trainer, and runs it as a case that pauses between rounds."""
 
 import collections
+import dataclasses
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -40,7 +41,7 @@ def train(
     from trainer.reporting.console import Console, log_to
     from trainer.training import loop
 
-    loop_run = loop.run
+    train_steps = loop.train_steps
 
     def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed_call(first: Any, *others: Any) -> Any:
@@ -53,31 +54,27 @@ def train(
 
         return timed_call
 
-    def run(
-        *,
-        advance: Callable[..., Any],
-        observe: Callable[..., Any],
-        periodic: Sequence[loop.Periodic],
-        **others: Any,
-    ) -> Any:
+    def timed_train_steps(plan: loop.LoopPlan, functions: loop.LoopFunctions) -> int:
         due = [
             loop.Periodic(p.every_images, noted(name, p.action))
-            for name, p in zip(ACTIONS, periodic, strict=True)
+            for name, p in zip(ACTIONS, plan.periodic, strict=True)
         ]
         due.append(loop.Periodic(round(1000 * every_kimg), at))
-        return loop_run(
-            advance=noted("steps", advance),
-            observe=noted("summaries", observe),
-            periodic=due,
-            **others,
+        return train_steps(
+            dataclasses.replace(plan, periodic=due),
+            dataclasses.replace(
+                functions,
+                advance=noted("steps", functions.advance),
+                observe=noted("summaries", functions.observe),
+            ),
         )
 
     config = recipes.resolve(settings)
     terminal = Console(open(os.devnull, "w", encoding="utf-8"))
     log_to(terminal)
-    with mock.patch.object(loop, "run", run):
+    with mock.patch.object(loop, "train_steps", timed_train_steps):
         data = images(count, side, channels)
-        trainer.train(config, data, terminal=terminal, stop_requested=lambda: False)
+        trainer.train(config, data, trainer.Control(terminal=terminal))
 
 
 def case(*, every_kimg: float, **options: Any) -> Work:

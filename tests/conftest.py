@@ -21,7 +21,7 @@ from trainer import recipes
 from trainer.config import Config
 from trainer.data import sources
 from trainer.reporting.console import Console
-from trainer.train import train
+from trainer.train import Control, StartOptions, train
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,8 @@ def run():
         log_to(terminal)
         data = sources.load(config)
         config = sources.resolve_conditional(config, data)
-        train(config, data, terminal=terminal, stop_requested=stop_requested, **options)
+        control = Control(terminal=terminal, stop_requested=stop_requested)
+        train(config, data, control, options=StartOptions(**options))
         return stream.getvalue()
 
     return train_here

@@ -1,12 +1,11 @@
 """Composition root: puts the parts of a run together and trains it."""
 
 import contextlib
+import dataclasses
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -31,42 +30,94 @@ from trainer.reporting.prometheus import Telemetry
 from trainer.run_dir import provenance
 from trainer.run_dir.checkpoints import Checkpoints, load_networks
 from trainer.run_dir.directory import RunDir
-from trainer.run_dir.saver import Saver
+from trainer.run_dir.saver import NoSaver, Saver
 from trainer.storage import output_copies
 from trainer.storage.location import NoUploads, RunLocation, Uploads, download_run
 from trainer.training import run_messages
+from trainer.training.outputs import Outputs
 from trainer.training.run import Run
 from trainer.training.state import TrainState, copy_weights, create_state
 
 log = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Control:
+    """How a process is controlled.
+
+    Attributes:
+      terminal: the console that shows the progress.
+      stop_requested: returns whether to save a checkpoint and stop.
+      secs_left: returns the seconds until the process is killed.
+      clock: returns monotonic seconds, for --max_hours.
+    """
+
+    terminal: Console
+    stop_requested: Callable[[], bool] = lambda: False
+    secs_left: Callable[[], float] = lambda: math.inf
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """How a run directory that exists is treated.
+
+    Attributes:
+      fresh: whether to rename it and start a new run.
+      accept_changed_data: whether to resume with changed images.
+    """
+
+    fresh: bool = False
+    accept_changed_data: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Session:
+    """What trains in this process."""
+
+    config: Config
+    data: ImageSet
+    replicas: Replicas
+    state: TrainState
+
+    @property
+    def done(self) -> int:
+        """Number of finished steps."""
+        return self.state.steps_done(self.config.batch_size)
+
+    @property
+    def last_step(self) -> int:
+        """Number of steps at the end of the run."""
+        return self.config.length.steps(self.config.batch_size, len(self.data))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Opened:
+    """The run directory while it is locked; workers other than the chief have none."""
+
+    run_dir: RunDir | None = None
+    uploads: Uploads = dataclasses.field(default_factory=NoUploads)
+    check_ownership: Callable[[], None] = lambda: None
+
+
 def train(
     config: Config,
     data: ImageSet,
+    control: Control,
     *,
-    terminal: Console,
-    stop_requested: Callable[[], bool],
+    options: StartOptions = StartOptions(),
     cluster: Cluster | None = None,
-    place: RunLocation | None = None,
-    secs_left: Callable[[], float] = lambda: math.inf,
-    fresh: bool = False,
-    accept_changed_data: bool = False,
-    clock: Callable[[], float] = time.monotonic,
+    location: RunLocation | None = None,
 ) -> None:
     """Trains a run to its end, from the newest checkpoint of its run directory.
 
     Args:
       config: the configuration of the run.
       data: its training images.
-      terminal: the console that shows its progress.
-      stop_requested: returns whether to save a checkpoint and stop.
+      control: how the process is controlled.
+      options: how a run directory that exists is treated.
       cluster: the workers, if several machines train together.
-      place: the location of the run directory; by default as configured.
-      secs_left: returns the seconds until the process is killed.
-      fresh: whether to rename an existing run directory and start a new run.
-      accept_changed_data: whether to resume with changed images.
-      clock: returns monotonic seconds, for --max_hours.
+      location: the location of the run directory; by default as configured.
 
     Raises:
       TrainerError: if the run cannot continue; a StoppedError after an early stop.
@@ -74,8 +125,8 @@ def train(
     if cluster is None or cluster.is_chief:
         output_copies.check_writable(config.tensorboard_dir, "tensorboard_dir")
         output_copies.check_writable(config.model_dir, "model_dir")
-    stop = TimeLimit(config.max_hours, stop_requested, clock)
-    place = place or RunLocation(config)
+    stop = TimeLimit(config.max_hours, control.stop_requested, control.clock)
+    location = location or RunLocation(config)
     small_operations = recipes.get(config.networks).fully_connected
     replicas = create_replicas(config, cluster, small_operations=small_operations)
     check_batch_size(config, replicas.num_replicas)
@@ -83,34 +134,19 @@ def train(
         state = create_state(config, data.shape, replicas.precision)
     during_training.check_settings(config, data)
     _check_workers(config, data, replicas)
+    session = _Session(config, data, replicas, state)
     # The directory is created last, so that wrong settings leave nothing behind.
-    with _directory(config, replicas, place, fresh, secs_left) as (run_dir, check, uploads):
-        versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
-        start = provenance.collect(versions, replicas.device_names, replicas.precision)
-        run_dir.claim(
-            config,
-            data.describe(),
-            start,
-            recipe_files=files.copies(config),
-            accept_changed_data=accept_changed_data,
-        )
-        heartbeat = Heartbeat(Path(config.heartbeat) if config.heartbeat else None)
-
-        def stop_now() -> bool:
-            check()
-            heartbeat.beat(state.steps_done(config.batch_size))
-            return stop()
-
-        run = _restore(config, data, run_dir, replicas, state, uploads, terminal, check, stop_now)
+    with _open_run_dir(config, replicas, location, options, control) as opened:
+        run = _restore(session, opened, options, control, stop)
         if run is None:
-            if replicas.is_chief and not is_exported_to_model_dir(config):
-                export_to_model_dir(run_dir, config)
+            if opened.run_dir is not None and not is_exported_to_model_dir(config):
+                export_to_model_dir(opened.run_dir, config)
             return
-        run.train(stop_now, lambda: stop.reason)
-        if replicas.is_chief:
-            _finish(config, state, run_dir)
-            run_messages.end(run_dir)
-            run.quality.log_best()
+        run.train(stop)
+        if opened.run_dir is not None:
+            _finish(config, state, opened.run_dir)
+            run_messages.end(opened.run_dir)
+            run.outputs.evaluations.log_best()
         replicas.barrier()  # a worker that left early would end the chief, which still writes
 
 
@@ -122,71 +158,95 @@ def _check_workers(config: Config, data: ImageSet, replicas: Replicas) -> None:
 
 
 def _restore(
-    config: Config,
-    data: ImageSet,
-    run_dir: RunDir,
-    replicas: Replicas,
-    state: TrainState,
-    uploads: Uploads,
-    terminal: Console,
-    check: Callable[[], None],
+    session: _Session,
+    opened: _Opened,
+    options: StartOptions,
+    control: Control,
     stop: Callable[[], bool],
 ) -> Run | None:
     """Returns the run at its newest checkpoint, ready to train; None if it is complete."""
-    checkpoints = Checkpoints(
-        run_dir.checkpoints,
-        state.trackables(),
-        keep=config.keep_checkpoints,
-        spare=config.max_failed_saves,
-    )
-    restored = _begin(config, checkpoints, state) if replicas.is_chief else None
+    config, replicas, state = session.config, session.replicas, session.state
+    run_dir, heartbeat = opened.run_dir, Heartbeat(config.heartbeat)
+
+    def upkeep() -> None:
+        opened.check_ownership()
+        heartbeat.beat(session.done)
+
+    saver: Saver | NoSaver = NoSaver()
+    finished = False
+    if run_dir is not None:
+        saver = _create_saver(run_dir, session, opened.check_ownership)
+        finished = _restore_checkpoint(run_dir, session, saver, options)
     replicas.broadcast_variables(state.all_variables())
-    done = state.steps_done(config.batch_size)
-    last_step = config.length.steps(config.batch_size, len(data))
-    finished = bool(replicas.broadcast(int(run_dir.is_complete(restored))))
+    finished = bool(replicas.broadcast(int(finished)))
+    done, last_step = session.done, session.last_step
     if done >= last_step and finished:
         log.info(
-            "%s is complete: %d steps. Use a greater length to continue it.", run_dir.path, done
+            "%s is complete: %d steps. Use a greater length to continue it.", config.run_dir, done
         )
         return None
-    run_messages.start(config, replicas, state, data, last_step)
+    run_messages.start(config, replicas, state, session.data, last_step)
     model = EvaluatedModel(state.drawing, state.trackables(), replicas)
-    quality = during_training.create(config, data, run_dir, model, stop)
-    quality.restore(done)
-    if replicas.broadcast(int(quality.stopped_improving and finished)):
-        log.info("%s is complete: it stopped improving by step %d.", run_dir.path, done)
+    evaluations = during_training.create(config, session.data, run_dir, model, stop, upkeep)
+    evaluations.restore(done)
+    if replicas.broadcast(int(evaluations.stopped_improving and finished)):
+        log.info("%s is complete: it stopped improving by step %d.", config.run_dir, done)
         return None
     labels = {"run": config.run_dir, "worker": str(replicas.worker_index)}
     telemetry = Telemetry(config.metrics_port, labels)
-    telemetry.set("resumes", run_dir.record_start(done))
-    return Run(
-        config=config,
-        data=data,
-        run_dir=run_dir,
-        replicas=replicas,
-        state=state,
-        saver=Saver(checkpoints, max_failed=config.max_failed_saves, check=check),
-        uploads=uploads,
-        terminal=terminal,
-        telemetry=telemetry,
-        last_step=last_step,
-        quality=quality,
+    if run_dir is not None:
+        telemetry.set("resumes", run_dir.record_start(done))
+    outputs = Outputs(run_dir, saver, opened.uploads, control.terminal, telemetry, evaluations)
+    return Run(config, session.data, replicas, state, outputs, upkeep)
+
+
+def _restore_checkpoint(
+    run_dir: RunDir, session: _Session, saver: Saver, options: StartOptions
+) -> bool:
+    """Restores the newest checkpoint, or copies the networks of --init_from.
+
+    The files that define the run are written afterwards, so that a run that cannot start or
+    resume leaves an existing run directory as it was.
+
+    Returns:
+      Whether the run was finished at that checkpoint.
+    """
+    config, data, replicas = session.config, session.data, session.replicas
+    versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
+    start = provenance.collect(versions, replicas.device_names, replicas.precision)
+    definition = run_dir.compare(
+        config, data.describe(), start, accept_changed_data=options.accept_changed_data
+    )
+    restored = saver.restore_newest()
+    if restored:
+        log.info("Resuming from %s", restored)
+    elif config.init_from:
+        _copy_networks(config, session.state)
+    run_dir.write_definition(definition, files.copies(config))
+    return run_dir.is_complete(restored)
+
+
+def _create_saver(run_dir: RunDir, session: _Session, check_ownership: Callable[[], None]) -> Saver:
+    checkpoints = Checkpoints(
+        run_dir.checkpoints,
+        session.state.trackables(),
+        keep=session.config.keep_checkpoints,
+        spare=session.config.max_failed_saves,
+    )
+    return Saver(
+        checkpoints, max_failed=session.config.max_failed_saves, check_ownership=check_ownership
     )
 
 
 @contextlib.contextmanager
-def _directory(
+def _open_run_dir(
     config: Config,
     replicas: Replicas,
-    place: RunLocation,
-    fresh: bool,
-    secs_left: Callable[[], float],
-) -> Iterator[tuple[RunDir, Callable[[], None], Uploads]]:
-    """Yields the run directory, an ownership check and the uploader.
-
-    Workers other than the chief get a temporary directory, so that all workers run the same
-    code and only the files of the chief remain.
-    """
+    location: RunLocation,
+    options: StartOptions,
+    control: Control,
+) -> Iterator[_Opened]:
+    """Locks the run directory inside the block, on the chief."""
     if not replicas.is_chief:
         log.info(
             "Worker %d of %d. See the log of the chief for the progress of the run.",
@@ -194,40 +254,34 @@ def _directory(
             replicas.num_workers,
         )
         logging.getLogger("trainer").setLevel(logging.WARNING)
-        with tempfile.TemporaryDirectory(prefix="gan-trainer-worker-") as folder:
-            yield RunDir(Path(folder)), lambda: None, NoUploads()
+        yield _Opened()
         return
-    run_dir = RunDir(place.folder)
-    if fresh:
+    run_dir, secs_left = RunDir(location.folder), control.secs_left
+    if options.fresh:
         run_dir.set_aside()
     with (
         run_dir.locked() as lock,
-        place.mirrored(fresh=fresh, secs_left=secs_left) as uploads,
+        location.mirrored(fresh=options.fresh, secs_left=secs_left) as uploads,
         output_copies.synced_folder(config.tensorboard_dir, "tensorboard_dir", secs_left) as events,
     ):
 
-        def check() -> None:
+        def check_ownership() -> None:
             lock.check()
             uploads.check()
 
-        yield RunDir(place.folder, events), check, uploads
+        yield _Opened(RunDir(location.folder, events), uploads, check_ownership)
 
 
-def _begin(config: Config, checkpoints: Checkpoints, state: TrainState) -> Path | None:
-    """Restores the newest checkpoint, or copies the networks of --init_from."""
-    restored = checkpoints.restore_newest()
-    if restored:
-        log.info("Resuming from %s", restored)
-    elif config.init_from:
-        source = RunDir(download_run(config.init_from, flag="init_from"))
-        has_average = bool(source.read_config().ema_half_life_kimg)
-        networks = state.networks()
-        average = None if has_average else networks.pop("average", None)
-        load_networks(source.checkpoints, networks)
-        if average is not None:
-            copy_weights(state.generator, average)
-        log.info("Starting from the networks of %s", source.path)
-    return restored
+def _copy_networks(config: Config, state: TrainState) -> None:
+    """Copies the networks of the run that --init_from names."""
+    source = RunDir(download_run(config.init_from, flag="init_from"))
+    has_average = bool(source.read_config().ema_half_life_kimg)
+    networks = state.networks()
+    average = None if has_average else networks.pop("average", None)
+    load_networks(source.checkpoints, networks)
+    if average is not None:
+        copy_weights(state.generator, average)
+    log.info("Starting from the networks of %s", source.path)
 
 
 def _finish(config: Config, state: TrainState, run_dir: RunDir) -> None:

@@ -92,7 +92,7 @@ def test_any_damage_to_a_run_directory(tmp_path, name, draws):
         content = content or bytearray(b"x")
     path.write_bytes(bytes(content))
     try:
-        run_dir.claim(config, data.describe(), {})
+        run_dir.compare(config, data.describe(), {})
     except CheckpointError as error:
         assert "\n" not in str(error)
 

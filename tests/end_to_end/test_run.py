@@ -25,8 +25,7 @@ from trainer.models.objective import OBJECTIVES
 from trainer.reporting import console
 from trainer.run_dir.checkpoint_files import list_checkpoints
 from trainer.run_dir.directory import RunDir
-from trainer.training.loop import Periodic
-from trainer.training.loop import run as run_loop
+from trainer.training.loop import LoopFunctions, LoopPlan, Periodic, train_steps
 
 
 def test_a_run_leaves_what_it_says(tiny, run, tmp_path):
@@ -358,20 +357,21 @@ def test_the_loop_calls_what_is_due_at_its_step():
         now[0] += 0.1 * count
         return np.zeros((count, 1))
 
-    last = run_loop(
-        first_step=3,
-        last_step=20,
+    plan = LoopPlan(
+        steps=range(3, 20),
         batch_size=4,
-        advance=advance,
-        observe=lambda rows, secs: observed.append(len(rows)),
         periodic=[
             Periodic(10, lambda step: done.append(("a", step))),
             Periodic(0, lambda step: done.append(("never", step))),
             Periodic(28, lambda step: done.append(("b", step))),
         ],
-        stop_requested=lambda: False,
-        clock=lambda: now[0],
     )
+    functions = LoopFunctions(
+        advance=advance,
+        observe=lambda rows, secs: observed.append(len(rows)),
+        stop_requested=lambda: False,
+    )
+    last = train_steps(plan, functions, clock=lambda: now[0])
     assert last == 20
     # Every 10 images is at 20, 30, 40, ...: after steps 5, 8, 10, 13, 15, 18, 20.
     assert [s for name, s in done if name == "a"] == [5, 8, 10, 13, 15, 18, 20]

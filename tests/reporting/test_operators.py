@@ -150,7 +150,7 @@ def test_prometheus_shows_the_newest_line(tiny, run, monkeypatch):
     assert float(values[f"gan_trainer_checkpoint_step{label}"]) == 3
     assert 0 < float(values[f"gan_trainer_data_wait{label}"]) < 1
     assert float(values[f"gan_trainer_checkpoint_time_seconds{label}"]) > time.time() - 60
-    with pytest.raises(UsageError, match=f"--metrics_port={port} cannot be listened on"):
+    with pytest.raises(UsageError, match=f"--metrics_port={port} cannot be opened"):
         Telemetry(port, {"run": "x", "worker": "0"})
     monkeypatch.setitem(prometheus.__dict__["__builtins__"], "__import__", _no_prometheus)
     with pytest.raises(UsageError, match=r"pip install 'gan-trainer\[prometheus\]'"):

@@ -231,5 +231,7 @@ def test_operations_of_fully_connected_networks_share_the_cores(tiny, monkeypatc
     seen = []
     monkeypatch.setattr(replicas.os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", seen.append)
-    replicas.create_replicas(tiny(**given))
+    config = tiny(**given)
+    small_operations = recipes.get(config.networks).fully_connected
+    replicas.create_replicas(config, small_operations=small_operations)
     assert seen == [threads]

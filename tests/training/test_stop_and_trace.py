@@ -16,7 +16,7 @@ from trainer.data import sources
 from trainer.errors import ExitCode, StoppedError
 from trainer.machine.signals import TimeLimit
 from trainer.reporting.console import Console
-from trainer.train import train
+from trainer.train import Control, train
 from trainer.training import profiling
 
 
@@ -31,7 +31,7 @@ def test_a_run_stops_when_its_hours_are_up_and_goes_on(tiny, run, tmp_path):
     def limited() -> None:
         data, terminal = sources.load(config), Console(io.StringIO())
         clock = functools.partial(next, times)
-        train(config, data, terminal=terminal, stop_requested=lambda: False, clock=clock)
+        train(config, data, Control(terminal=terminal, clock=clock))
 
     with pytest.raises(StoppedError, match="Stopped by --max_hours=2 after 1 of 12 steps") as end:
         limited()

@@ -29,7 +29,7 @@ def main(arguments: list[str], stop_requested: StopRequest) -> None:
     if values["dry_run"]:
         print(config.to_json(), end="")
         return
-    place = RunLocation(config)
+    location = RunLocation(config)
 
     machines = cluster.find_cluster(config.workers, values["worker_index"], os.environ)
     stop_requested.answer()
@@ -55,18 +55,23 @@ def main(arguments: list[str], stop_requested: StopRequest) -> None:
         config, data, was_requested=values["conditional"] is not None
     )
     with imports.quiet():
-        from trainer.train import train  # late: TensorFlow takes seconds to import
+        from trainer.train import (  # late: TensorFlow takes seconds to import
+            Control,
+            StartOptions,
+            train,
+        )
 
     train(
         config,
         data,
-        place=place,
-        terminal=terminal,
-        stop_requested=stop_requested,
+        Control(
+            terminal=terminal, stop_requested=stop_requested, secs_left=stop_requested.secs_left
+        ),
+        options=StartOptions(
+            fresh=values["fresh"], accept_changed_data=values["accept_changed_data"]
+        ),
         cluster=machines,
-        secs_left=stop_requested.secs_left,
-        fresh=values["fresh"],
-        accept_changed_data=values["accept_changed_data"],
+        location=location,
     )
 
 

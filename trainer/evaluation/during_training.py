@@ -51,10 +51,12 @@ class TrainingEvaluations:
 
     Attributes:
       config: the configuration of the run.
-      run_dir: the run directory.
+      run_dir: the run directory; None on workers other than the chief.
       every_images: number of training images between evaluations; 0 if this process never
         evaluates.
       stop: returns whether to stop now.
+      upkeep: called regularly during an evaluation; raises an error if training must not
+        continue.
       evaluator: evaluates the generator; None if this process never evaluates.
       sampler: draws images from the generator; None if this process never evaluates.
       checkpoints: the best checkpoints; None if this process never evaluates.
@@ -63,9 +65,10 @@ class TrainingEvaluations:
     """
 
     config: Config
-    run_dir: RunDir
+    run_dir: RunDir | None
     every_images: int
     stop: Callable[[], bool]
+    upkeep: Callable[[], None]
     evaluator: Evaluator | None = None
     sampler: Sampler | None = None
     checkpoints: Checkpoints | None = None
@@ -74,6 +77,8 @@ class TrainingEvaluations:
 
     def restore(self, done: int) -> None:
         """Restores the results up to step `done` and removes later ones."""
+        if self.run_dir is None:
+            return
         if self.evaluator is None or self.checkpoints is None:
             evaluation_history.discard_after(self.run_dir, done)
             return
@@ -144,7 +149,7 @@ class TrainingEvaluations:
 
     def log_best(self) -> None:
         """Logs the best and the last result, if there is any."""
-        if self.best is None or (line := self.best.best_line) is None:
+        if self.run_dir is None or self.best is None or (line := self.best.best_line) is None:
             return
         metric = self.config.best_metric
         last = self.best.last_line or line
@@ -159,6 +164,7 @@ class TrainingEvaluations:
         )
 
     def _check_interrupt(self) -> None:
+        self.upkeep()
         if self.stop():
             raise _Interrupted
 
@@ -179,9 +185,10 @@ def check_settings(config: Config, data: ImageSet) -> None:
 def create(
     config: Config,
     data: ImageSet,
-    run_dir: RunDir,
+    run_dir: RunDir | None,
     model: EvaluatedModel,
     stop: Callable[[], bool],
+    upkeep: Callable[[], None],
 ) -> TrainingEvaluations:
     """Creates the evaluations of a run; only the chief of a run that evaluates prepares them.
 
@@ -191,9 +198,10 @@ def create(
     Args:
       config: the configuration of the run.
       data: its training images.
-      run_dir: the run directory.
+      run_dir: the run directory; None on workers other than the chief.
       model: the model to evaluate.
       stop: returns whether to stop now.
+      upkeep: called regularly; raises an error if training must not continue.
 
     Raises:
       UsageError: if the requested features are not available.
@@ -201,13 +209,14 @@ def create(
       StoppedError: if a stop is requested while the evaluations are prepared.
     """
     every_images = 0
-    if model.replicas.is_chief:
+    if run_dir is not None:
         every_images = config.evaluate_every.images(config.batch_size, len(data))
-    evaluations = TrainingEvaluations(config, run_dir, every_images, stop)
-    if not every_images:
+    evaluations = TrainingEvaluations(config, run_dir, every_images, stop, upkeep)
+    if run_dir is None or not every_images:
         return evaluations
 
     def check_interrupt() -> None:
+        upkeep()
         if stop():
             raise StoppedError(
                 "Stopped on request while preparing the evaluations. Run the same command again "

@@ -13,9 +13,9 @@ PACE_SECS = 1.0
 class Heartbeat:
     """Written by the training loop itself, not by a thread that would outlive its progress."""
 
-    def __init__(self, path: Path | None) -> None:
-        """Writes to `path`; None for nowhere."""
-        self._path = path
+    def __init__(self, path: str) -> None:
+        """Writes to the file `path`; "" disables the heartbeat."""
+        self._path = Path(path) if path else None
         self._beaten = 0.0
 
     def beat(self, step: int) -> None:

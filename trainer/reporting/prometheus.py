@@ -5,27 +5,32 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.errors import UsageError
+from trainer.reporting.lines import Line
+from trainer.reporting.writers import Writer
 
-GAUGES = {  # name: (what it is, from which column of metrics.jsonl)
+GAUGES = {  # name: (description, column of metrics.jsonl)
     "step": ("generator updates done", "step"),
     "images": ("images seen", "kimg"),
     "images_per_second": ("images per second, without pauses", "images_per_sec"),
-    "utilisation": ("share of the matrix-product rate of the devices", "utilisation"),
+    "utilisation": ("model FLOP/s as a share of the measured matrix-product FLOP/s", "utilisation"),
     "data_wait": ("share of the steps' time spent waiting for data", "data_wait"),
     "d_loss": ("loss of the discriminator", "d_loss"),
     "g_loss": ("loss of the generator", "g_loss"),
     "failed_saves": ("saves that failed", "failed_saves"),
     "failed_uploads": (
-        "saves that did not reach the bucket at once",
+        "checkpoints whose upload failed at first",
         "failed_uploads",
     ),
-    "rollbacks": ("times the run went back because numbers were not finite", "rollbacks"),
-    "collapse": ("1 once the run looks collapsed", "collapse"),
-    "sample_diversity": ("spread of samples as a share of that of reals", "sample_diversity"),
+    "rollbacks": ("rollbacks after losses or weights that were not finite", "rollbacks"),
+    "collapse": ("1 after signs of collapse", "collapse"),
+    "sample_diversity": (
+        "diversity of samples as a share of that of reals",
+        "sample_diversity",
+    ),
 }
 
 
-class Telemetry:
+class Telemetry(Writer):
     """Serves the newest values at the endpoint /metrics."""
 
     def __init__(self, port: int, labels: Mapping[str, str]) -> None:
@@ -36,7 +41,7 @@ class Telemetry:
           labels: labels of every value.
 
         Raises:
-          UsageError: if the port is taken, or the package prometheus_client is not there.
+          UsageError: if the port is in use, or the package prometheus_client is missing.
         """
         self._gauges: dict[str, Any] = {}
         if not port:
@@ -49,10 +54,10 @@ class Telemetry:
             ) from None
         registry = prometheus.CollectorRegistry()
         more = {
-            "resumes": ("starts of the run after its first",),
+            "resumes": ("resumed starts of the run",),
             "checkpoint_step": ("step of the newest checkpoint",),
-            "checkpoint_time_seconds": ("when it was saved, seconds since 1970",),
-            "checkpoint_duration_seconds": ("how long saving it took",),
+            "checkpoint_time_seconds": ("time of the newest checkpoint, in seconds since 1970",),
+            "checkpoint_duration_seconds": ("duration of its save in seconds",),
         }
         for name, (what, *_) in {**GAUGES, **more}.items():
             gauge = prometheus.Gauge(f"gan_trainer_{name}", what, list(labels), registry=registry)
@@ -61,14 +66,14 @@ class Telemetry:
             prometheus.start_http_server(port, registry=registry)
         except OSError as error:
             raise UsageError(
-                f"--metrics_port={port} cannot be listened on ({error.strerror})."
+                f"--metrics_port={port} cannot be opened ({error.strerror}). Choose another port."
             ) from None
 
-    def line(self, record: Mapping[str, Any]) -> None:
-        """Updates the gauges from a line of metrics.jsonl."""
+    def line(self, line: Line) -> None:
+        """Updates the gauges from a line."""
         for name, (_, column) in GAUGES.items():
-            if record.get(column) is not None:
-                self.set(name, record[column] * (1000 if name == "images" else 1))
+            if line.get(column) is not None:
+                self.set(name, line[column] * (1000 if name == "images" else 1))
 
     def saved(self, step: int, secs: float) -> None:
         """Records that a checkpoint of `step` was just saved and took `secs` seconds."""

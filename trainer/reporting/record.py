@@ -1,227 +1,199 @@
-"""The record of a run: metrics.jsonl, TensorBoard, and progress on the console.
+"""The record of a run: turns the metrics of steps into lines, and passes them to writers.
 
-metrics.jsonl is the one record: its lines cover every step once, also where a run was
-interrupted, and no line crosses the edge of an epoch, so that the means of an epoch
-are means of its lines.
+Lines cover every step once, also where a run was interrupted.  No line crosses the edge of an
+epoch, so the means of an epoch are means of its lines.
 """
 
-import contextlib
-import itertools
-import logging
-import shutil
+import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from trainer.files import json_lines
-from trainer.files.atomic import free_name
-from trainer.files.json_lines import JsonLinesFile
-from trainer.metrics import registry
-from trainer.reporting import console
-from trainer.reporting.console import Console
-from trainer.reporting.tensorboard import EventWriter
-from trainer.run_dir.directory import RunDir
+from trainer.reporting.lines import EVALUATIONS, EVENTS, SCALARS, Line, Progress
+from trainer.reporting.writers import Writer
 
-log = logging.getLogger(__name__)
 
-SCALARS = (
-    "images_per_sec", "utilisation", "data_wait", "d_loss", "g_loss", "d_acc", "d_real_acc",
-    "d_fake_acc", "g_acc", "d_grad_norm", "g_grad_norm",
-)  # fmt: skip
-QUALITY = (*registry.column_names(), "evaluated_kimg", "evaluate_secs")
-# These go on when a run does.
-EXTRAS = ("collapse", "rollbacks", "failed_saves", "failed_uploads", *QUALITY)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordPlan:
+    """What a record covers, and how often lines are due.
+
+    Attributes:
+      names: names of the metrics of a step.
+      steps: the steps that this process trains.
+      batch_size: images per step.
+      epoch_size: images in the data set.
+      every_secs: interval of lines in seconds; 0 for a line at each call.
+      every_steps: interval of lines in steps, in addition; 0 disables it.
+    """
+
+    names: tuple[str, ...]
+    steps: range
+    batch_size: int
+    epoch_size: int
+    every_secs: float
+    every_steps: int
+
+    def epoch_of(self, step: int) -> int:
+        """Returns the epoch, from 0, that the last image of a step belongs to."""
+        return (step * self.batch_size - 1) // self.epoch_size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """What is measured beside the metrics.
+
+    Attributes:
+      memory: returns the peak memory in GiB by device.
+      utilisation: returns the share of the devices' throughput that a number of steps per second
+        uses.
+      wait_secs: returns how long a step of the latest call waited for its data, in seconds.
+    """
+
+    memory: Callable[[], dict[str, float]]
+    utilisation: Callable[[float], float]
+    wait_secs: Callable[[], float]
 
 
 class Recorder:
-    """Takes in what each call of the device did and writes lines when they are due."""
+    """Collects the metrics of steps and passes lines to writers when they are due."""
 
     def __init__(
         self,
-        run_dir: RunDir,
-        *,
-        names: tuple[str, ...],
-        steps: range,
-        batch_size: int,
-        epoch_size: int,
-        every_secs: float,
-        every_steps: int,
-        memory: Callable[[], dict[str, float]],
-        utilisation: Callable[[float], float],
-        wait_secs: Callable[[], float],
-        terminal: Console,
-        written: Callable[[dict[str, Any]], None] = lambda line: None,
+        plan: RecordPlan,
+        measurements: Measurements,
+        writers: Sequence[Writer],
+        earlier: Sequence[Line] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Opens the record and cuts off what a resumed run will do again.
+        """Starts a record.
 
         Args:
-          run_dir: where metrics.jsonl and TensorBoard's files are.
-          names: of the columns of the metrics.
-          steps: the steps that this process trains.
-          batch_size: images per step.
-          epoch_size: images in the data set.
-          every_secs: pace of lines; 0 for a line at each call.
-          every_steps: pace of lines of metrics.jsonl; 0 for by time only.
-          memory: peak memory in GiB by device.
-          utilisation: the share of what the devices can do, of so many steps per second.
-          wait_secs: how long a step of the last call waited for its data.
-          terminal: where progress goes.
-          written: called with each line of metrics.jsonl.
-          clock: seconds since 1970.
+          plan: what it covers.
+          measurements: what is measured beside the metrics.
+          writers: receive the lines, in this order.
+          earlier: the lines of the steps that are done already.
+          clock: returns the seconds since 1970.
         """
-        self.steps = steps
-        self._written: Callable[[dict[str, Any]], None] = written
-        self._names, self._batch_size, self._epoch_size = names, batch_size, epoch_size
-        self._every_secs, self._every_steps = every_secs, every_steps
-        self._memory, self._utilisation, self._wait_of_step = memory, utilisation, wait_secs
-        self._console, self._clock = terminal, clock
-        self._path = run_dir.metrics
-        kept = self._cut(steps.start)
-        last = kept[-1] if kept else {}
-        # What further stands in each line.
-        self.extras: dict[str, float] = {name: last[name] for name in EXTRAS if name in last}
-        self._epoch_lines = [r for r in kept if r["epoch"] == self._epoch_of(steps.start + 1)]
-        self._file = JsonLinesFile(self._path)
-        self._events = EventWriter(run_dir.tensorboard)
-        self._step = steps.start
-        self._shown_step = self._step
+        self._plan, self._measurements = plan, measurements
+        self._writers, self._clock = writers, clock
+        last = earlier[-1] if earlier else {}
+        # Values that are in each line from now on.
+        self._notes = {name: last[name] for name in (*EVENTS, *EVALUATIONS) if name in last}
+        epoch = plan.epoch_of(plan.steps.start + 1)
+        self._epoch_lines = [line for line in earlier if line["epoch"] == epoch]
+        self._last: Line = dict(last)
+        self._step = self._shown_step = plan.steps.start
         self._rows: list[np.ndarray] = []
         self._secs = self._wait_secs = 0.0
-        self._pace = 0.0  # seconds per step, lately
-        self._last: dict[str, Any] = last
+        self._pace = 0.0  # recent seconds per step
         self._shown = self._epoch_shown = clock()
 
     def observe(self, rows: np.ndarray, secs: float) -> None:
-        """Takes in a call, and writes the lines that are due."""
+        """Records the steps of a call, and passes on the lines that are due.
+
+        Args:
+          rows: metrics of the steps, [steps, M].
+          secs: duration of the call in seconds.
+        """
+        plan = self._plan
         per_step = secs / len(rows)
-        wait_per_step = self._wait_of_step()
+        wait_per_step = self._measurements.wait_secs()
         self._pace = per_step if not self._pace else 0.8 * self._pace + 0.2 * per_step
         for row in rows:
             self._rows.append(row)
             self._secs += per_step
             self._wait_secs += wait_per_step
             self._step += 1
-            ends_epoch = self._epoch_of(self._step + 1) > self._epoch_of(self._step)
-            if ends_epoch or (self._every_steps and self._step % self._every_steps == 0):
+            ends_epoch = plan.epoch_of(self._step + 1) > plan.epoch_of(self._step)
+            if ends_epoch or (plan.every_steps and self._step % plan.every_steps == 0):
                 self._write_line()
             if ends_epoch:
                 self._end_epoch()
-        # Now, if by the end of the next call it would be too late.
-        if self._clock() - self._shown + secs > self._every_secs:
+        # Shows the line now if the end of the next call would be too late.
+        if self._clock() - self._shown + secs > plan.every_secs:
             self._show()
-        self._draw_bar()
+        if self._last:
+            for writer in self._writers:
+                writer.progress(self._last, self._progress())
 
-    def flush(self) -> None:
-        """Writes the line that is begun, so that a checkpoint and the record agree.
-
-        Raises:
-          OSError: if the disk takes no more; the lines wait.
-        """
-        self._write_line()
-        self._file.flush()
-        self._events.flush()
-
-    def evaluated(self, values: Mapping[str, float], step: int) -> None:
-        """Shows what an evaluation found, from now on in each line of metrics.jsonl."""
-        self.extras.update(values)
-        self._events.scalars({f"quality/{name}": value for name, value in values.items()}, step)
+    def annotate(self, name: str, value: float) -> None:
+        """Adds a value to each line from now on."""
+        self._notes[name] = value
 
     def count(self, name: str, more: int) -> None:
-        """Adds to what is counted over all starts of the run, if there is something to add."""
+        """Adds to a number that counts over all starts of the run, if `more` is not 0."""
         if more:
-            self.extras[name] = self.extras.get(name, 0) + more
+            self.annotate(name, self._notes.get(name, 0) + more)
 
-    def image(self, tag: str, picture: Image.Image, step: int) -> None:
-        """Shows a picture in TensorBoard."""
-        self._events.image(tag, picture, step)
+    def evaluated(self, values: Mapping[str, float], step: int) -> None:
+        """Records the values of an evaluation, which are in each line from now on."""
+        self._notes.update(values)
+        for writer in self._writers:
+            writer.evaluation(values, step)
+
+    def picture(self, tag: str, picture: Image.Image, step: int) -> None:
+        """Passes on a picture drawn after so many steps."""
+        for writer in self._writers:
+            writer.picture(tag, picture, step)
+
+    def flush(self) -> None:
+        """Completes the current line and writes everything, so that it covers a checkpoint.
+
+        Raises:
+          OSError: if the disk is full; the lines are kept.
+        """
+        self._write_line()
+        for writer in self._writers:
+            writer.flush()
 
     def close(self) -> None:
-        """Writes what is left and closes the files."""
+        """Passes on what is left and closes the writers."""
         if self._step > self._shown_step:
             self._show()
-        self._console.end_bar()
-        with contextlib.suppress(OSError):
-            self._file.flush()
-        self._file.close()
-        self._events.close()
-
-    def _cut(self, first_step: int) -> list[dict[str, Any]]:
-        """Drops lines beyond `first_step`, and one torn by a kill; returns the others."""
-        if not self._path.exists():
-            return []
-        content = json_lines.read(self._path, {"step": int})
-        records = list(
-            itertools.takewhile(lambda record: record["step"] <= first_step, content.records)
-        )
-        if content.damaged and len(records) == len(content.records):
-            self._keep_aside(len(records))
-        json_lines.write(self._path, records)
-        return records
-
-    def _keep_aside(self, lines: int) -> None:
-        copy = free_name(self._path, ".damaged-")
-        shutil.copyfile(self._path, copy)
-        log.warning("%s is damaged after line %d: kept as %s.", self._path, lines, copy.name)
-
-    def _epoch_of(self, step: int) -> int:
-        """The epoch, from 0, that the last image of a step belongs to."""
-        return (step * self._batch_size - 1) // self._epoch_size
+        for writer in self._writers:
+            writer.close()
 
     def _write_line(self) -> None:
         if not self._rows:
             return
-        means = dict(zip(self._names, _means(np.stack(self._rows)), strict=True))
+        plan = self._plan
+        means = dict(zip(plan.names, _means(np.stack(self._rows)), strict=True))
         means["d_acc"] = 0.5 * (means["d_real_acc"] + means["d_fake_acc"])
         steps_per_sec = len(self._rows) / max(self._secs, 1e-9)
-        record = {
+        line = {
             "step": self._step,
-            "kimg": self._step * self._batch_size / 1000,
-            "epoch": self._epoch_of(self._step),
+            "kimg": self._step * plan.batch_size / 1000,
+            "epoch": plan.epoch_of(self._step),
             "steps": len(self._rows),
             "secs": self._secs,
-            "images_per_sec": steps_per_sec * self._batch_size,
-            "utilisation": self._utilisation(steps_per_sec),
+            "images_per_sec": steps_per_sec * plan.batch_size,
+            "utilisation": self._measurements.utilisation(steps_per_sec),
             "data_wait": self._wait_secs / max(self._secs, 1e-9),
             **means,
-            **self.extras,
-            "memory_gib": self._memory(),
+            **self._notes,
+            "memory_gib": self._measurements.memory(),
             "time": self._clock(),
         }
-        self._file.add(record)
-        self._epoch_lines.append(record)
-        self._last, self._rows = record, []
+        self._epoch_lines.append(line)
+        self._last, self._rows = line, []
         self._secs = self._wait_secs = 0.0
-        self._written(record)
+        for writer in self._writers:
+            writer.line(line)
 
     def _show(self) -> None:
-        """Puts the newest line on the console and into TensorBoard."""
+        """Completes the current line and shows it."""
         self._write_line()
         self._shown, self._shown_step = self._clock(), self._step
-        with contextlib.suppress(OSError):  # a full disk is shown where saves fail
-            self._file.flush()
-        if not self._console.has_bar:
-            line = console.progress(self._last, self._total_kimg, self._secs_left)
-            log.info("%s", line, extra={"step": self._last["step"]})
-        self._scalars("train", self._last, self._last["step"])
-
-    def _draw_bar(self) -> None:
-        if self._console.has_bar and self._last:
-            text = console.progress(
-                {**self._last, "kimg": self._step * self._batch_size / 1000},
-                self._total_kimg,
-                self._secs_left,
-            )
-            self._console.bar(self._step / self.steps.stop, text)
+        for writer in self._writers:
+            writer.show(self._last, self._progress())
 
     def _end_epoch(self) -> None:
-        """Logs the means of an epoch; of short epochs only one now and then."""
-        lines, last = self._epoch_lines, self._epoch_lines[-1]
-        self._epoch_lines = []
-        if self._clock() - self._epoch_shown < self._every_secs:
+        """Passes on the means of an epoch, unless epochs are shorter than the interval."""
+        lines, self._epoch_lines = self._epoch_lines, []
+        if self._clock() - self._epoch_shown < self._plan.every_secs:
             return
         self._epoch_shown = self._clock()
         weights = [line["steps"] for line in lines]
@@ -230,28 +202,23 @@ class Recorder:
             for name in SCALARS
         }
         secs = sum(line["secs"] for line in lines)
-        log.info("epoch %d: %s  %.1f s", last["epoch"] + 1, console.metrics(means), secs)
-        self._scalars("epoch", means, last["step"])
+        for writer in self._writers:
+            writer.epoch(means, lines[-1], secs)
 
-    def _scalars(self, group: str, record: Mapping[str, Any], step: int) -> None:
-        extras = [name for name in self.extras if name not in QUALITY]
-        names = (*SCALARS, *extras) if group == "train" else SCALARS
-        shown = {f"{group}/{n}": record[n] for n in names if record.get(n) is not None}
-        self._events.scalars(shown, step)
-
-    @property
-    def _total_kimg(self) -> float:
-        return self.steps.stop * self._batch_size / 1000
-
-    @property
-    def _secs_left(self) -> float:
-        return (self.steps.stop - self._step) * self._pace
+    def _progress(self) -> Progress:
+        plan = self._plan
+        return Progress(
+            share=self._step / plan.steps.stop,
+            kimg=self._step * plan.batch_size / 1000,
+            total_kimg=plan.steps.stop * plan.batch_size / 1000,
+            secs_left=(plan.steps.stop - self._step) * self._pace,
+        )
 
 
 def _means(rows: np.ndarray) -> list[Any]:
-    """The mean of each column, [steps, M], over its finite values; None without any.
+    """Returns the mean of each column of [steps, M] over its finite values, None without any.
 
-    In float16 an update whose gradients overflow is skipped: it has no norm.
+    In float16 an update whose gradients overflow is skipped and has no gradient norm.
     """
     finite = np.isfinite(rows)
     if finite.all():  # as nearly always

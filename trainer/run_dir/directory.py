@@ -25,6 +25,21 @@ TRANSIENT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # disk errors that a
 
 
 @dataclasses.dataclass(frozen=True)
+class Definition:
+    """What defines a run.
+
+    Attributes:
+      config: the configuration.
+      dataset: the data set that it trains on.
+      provenance: versions and devices of the latest start, and the version of the first one.
+    """
+
+    config: Config
+    dataset: DatasetDescription
+    provenance: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class RunDir:
     """The files of a run.
 
@@ -223,27 +238,27 @@ class RunDir:
         self.path.rename(target)
         log.info("Renamed the existing run directory to %s", target)
 
-    def claim(
+    def compare(
         self,
         config: Config,
         dataset: DatasetDescription,
         provenance: Mapping[str, Any],
         *,
-        recipe_files: Mapping[str, bytes] | None = None,
         accept_changed_data: bool = False,
-    ) -> None:
-        """Writes the files that define the run, after comparing them with those of an old run.
+    ) -> Definition:
+        """Compares a run with the one in this directory, if there is one.
 
         Args:
           config: the configuration of the run.
           dataset: the data set that it trains on.
           provenance: versions and devices of this start.
-          recipe_files: the recipes that the run takes from files, content by name.
           accept_changed_data: whether to resume with other images of the same shape.
+
+        Returns:
+          What defines the run, for `write_definition`.
 
         Raises:
           CheckpointError: if the directory holds a run with other settings or other data.
-          UsageError, StorageError: if the directory cannot be written.
         """
         began_with = provenance.get("trainer")
         if self.config.exists():
@@ -253,16 +268,27 @@ class RunDir:
             self._check_settings(config, old, provenance)
             self._check_dataset(dataset, config.dataset, accept_changed_data)
             _report_version_change(old, provenance)
-        start = {**provenance, "began_with": began_with}
+        return Definition(config, dataset, {**provenance, "began_with": began_with})
+
+    def write_definition(self, definition: Definition, recipe_files: Mapping[str, bytes]) -> None:
+        """Writes the files that define the run.
+
+        Args:
+          definition: what `compare` returned.
+          recipe_files: the recipes that the run takes from files, content by name.
+
+        Raises:
+          UsageError, StorageError: if the directory cannot be written.
+        """
         with self.converted_write_errors():
             self.samples.mkdir(exist_ok=True)
-            for name, content in (recipe_files or {}).items():
+            for name, content in recipe_files.items():
                 self.recipes.mkdir(exist_ok=True)
                 with replacing(self.recipes / name) as scratch:
                     scratch.write_bytes(content)
-            write_text(self.dataset, dataset.to_json())
-            write_text(self.config, config.to_json())
-            write_text(self.provenance, json.dumps(start, indent=2) + "\n")
+            write_text(self.dataset, definition.dataset.to_json())
+            write_text(self.config, definition.config.to_json())
+            write_text(self.provenance, json.dumps(definition.provenance, indent=2) + "\n")
 
     @contextlib.contextmanager
     def converted_write_errors(self) -> Iterator[None]:

@@ -18,16 +18,18 @@ class Saver:
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, *, max_failed: int, check: Callable[[], None]
+        self, checkpoints: Checkpoints, *, max_failed: int, check_ownership: Callable[[], None]
     ) -> None:
         """Creates a saver.
 
         Args:
           checkpoints: the checkpoints of the run.
           max_failed: number of consecutive saves that may fail.
-          check: called before each save; raises an error if another job has taken over the run.
+          check_ownership: called before each save; raises an error if another job has taken
+            over the run.
         """
-        self._checkpoints, self._max_failed, self._check = checkpoints, max_failed, check
+        self._checkpoints, self._max_failed = checkpoints, max_failed
+        self._check_ownership = check_ownership
         self.failures = self._consecutive_failures = 0
 
     def save(self, step: int, flush: Callable[[], None]) -> bool:
@@ -43,7 +45,7 @@ class Saver:
         Raises:
           StorageError: if more than `max_failed` consecutive saves failed.
         """
-        self._check()
+        self._check_ownership()
         try:
             flush()
             self._checkpoints.save(step)
@@ -83,3 +85,17 @@ class Saver:
         if step is None:
             return "Running the same command again starts from step 0."
         return f"Running the same command again resumes from step {step}."
+
+
+class NoSaver:
+    """Stands in for a Saver on workers other than the chief, which broadcasts its state."""
+
+    last_step = 0
+    last_good = "Running the same command on all workers again resumes the run."
+
+    def save(self, step: int, flush: Callable[[], None]) -> bool:
+        """Leaves the save to the chief; returns True."""
+        return True
+
+    def restore_newest(self) -> None:
+        """Leaves the restore to the chief."""

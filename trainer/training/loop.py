@@ -23,7 +23,7 @@ class Periodic:
     """
 
     every_images: int
-    action: Callable[[int], None]
+    action: Callable[[int], object]
 
     def next_due(self, step: int, batch_size: int) -> int | None:
         """Returns the next step at which the action is due; None if it is disabled."""
@@ -33,53 +33,77 @@ class Periodic:
         return -(-periods * self.every_images // batch_size)
 
 
-def run(
-    *,
-    first_step: int,
-    last_step: int,
-    batch_size: int,
-    advance: Callable[[int], np.ndarray],
-    observe: Callable[[np.ndarray, float], None],
-    periodic: Sequence[Periodic],
-    stop_requested: Callable[[], bool],
-    agree: Callable[[int, bool], tuple[int, bool]] = lambda count, stop: (count, stop),
-    clock: Callable[[], float] = time.perf_counter,
-) -> int:
-    """Trains until `last_step`, or until a stop is requested.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopPlan:
+    """Which steps to train, and what to do at intervals.
 
-    Args:
-      first_step: number of steps that are done already.
-      last_step: number of steps at the end of training.
+    Attributes:
+      steps: the steps, from the number of those that are done already.
       batch_size: images per step.
+      periodic: actions at intervals, called in this order.
+    """
+
+    steps: range
+    batch_size: int
+    periodic: Sequence[Periodic] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopFunctions:
+    """What the loop calls.
+
+    Attributes:
       advance: trains a number of steps and returns their metrics.  It is first called with 0,
         so that its compilation is not part of the measured time.
-      observe: called after each call with the metrics of its steps, [steps, M] float32, and
-        its duration in seconds, before any periodic action that is due.
-      periodic: actions at intervals, called in this order.
+      observe: called after each call of `advance` with the metrics of its steps, [steps, M]
+        float32, and its duration in seconds, before any periodic action that is due.
       stop_requested: returns whether to stop; called before each call of `advance`.
+      upkeep: called before each call of `advance`; raises an error if training must not continue.
       agree: makes the number of steps of a call, and whether to stop, equal on all workers.
+    """
+
+    advance: Callable[[int], np.ndarray]
+    observe: Callable[[np.ndarray, float], None]
+    stop_requested: Callable[[], bool]
+    upkeep: Callable[[], None] = lambda: None
+    agree: Callable[[int, bool], tuple[int, bool]] = lambda count, stop: (count, stop)
+
+
+def train_steps(
+    plan: LoopPlan, functions: LoopFunctions, clock: Callable[[], float] = time.perf_counter
+) -> int:
+    """Trains the steps of `plan`, or fewer if a stop is requested.
+
+    Args:
+      plan: which steps to train.
+      functions: what the loop calls.
       clock: returns monotonic seconds.
 
     Returns:
       The number of steps done.
     """
-    step, pace = first_step, 0.0  # pace: steps per second, once it is known
-    if step < last_step and not agree(0, stop_requested())[1]:
-        advance(0)
+    call, batch_size = functions, plan.batch_size
+    step, last_step = plan.steps.start, plan.steps.stop
+    pace = 0.0  # steps per second, once it is known
+    if step < last_step:
+        call.upkeep()
+        if not call.agree(0, call.stop_requested())[1]:
+            call.advance(0)
     while step < last_step:
-        due = [p.next_due(step, batch_size) for p in periodic]
+        due = [p.next_due(step, batch_size) for p in plan.periodic]
         limit = min([last_step, *(d for d in due if d is not None)])
         size = min(limit - step, MAX_STEPS, max(1, round(pace * CALL_SECS)))
-        size, stop = agree(size, stop_requested())
+        call.upkeep()
+        size, stop = call.agree(size, call.stop_requested())
         if stop:
             break
         started = clock()
-        rows = advance(size)
+        rows = call.advance(size)
         secs = clock() - started
-        observe(rows, secs)
+        call.observe(rows, secs)
         step += size
         pace = size / max(secs, 1e-6)
-        for task, when in zip(periodic, due, strict=True):
+        for task, when in zip(plan.periodic, due, strict=True):
             if when == step:
                 task.action(step)
     return step
