@@ -2,16 +2,13 @@
 
 import contextlib
 import dataclasses
-import faulthandler
 import functools
 import hashlib
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any, cast
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,6 +18,7 @@ from trainer.config import Config
 from trainer.errors import PeerError, PeerLostError, UsageError
 from trainer.machine import devices
 from trainer.machine.cluster import Cluster
+from trainer.machine.watchdog import exit_after
 
 PEER_WORDS = re.compile(r"abort|unavailable|heartbeat|connection|socket|peer", re.I)
 PEER_LOST = (  # errors of a collective operation after a peer was lost
@@ -276,7 +274,7 @@ def create_replicas(
         return Replicas(_strategy(tuple(names)), tuple(names), precision, deterministic)
     cluster.wait_for_host_names()
     secs = cluster.wait_secs
-    with _time_limit(secs, f"not all of {', '.join(cluster.workers)} joined within {secs:g} s"):
+    with exit_after(secs, f"not all of {', '.join(cluster.workers)} joined within {secs:g} s"):
         strategy = _joined(cluster, gpus=len(names) if names[0].startswith("GPU") else 0)
         replicas = Replicas(
             strategy, tuple(names), precision, deterministic, workers, cluster.index
@@ -325,31 +323,3 @@ def _joined(cluster: Cluster, gpus: int) -> tf.distribute.Strategy:
     # TensorFlow's preemption notifier has replaced our signal handler.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return strategy
-
-
-@contextlib.contextmanager
-def _time_limit(secs: float, failure: str) -> Iterator[None]:
-    """Ends the process if the block takes too long.
-
-    The block may wait in C++ forever and hold the interpreter lock, so that no Python thread
-    can end it.  The watchdog of faulthandler ends the process, and its output makes a helper
-    process print the reason.
-    """
-    speaker = "import sys; sys.stdin.buffer.read(1) and print(sys.argv[1], file=sys.stderr)"
-    helper = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            speaker,
-            f"error: {failure}. Check the logs of the other workers, then start again.",
-        ],
-        stdin=subprocess.PIPE,
-    )
-    pipe = cast(IO[bytes], helper.stdin)
-    faulthandler.dump_traceback_later(secs, exit=True, file=pipe.fileno())
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-        pipe.close()
-        helper.wait()
