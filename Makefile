@@ -5,7 +5,9 @@ VENV ?= .venv
 
 RECIPE ?= dcgan
 DATASET ?= digits
-RUN_DIR ?= runs/$(RECIPE)-$(DATASET)
+# Recipes and data sets may be paths: the last part, without .py, .zip or .npz, stands for them.
+name = $(patsubst %.npz,%,$(patsubst %.zip,%,$(patsubst %.py,%,$(notdir $(patsubst %/,%,$(1))))))
+RUN_DIR ?= runs/$(call name,$(RECIPE))-$(call name,$(DATASET))
 # Additional flags of the command, such as ARGS="--seed=1 --batch_size=128".
 ARGS ?=
 # LENGTH is the length of training: --kimg=500, --epochs=20 or --steps=1000. If it is not given, the

@@ -75,7 +75,7 @@ def check_kernels(devices: str, recipes: Sequence[str]) -> Iterator[Row]:
     from trainer.machine import devices as visible
     from trainer.training.utilisation import matmul_flops_per_sec
 
-    device = visible.choose(devices)[0]
+    device = visible.select_devices(devices)[0]
     for precision in PRECISIONS:
         began = time.perf_counter()
         with tf.device(device):

@@ -32,11 +32,11 @@ def batches(*, name: str, batch: int, distributed: bool) -> Work:
     from trainer.machine import replicas
 
     data = trained.images(*SETS[name])
-    one: dict[str, Any] = dict(batches_per_step=1, replicas=range(1), num_replicas=1)
+    plan = pipeline.BatchPlan(seed=0, batch_size=batch, batches_per_step=1)
     devices = replicas.create_replicas(recipes.resolve({"batch_size": batch, "devices": "cpu"}))
 
     def made(replicas: range) -> tf.data.Dataset:
-        return pipeline.batches(data, seed=0, first_step=0, batch_size=batch, **one)
+        return pipeline.batches(data, plan, replicas=range(1), num_replicas=1)
 
     source = devices.make_iterator(made) if distributed else iter(made(range(1)))
 

@@ -73,7 +73,7 @@ def main() -> None:
     reals = reference.load(training, "train", network)
     count = min(options.num, len(test))
     chosen = np.random.default_rng(1).permutation(len(test))[:count]
-    print(f"{options.dataset}: {count} images, {network.name} {network.digest} {network.about}")
+    print(f"{options.dataset}: {count} images, {network.name} {network.digest} {network.details}")
     print(f"{'':26}" + "".join(f"{name[:11]:>12}" for name in COLUMNS))
     for name, images, labels in spoilt(test.images[chosen], test.labels[chosen], training, count):
         found = extract(network, in_batches(images))

@@ -41,15 +41,14 @@ class Parts:
         from trainer.data import pipeline
         from trainer.training import step
 
+        plan = pipeline.BatchPlan(
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            batches_per_step=step.real_batches_per_step(self.config),
+        )
         return self.devices.make_iterator(
             lambda replicas: pipeline.batches(
-                self.data,
-                seed=self.config.seed,
-                first_step=0,
-                batch_size=self.config.batch_size,
-                batches_per_step=step.real_batches_per_step(self.config),
-                replicas=replicas,
-                num_replicas=self.devices.num_replicas,
+                self.data, plan, replicas=replicas, num_replicas=self.devices.num_replicas
             )
         )
 

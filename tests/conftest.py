@@ -51,7 +51,7 @@ def run():
         terminal = Console(stream)
         log_to(terminal)
         data = sources.load(config)
-        config = sources.settle(config, data)
+        config = sources.resolve_conditional(config, data)
         train(config, data, terminal=terminal, stop_requested=stop_requested, **options)
         return stream.getvalue()
 

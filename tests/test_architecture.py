@@ -148,6 +148,7 @@ LIGHT = [
     "trainer.run_dir.directory",
     "trainer.run_dir.checkpoint_files",
     "trainer.recipes",
+    *(name for name in MODULES if name.startswith("trainer.data.named")),
     "trainer.data.sources",
     "trainer.training.loop",
 ]

@@ -1,25 +1,15 @@
 """`python -m trainer COMMAND [--flags]`."""
 
-import importlib
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from trainer import commands
 from trainer.errors import ExitCode, HelpRequested, TrainerError, one_of
 from trainer.machine.signals import StopRequest
 from trainer.reporting.console import report
-
-COMMANDS = {
-    "train": "train a recipe on a data set, or resume a run",
-    "generate": "draw images from a run",
-    "evaluate": "measure the image quality of a run",
-    "export": "export the generator of a run for use without this package",
-    "status": "show the progress and the health of a run",
-    "recipes": "list the recipes and how they differ from their sources",
-    "doctor": "check this machine, and why TensorFlow does not use its GPUs",
-}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,9 +18,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if not arguments or arguments[0] in ("--help", "-h", "help"):
             raise HelpRequested(_usage())
-        name = one_of("command", arguments[0], COMMANDS)
-        command = importlib.import_module(f"trainer.commands.{name}")
-        command.run(list(arguments[1:]), stop_requested)
+        command = commands.load(one_of("command", arguments[0], commands.names()))
+        command.main(list(arguments[1:]), stop_requested)
     except HelpRequested as request:
         print(request)
     except TrainerError as error:
@@ -46,7 +35,7 @@ def _label(error: TrainerError) -> str:
 
 def _usage() -> str:
     lines = ["usage: python -m trainer COMMAND [--flags]", ""]
-    lines += [f"  {name:10}{what}" for name, what in COMMANDS.items()]
+    lines += [f"  {name:10}{commands.first_sentence(name)}" for name in commands.names()]
     lines += ["", "python -m trainer COMMAND --help lists the flags of a command."]
     return "\n".join(lines)
 

@@ -11,17 +11,20 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from trainer import recipes
 from trainer.config import Config
 from trainer.data.images import ImageSet
 from trainer.evaluation import during_training
+from trainer.evaluation.during_training import EvaluatedModel
 from trainer.files.atomic import replacing
-from trainer.generation.export import deliver, is_delivered
+from trainer.generation.export import export_to_model_dir, is_exported_to_model_dir
 from trainer.generation.sampler import write_gif
 from trainer.machine.batch import check_batch_size
 from trainer.machine.cluster import Cluster
 from trainer.machine.replicas import Replicas, create_replicas
 from trainer.machine.signals import TimeLimit
 from trainer.models.plain import plain
+from trainer.recipes import files
 from trainer.reporting.console import Console
 from trainer.reporting.heartbeat import Heartbeat
 from trainer.reporting.prometheus import Telemetry
@@ -73,17 +76,24 @@ def train(
         output_copies.check_writable(config.model_dir, "model_dir")
     stop = TimeLimit(config.max_hours, stop_requested, clock)
     place = place or RunLocation(config)
-    replicas = create_replicas(config, cluster)
+    small_operations = recipes.get(config.networks).fully_connected
+    replicas = create_replicas(config, cluster, small_operations=small_operations)
     check_batch_size(config, replicas.num_replicas)
     with replicas.scope():
         state = create_state(config, data.shape, replicas.precision)
-    during_training.check(config, data)
+    during_training.check_settings(config, data)
     _check_workers(config, data, replicas)
     # The directory is created last, so that wrong settings leave nothing behind.
     with _directory(config, replicas, place, fresh, secs_left) as (run_dir, check, uploads):
         versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
         start = provenance.collect(versions, replicas.device_names, replicas.precision)
-        run_dir.claim(config, data.describe(), start, accept_changed_data=accept_changed_data)
+        run_dir.claim(
+            config,
+            data.describe(),
+            start,
+            recipe_files=files.copies(config),
+            accept_changed_data=accept_changed_data,
+        )
         heartbeat = Heartbeat(Path(config.heartbeat) if config.heartbeat else None)
 
         def stop_now() -> bool:
@@ -93,14 +103,14 @@ def train(
 
         run = _restore(config, data, run_dir, replicas, state, uploads, terminal, check, stop_now)
         if run is None:
-            if replicas.is_chief and not is_delivered(config):
-                deliver(run_dir, config)
+            if replicas.is_chief and not is_exported_to_model_dir(config):
+                export_to_model_dir(run_dir, config)
             return
         run.train(stop_now, lambda: stop.reason)
         if replicas.is_chief:
             _finish(config, state, run_dir)
             run_messages.end(run_dir)
-            run.quality.sum_up()
+            run.quality.log_best()
         replicas.barrier()  # a worker that left early would end the chief, which still writes
 
 
@@ -140,11 +150,10 @@ def _restore(
         )
         return None
     run_messages.start(config, replicas, state, data, last_step)
-    quality = during_training.prepare(
-        config, data, run_dir, state.drawing, state.trackables(), stop, replicas
-    )
-    quality.begin(done)
-    if replicas.broadcast(int(quality.is_over and finished)):
+    model = EvaluatedModel(state.drawing, state.trackables(), replicas)
+    quality = during_training.create(config, data, run_dir, model, stop)
+    quality.restore(done)
+    if replicas.broadcast(int(quality.stopped_improving and finished)):
         log.info("%s is complete: it stopped improving by step %d.", run_dir.path, done)
         return None
     labels = {"run": config.run_dir, "worker": str(replicas.worker_index)}
@@ -226,7 +235,7 @@ def _finish(config: Config, state: TrainState, run_dir: RunDir) -> None:
     with run_dir.converted_write_errors():
         write_gif(run_dir.samples, run_dir.gif)
     if config.model_dir:
-        deliver(run_dir, config)
+        export_to_model_dir(run_dir, config)
     # Written last, because its presence marks the run as complete.
     with run_dir.converted_write_errors(), replacing(run_dir.generator) as scratch:
         plain(state.drawing).save(scratch)

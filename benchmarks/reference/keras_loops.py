@@ -16,10 +16,11 @@ import tensorflow as tf
 from benchmarks.harness import Work
 from benchmarks.reference import keras_networks
 from benchmarks.trained import images as random_images
-from trainer import models, recipes
+from trainer import recipes
 from trainer.config import Config
 from trainer.data.images import ImageSet
 from trainer.models.kernels import NormalizedKernel
+from trainer.recipes.networks import build_networks
 
 FROZEN = ("dcgan-sigmoid", "mlp-small", "cgan")  # written with predict and train_on_batch
 PLAIN = (*FROZEN, "mlp", "dcgan-kstep")  # recipes with networks in keras_networks
@@ -65,7 +66,7 @@ def make(
 def networks_of(config: Config, data: ImageSet) -> tuple[keras.Model, keras.Model]:
     """Returns the networks in plain Keras, cloned from the trainer's if none are written."""
     if config.recipe not in PLAIN:
-        built = models.build(config, data.shape)
+        built = build_networks(config, data.shape)
         generator, discriminator = (
             keras.models.clone_model(network, clone_function=_plain) for network in built
         )
@@ -143,7 +144,7 @@ class FrozenLoop:
     def _train_d(self, reals: np.ndarray, labels: np.ndarray, noise: np.ndarray) -> float:
         batch = self.config.batch_size
         fakes = self.generator.predict(self._inputs(noise, labels), verbose=0)
-        if self.config.d_update == "joint":
+        if self.config.updates.batches == "joint":
             both, targets = np.concatenate((reals, fakes)), np.ones([2 * batch, 1])
             targets[batch:] = 0
             return self.discriminator.train_on_batch(both, targets)[0]
@@ -210,7 +211,7 @@ class TapeLoop:
             yield from dataset
 
     def _train_step(self, batches: Sequence) -> tuple[tf.Tensor, tf.Tensor]:
-        if self.config.simultaneous:
+        if self.config.updates.fakes == "simultaneous":
             return self._train_both(*batches[0])
         for k in range(self.config.d_steps):
             d_loss = self._train_d(*batches[0 if self.config.repeat_reals else k])
@@ -266,7 +267,7 @@ class TapeLoop:
         self, reals: tf.Tensor, fakes: tf.Tensor, labels: tf.Tensor
     ) -> Sequence[tf.Tensor]:
         fakes = tf.cast(fakes, tf.float32)
-        if self.config.d_update != "joint":
+        if self.config.updates.batches != "joint":
             return self._judge(reals, labels), self._judge(fakes, labels)
         both = tf.concat([reals, fakes], 0), tf.concat([labels, labels], 0)
         return tf.split(self._judge(*both), 2)
@@ -281,7 +282,7 @@ class TapeLoop:
                 entropy(tf.zeros_like(on_fakes), on_fakes),
             )
         total = tf.reduce_mean(losses[0]) + tf.reduce_mean(losses[1])
-        return 0.5 * total if self.config.d_update == "joint" else total
+        return 0.5 * total if self.config.updates.batches == "joint" else total
 
     def _g_loss(self, on_fakes: tf.Tensor) -> tf.Tensor:
         if self.config.loss == "hinge":

@@ -84,7 +84,7 @@ class Loop:
         for k in range(self.config.d_steps):
             if k == 0 or not self.config.repeat_reals:
                 reals, labels = self._reals()
-            if self.config.simultaneous:
+            if self.config.updates.fakes == "simultaneous":
                 return self._update_both(reals, labels)
             d_loss = self._update_d(reals, labels)
         g_loss = self._update_g()
@@ -97,7 +97,7 @@ class Loop:
     def _update_d(self, reals: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             fakes = self.draw(self._latents(), labels)
-        if self.config.d_update == "sequential":
+        if self.config.updates.batches == "sequential":
             on_reals = self.d_loss(reals, None, labels)
             self._descend(on_reals, self.d_update)
             on_fakes = self.d_loss(None, fakes, labels)
@@ -178,7 +178,7 @@ class Loop:
 
     def _d_loss(self, reals: Any, fakes: Any, labels: torch.Tensor) -> torch.Tensor:
         """Returns D's loss on reals and fakes; either may be None, except in a joint update."""
-        if self.config.d_update == "joint":
+        if self.config.updates.batches == "joint":
             both = torch.cat([self._to_range(reals).to(fakes.dtype), fakes])
             on_reals, on_fakes = self._judge(both, torch.cat([labels, labels])).chunk(2)
             return 0.5 * (self._loss(on_reals, True) + self._loss(on_fakes, False))

@@ -8,7 +8,8 @@ from benchmarks import training
 from benchmarks.harness import Measured
 from benchmarks.reference import keras_loops
 from benchmarks.trained import images
-from trainer import models, recipes
+from trainer import recipes
+from trainer.recipes.networks import build_networks
 
 SHAPES = [(name, *shape) for name in keras_loops.PLAIN for shape in ((28, 1), (32, 3))]
 with_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
@@ -37,7 +38,7 @@ def shapes(network):
 def test_plain_networks_have_the_recipes_weights(name, side, channels):
     config, data = recipes.resolve(dict(recipe=name)), images(10, side, channels)
     plain = keras_loops.networks_of(config, data)
-    for network, reference in zip(models.build(config, data.shape), plain, strict=True):
+    for network, reference in zip(build_networks(config, data.shape), plain, strict=True):
         assert shapes(network) == shapes(reference)
 
 
@@ -51,7 +52,7 @@ def test_torch_networks_have_the_recipes_weights(row, side, channels):
         return
     config, data = recipes.resolve(training.settings_of(row)), images(10, side, channels)
     theirs = torch_networks.build(config, side, channels, data.shape.classes)
-    for network, reference in zip(models.build(config, data.shape), theirs, strict=True):
+    for network, reference in zip(build_networks(config, data.shape), theirs, strict=True):
         mine = sorted(int(np.prod(weight.shape)) for weight in network.trainable_variables)
         assert mine == sorted(weight.numel() for weight in reference.parameters())
 

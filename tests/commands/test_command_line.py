@@ -43,7 +43,7 @@ def test_dry_run_prints_the_resolved_configuration(trainer):
     ("arguments", "message"),
     [
         ("trian", "command='trian' is not known. Did you mean train?"),
-        ("train --recipe=dcgn", "Did you mean dcgan? Known: dcgan, dcgan-sigmoid"),
+        ("train --recipe=dcgn", "Did you mean dcgan? Known: cgan, dcgan, dcgan-kstep"),
         ("train --dataset=mnits", "--dataset='mnits' is not known. Did you mean mnist?"),
         ("train --batchsize=3", "--batchsize is not a flag of train. Did you mean --batch_size?"),
         ("train --batch_size=many", "batch_size"),
@@ -76,8 +76,8 @@ def test_devices_that_do_not_fit_are_usage_errors(tiny, run):
 
     for devices, message in (
         ("cpu:3", "--batch_size=8 cannot be divided among 3 devices"),
-        ("tpu", "--devices='tpu' is not understood"),
-        ("gpu", "TensorFlow lists no GPU here"),
+        ("tpu", "--devices='tpu' is not valid"),
+        ("gpu", "TensorFlow lists no GPU on this machine"),
     ):
         with pytest.raises(UsageError, match=message):
             run(tiny(devices=devices))

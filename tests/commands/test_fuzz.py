@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 
 from tests.helpers.runs import records, steps
 from trainer import recipes
-from trainer.commands import flags
+from trainer.commands.flags import config_flags
+from trainer.commands.flags.command_line import CommandLine
 from trainer.config import Config, value_types
 from trainer.data.images import ImageSet
 from trainer.errors import CheckpointError, ExitCode, HelpRequested, TrainerError, UsageError
+from trainer.models.objective import OBJECTIVES
 from trainer.run_dir.directory import RunDir
 
-NAMES = [*value_types(), *flags.LENGTHS, "help", "fresh", "dry_run", "nonsense", "", "-"]
+NAMES = [*value_types(), *config_flags.LENGTHS, "help", "fresh", "dry_run", "nonsense", "", "-"]
 WORDS = st.one_of(
     st.text(max_size=8),
     st.text(string.printable, max_size=8),
@@ -40,12 +42,12 @@ def test_any_flags(pairs, joined):
     arguments = []
     for name, value in pairs:
         arguments += [f"--{name}={value}"] if joined else [f"--{name}", value]
-    line = flags.CommandLine("train", "")
-    flags.define_settings(line)
+    line = CommandLine("train", "")
+    config_flags.define_settings(line)
     line.boolean("fresh", "", default=False)
     line.boolean("dry_run", "", default=False)
     try:
-        config = flags.config_from_flags(line.parse(arguments), {})
+        config = config_flags.config_from_flags(line.parse(arguments), {})
     except HelpRequested:
         return
     except TrainerError as error:
@@ -122,9 +124,7 @@ SETTINGS = st.fixed_dictionaries(
             for name in (
                 "conditional",
                 "horizontal_flip",
-                "simultaneous",
                 "repeat_reals",
-                "reuse_fakes",
             )
         },
         **{
@@ -141,6 +141,7 @@ SETTINGS = st.fixed_dictionaries(
         "d_steps": st.sampled_from([1, 2]),
         "image_size": st.sampled_from([0, 4, 8, 9, 12, 20, 32, 64]),
         "networks": st.sampled_from(list(recipes.RECIPES)),
+        "loss": st.sampled_from(list(OBJECTIVES)),
         "precision": st.sampled_from(["float32", "bfloat16", "float16"]),
         "devices": st.sampled_from(["cpu:1", "cpu:2"]),
     },

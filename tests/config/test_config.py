@@ -33,7 +33,10 @@ def test_json_round_trip_keeps_every_setting():
         (dict(recipe="dcgn"), "--recipe='dcgn' is not known. Did you mean dcgan?"),
         (dict(networks="cgn"), "--networks='cgn' is not known. Did you mean cgan?"),
         (dict(batch_size="8"), "--batch_size='8' must be of type int."),
-        (dict(simultaneous=True, d_steps=2), "--simultaneous needs one discriminator update"),
+        (
+            dict(update_rule="joint-simultaneous", d_steps=2),
+            "--update_rule=joint-simultaneous needs one discriminator update",
+        ),
     ],
 )
 def test_wrong_settings_are_named(given, message):
@@ -81,7 +84,7 @@ def test_recipes_are_as_published():
             latent_dim=100,
             latent_distribution="uniform",
             image_range="sigmoid",
-            d_update="joint",
+            update_rule="joint",
             optimizer="rmsprop",
             d_lr=2e-4,
             g_lr=1e-4,
@@ -93,7 +96,7 @@ def test_recipes_are_as_published():
         "mlp-small": dict(
             latent_dim=100,
             image_range="tanh",
-            d_update="sequential",
+            update_rule="sequential",
             optimizer="adam",
             g_lr=1e-3,
             d_lr=1e-3,
@@ -108,7 +111,7 @@ def test_recipes_are_as_published():
             latent_distribution="normal",
             image_range="sigmoid",
             split="all",
-            d_update="joint",
+            update_rule="joint",
             repeat_reals=True,
             d_steps=1,
             beta1=0.5,
@@ -124,7 +127,7 @@ def test_recipes_are_as_published():
             conditional=True,
             g_conditioning="multiply",
             d_conditioning="multiply",
-            d_update="sequential",
+            update_rule="sequential",
             beta1=0.5,
             g_lr=2e-4,
             d_lr=2e-4,
@@ -132,8 +135,7 @@ def test_recipes_are_as_published():
         ),
         "mlp": dict(
             latent_dim=100,
-            d_update="separate",
-            simultaneous=True,
+            update_rule="separate-simultaneous",
             g_lr=1e-4,
             d_lr=1e-4,
             batch_size=128,
@@ -172,4 +174,4 @@ def test_recipes_are_as_published():
 def test_networks_and_loop_are_independent():
     config = recipes.resolve(dict(recipe="mlp-small", networks="dcgan-kstep"))
     assert (config.latent_dim, config.image_range) == (150, "sigmoid")
-    assert (config.d_update, config.batch_size, config.g_lr) == ("sequential", 16, 1e-3)
+    assert (config.update_rule, config.batch_size, config.g_lr) == ("sequential", 16, 1e-3)

@@ -9,8 +9,9 @@ import pytest
 
 from tests.helpers.runs import records
 from trainer import __version__, recipes
-from trainer.commands import flags
+from trainer.commands.flags import config_flags
 from trainer.config import Config
+from trainer.config.replaced import REPLACEMENTS
 from trainer.config.settings import Duration
 from trainer.errors import ExitCode
 from trainer.recipes.recipe import Recipe
@@ -35,10 +36,12 @@ def test_the_same_command_resumes_a_run_of_the_first_version(old_run, trainer):
     assert "Resuming from" in answer.stdout
     assert f"trained by version unknown and is resumed by version {__version__}" in answer.stdout
     after = json.loads((old_run / "config.json").read_text())
-    changed = {name for name in before if after[name] != before[name]}
+    replaced = {"d_update", "simultaneous"}
+    changed = {name for name in before.keys() - replaced if after[name] != before[name]}
     assert changed == {"length"}
+    assert not replaced & after.keys()
     assert after["rmsprop_epsilon"] == 1e-7
-    assert after["reuse_fakes"] is False
+    assert after["update_rule"] == "separate-simultaneous"
     assert [line["step"] for line in records(old_run)] == list(range(1, 10))
     again = trainer(*SAME_COMMAND, "--steps=10")
     assert again.returncode == 0, again.stderr
@@ -57,6 +60,67 @@ def test_only_flags_that_are_given_conflict(old_run, trainer):
     damaged = trainer("train", "--devices=cpu", "--run_dir=run", "--steps=8")
     assert damaged.returncode == ExitCode.CHECKPOINT
     assert "config.json is not JSON" in damaged.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "rule"),
+    [
+        (dict(d_update="joint", simultaneous=False, reuse_fakes=False), "joint"),
+        (dict(d_update="separate", simultaneous=False), "separate"),
+        (dict(d_update="joint", simultaneous=False, reuse_fakes=True), "joint-reuse"),
+        (dict(d_update="joint", simultaneous=True, reuse_fakes=True), "joint-simultaneous"),
+    ],
+)
+def test_replaced_settings_of_a_stored_run_are_translated(old, rule):
+    values = json.loads(recipes.resolve({}).to_json())
+    del values["update_rule"]
+    config = Config.from_json(json.dumps({**values, **old}), "config.json")
+    assert config.update_rule == rule
+
+
+@pytest.mark.parametrize(
+    ("flags", "rule", "named"),
+    [
+        (["--d_update=separate"], "separate-reuse", "--d_update"),
+        (["--simultaneous"], "joint-simultaneous", "--simultaneous"),
+        (
+            ["--noreuse_fakes", "--d_update=sequential"],
+            "sequential",
+            "--d_update and --reuse_fakes",
+        ),
+    ],
+)
+def test_replaced_flags_work_with_a_warning(trainer, tmp_path, flags, rule, named):
+    command = [*SAME_COMMAND, "--recipe=dcgan", "--steps=1", *flags]
+    answer = trainer(*command)
+    assert answer.returncode == 0, answer.stderr
+    warning = f"WARNING: {named} will be removed in version 0.3.0. Use --update_rule={rule}."
+    assert warning in answer.stdout
+    assert json.loads((tmp_path / "run/config.json").read_text())["update_rule"] == rule
+
+
+def test_replaced_flags_resume_a_run_of_their_version(old_run, trainer):
+    same = ["--d_update=separate", "--simultaneous", "--steps=7"]
+    answer = trainer("train", "--devices=cpu", "--run_dir=run", *same)
+    assert answer.returncode == 0, answer.stderr
+    conflict = trainer("train", "--devices=cpu", "--run_dir=run", "--nosimultaneous", "--steps=8")
+    assert conflict.returncode == ExitCode.CHECKPOINT
+    assert "update_rule: separate-simultaneous -> separate" in conflict.stderr
+
+
+def test_replaced_flags_exclude_the_new_one(trainer):
+    answer = trainer("train", "--dry_run", "--simultaneous", "--update_rule=joint")
+    assert answer.returncode == ExitCode.USAGE
+    assert "--update_rule replaces --simultaneous. Leave out" in answer.stderr
+    unknown = trainer("train", "--dry_run", "--d_update=jiont")
+    assert "--update_rule='jiont-reuse' is not known. Did you mean joint-reuse?" in unknown.stderr
+    assert "--simultaneous" not in trainer("train", "--help").stdout
+
+
+def test_a_replaced_flag_is_accepted_for_one_release():
+    version = [int(part) for part in __version__.split(".")]
+    for replacement in REPLACEMENTS:
+        assert version < [int(part) for part in replacement.removed_in.split(".")], replacement.old
 
 
 def test_a_recipe_that_changes_does_not_change_a_run(monkeypatch):
@@ -80,9 +144,9 @@ def test_settings_of_one_start_are_not_kept():
 def test_flags_and_environment_take_precedence_over_a_stored_run(trainer, tmp_path):
     stored = recipes.resolve(dict(data_dir="/old", g_lr=0.25))
     values = dict.fromkeys(["steps", "epochs", "kimg"])
-    taken = flags.config_from_flags(values, {"TRAINER_DATA_DIR": "/new"}, lambda _: stored)
+    taken = config_flags.config_from_flags(values, {"TRAINER_DATA_DIR": "/new"}, lambda _: stored)
     assert (taken.data_dir, taken.g_lr) == ("/new", 0.25)
-    kept = flags.config_from_flags(values, {}, lambda _: stored)
+    kept = config_flags.config_from_flags(values, {}, lambda _: stored)
     assert kept.data_dir == "/old"
 
 

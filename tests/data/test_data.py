@@ -1,10 +1,11 @@
-"""Data sets: published forms, damage, order, pipeline."""
+"""Tests of named data sets, damaged files, the order of the images and the input pipeline."""
 
 import gzip
 import pickle
 import struct
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def config(**given):
 def test_digits_are_the_uci_set():
     datasets = pytest.importorskip("sklearn.datasets")
     published = datasets.load_digits()
-    data = sources._find_digits(None, ("train", "test"))
+    data = sources.SOURCES["digits"].read(Path(), ("train", "test"))
     np.testing.assert_array_equal(data[0][..., 0], np.rint(published.images * (255 / 16)))
     np.testing.assert_array_equal(data[1], published.target)
     loaded = sources.load(config(dataset="digits", split="all"))
@@ -113,7 +114,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
 def test_damaged_files_are_named(tmp_path, gray):
     path = tmp_path / "mnist.npz"
     path.write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(DataError, match=r"mnist\.npz cannot be read .*: replace it"):
+    with pytest.raises(DataError, match=r"mnist\.npz cannot be read .*\. Replace it"):
         sources.load(config(dataset="mnist", data_dir=str(tmp_path)))
     path.unlink()
     write_idx_set(tmp_path, gray)
@@ -123,7 +124,7 @@ def test_damaged_files_are_named(tmp_path, gray):
         sources.load(config(dataset="mnist", data_dir=str(tmp_path)))
     write_idx(images, gray["train"][0])
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.full(12, 10, np.uint8))
-    with pytest.raises(DataError, match="labels run from 10 to 10, not 0 to 9"):
+    with pytest.raises(DataError, match="the labels range from 10 to 10, not from 0 to 9"):
         sources.load(config(dataset="mnist", data_dir=str(tmp_path)))
 
 
@@ -186,23 +187,17 @@ def test_replicas_share_the_global_batch_in_order(replicas):
         np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1), np.zeros(20, np.int32), ("0",)
     )
 
+    plan = pipeline.BatchPlan(seed=1, batch_size=8, batches_per_step=2, first_step=2)
+
     def batches(serving: range, count: int) -> tf.data.Dataset:
-        return pipeline.batches(
-            data,
-            seed=1,
-            first_step=2,
-            batch_size=8,
-            batches_per_step=2,
-            replicas=serving,
-            num_replicas=count,
-        )
+        return pipeline.batches(data, plan, replicas=serving, num_replicas=count)
 
     whole = [images.numpy() for images, _ in batches(range(1), 1).take(3)]
     shares = [images.numpy() for images, _ in batches(range(replicas), replicas).take(3 * replicas)]
     for step, batch in enumerate(whole):
         mine = shares[step * replicas : (step + 1) * replicas]
         np.testing.assert_array_equal(np.concatenate(mine, axis=1), batch)
-    # A worker of several makes only its own share.
+    # One of several workers computes only its own share.
     last = next(iter(batches(range(replicas - 1, replicas), replicas)))[0]
     np.testing.assert_array_equal(last, shares[replicas - 1])
 

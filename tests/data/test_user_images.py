@@ -1,4 +1,4 @@
-"""Pictures of a user's own: formats, folders, archives, arrays, the cache, bad input."""
+"""Tests of a user's own images: formats, folders, archives, arrays, the cache and bad input."""
 
 import json
 import logging
@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from trainer import recipes
-from trainer.commands import flags
+from trainer.commands.flags import config_flags
+from trainer.commands.flags.command_line import CommandLine
 from trainer.data import decoding, file_stores, sources, user_images
 from trainer.errors import DataError, ExitCode, StoppedError, UsageError
 from trainer.files import cache
@@ -45,7 +46,7 @@ def picture(path, color=RED, size=(16, 16), mode="RGB", **options):
 
 
 def classes(root, counts, **options):
-    """A folder of pictures for each class, gray as bright as its number."""
+    """Writes a folder of gray images for each class, whose gray value depends on the class."""
     for number, (name, count) in enumerate(sorted(counts.items())):
         for k in range(count):
             picture(root / name / f"{k}.png", 40 * number, mode="L", **options)
@@ -60,7 +61,7 @@ def zipped(path, members):
 
 
 def refused(path, **given):
-    """The message of the error that loading ends with: one line."""
+    """Returns the one-line message of the error that loading raises."""
     with pytest.raises(DataError) as error:
         load(path, **given)
     message = str(error.value)
@@ -158,7 +159,7 @@ def test_colour_or_gray_follows_the_whole_set(place):
     picture(place / "train" / "a.png", 7, mode="L")
     assert load(place).shape.channels == 1
     picture(place / "test" / "b.png", RED)
-    assert load(place).shape.channels == 3  # whichever split is asked for
+    assert load(place).shape.channels == 3  # for any split
 
 
 # Splits and classes.
@@ -188,7 +189,7 @@ def test_folders_are_splits_and_classes(tmp_path, place, form):
 
 
 def test_pixels_stay_with_their_labels(place):
-    classes(place, {"a": 40, "b": 1, "c": 33})  # more than a thread takes at a time
+    classes(place, {"a": 40, "b": 1, "c": 33})  # more than one thread task
     data = load(place)
     assert (data.images[:, 0, 0, 0] == 40 * data.labels).all()
     assert np.bincount(data.labels).tolist() == [40, 1, 33]
@@ -222,20 +223,24 @@ def test_a_validation_split_is_left_out_and_said(place, caplog):
     classes(place / "val", {"a": 3})
     with caplog.at_level(logging.INFO, "trainer"):
         assert len(load(place)) == 2
-    assert "3 pictures in val/ are not used" in caplog.text
+    assert "3 images in val/ are not used" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("files", "given", "message"),
     [
-        ([], {}, "holds no pictures (.png,"),
-        (["a.txt", "sub/b.pdf", ".c.png"], {}, "but 2 other files, such as a.txt"),
+        ([], {}, "contains no images (.png,"),
+        (["a.txt", "sub/b.pdf", ".c.png"], {}, "but 2 other files, for example a.txt"),
         (["a.png"], {"split": "test"}, "--split=test: --dataset="),
-        (["train/a.png"], {"split": "test"}, "has no test/ folder (only train/)"),
-        (["test/a.png"], {"split": "train"}, "has no train/ folder (only test/)"),
-        (["a.png", "cat/b.png"], {}, "holds a.png loose next to class folders"),
-        (["train/a.png", "bus/b.png"], {}, "holds bus/b.png next to a folder train/"),
-        (["train/a/1.png", "test/b/1.png"], {"split": "test"}, "the class b, which train/ lacks"),
+        (["train/a.png"], {"split": "test"}, "has no folder test/ (only train/). Set --split=all."),
+        (["test/a.png"], {"split": "train"}, "has no folder train/ (only test/). Set --split=all."),
+        (["a.png", "cat/b.png"], {}, "contains a.png outside of its class folders"),
+        (["train/a.png", "bus/b.png"], {}, "contains bus/b.png next to a folder train/"),
+        (
+            ["train/a/1.png", "test/b/1.png"],
+            {"split": "test"},
+            "the class b, which train/ does not have",
+        ),
     ],
 )
 def test_folders_that_cannot_be_meant_are_refused(place, files, given, message):
@@ -278,10 +283,10 @@ def bad_files(place):
 REASONS = {
     "cut.png": "truncated",
     "cut.jpg": "truncated",
-    "empty.png": "not a PNG",
-    "text.jpg": "not a PNG",
-    "huge.png": "10001x10000 pixels are more than 100,000,000",
-    "huger.png": "more than 100,000,000 pixels",
+    "empty.png": "it is not a PNG",
+    "text.jpg": "it is not a PNG",
+    "huge.png": "its 10001x10000 pixels are more than 100,000,000",
+    "huger.png": "it has more than 100,000,000 pixels",
 }
 
 
@@ -305,11 +310,11 @@ def test_bad_pictures_are_skipped_and_counted_in_one_line(place, caplog):
     for _ in ("decoded", "cached"):
         caplog.clear()
         assert len(load(place, skip_bad_images=True)) == 1
-        line = "6 of 7 pictures cannot be read and are skipped, the first: "
+        line = "6 of 7 images cannot be read and are skipped. The first one: "
         assert [line in record.getMessage() for record in caplog.records] == [True]
-    assert "cannot be read" in refused(place)  # without the flag it stops all the same
+    assert "cannot be read" in refused(place)  # without the flag it is still an error
     (place / "ok.jpg").unlink()
-    assert "none of its 6 pictures can be read" in refused(place, skip_bad_images=True)
+    assert "none of the 6 images can be read" in refused(place, skip_bad_images=True)
 
 
 def test_labels_stay_with_pictures_when_others_are_skipped(place):
@@ -324,7 +329,7 @@ def test_small_pictures_that_are_enlarged_are_counted(place, caplog):
     picture(place / "a.png")
     picture(place / "b.png", size=(40, 40))
     assert load(place, image_size=32).shape.size == 32
-    assert "1 of 2 pictures are smaller than 32 pixels and are enlarged" in caplog.text
+    assert "1 of 2 images are smaller than 32 pixels and are enlarged" in caplog.text
 
 
 # Archives.
@@ -333,15 +338,17 @@ def test_small_pictures_that_are_enlarged_are_counted(place, caplog):
 @pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "/etc/x.png", "C:\\x.png", "..\\x"])
 def test_names_that_lead_out_of_an_archive_are_refused(tmp_path, name):
     path = zipped(tmp_path / "a.zip", {name: b"", "b.png": b""})
-    assert "a name that leads out of the archive" in refused(path)
+    assert "a path outside the archive" in refused(path)
 
 
 def test_archives_that_unpack_to_far_more_are_refused(tmp_path, monkeypatch):
     path = zipped(tmp_path / "a.zip", {"a.png": bytes(1 << 20)})
     monkeypatch.setattr(file_stores, "MAX_MEMBER", 1 << 19)
-    assert "a.png cannot be read (it unpacks to 1,048,576 bytes)" in refused(path)
+    assert "a.png cannot be read (its unpacked size of 1,048,576 bytes exceeds 524,288)" in refused(
+        path
+    )
     monkeypatch.setattr(file_stores, "MAX_UNPACKED", 1 << 19)
-    assert "times its size, as no pictures do" in refused(path)
+    assert "times its size, which is not plausible for images" in refused(path)
 
 
 def test_damaged_archives_are_named(tmp_path, place):
@@ -393,21 +400,27 @@ X = np.zeros((4, 16, 16, 3), np.uint8)
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (dict(x=X / 255.0), "x is float64, not uint8: save (x * 255).round().astype('uint8')."),
-        (dict(x=X - 1.0), "save ((x + 1) * 127.5).round().astype('uint8')."),
-        (dict(x=X + np.float32(9)), "x is float32, not uint8: save x.round()"),
-        (dict(x=X.astype(np.uint16) + 65535), "save (x / 65535 * 255).round()"),
-        (dict(x=X.transpose(0, 3, 1, 2)), "save x.transpose(0, 2, 3, 1)"),
+        (dict(x=X / 255.0), "x is float64, not uint8. Save (x * 255).round().astype('uint8')."),
+        (dict(x=X - 1.0), "Save ((x + 1) * 127.5).round().astype('uint8')."),
+        (dict(x=X + np.float32(9)), "x is float32, not uint8. Save x.round()"),
+        (dict(x=X.astype(np.uint16) + 65535), "Save (x / 65535 * 255).round()"),
+        (dict(x=X.transpose(0, 3, 1, 2)), "Save x.transpose(0, 2, 3, 1)"),
         (dict(x=X[0, 0]), "x has shape [16, 3], not [N, H, W]"),
-        (dict(x=np.zeros((4, 16, 16, 4), np.uint8)), "give gray or RGB images"),
-        (dict(x=X[:0]), "x holds no images"),
-        (dict(x=np.array([X, None], object)), "x holds Python objects, which can run code"),
-        (dict(images=X), "holds images: name the images x"),
+        (dict(x=np.zeros((4, 16, 16, 4), np.uint8)), "Save gray or RGB images"),
+        (dict(x=X[:0]), "x contains no images"),
+        (dict(x=np.array([X, None], object)), "x contains Python objects, which could run code"),
+        (dict(images=X), "contains images. Name the array of images x"),
         (dict(x_test=X), "has no x_train (only x_test)"),
         (dict(x=X, y=[0, 1, 2]), "y has 3 labels for 4 images"),
-        (dict(x=X, y=[0, 1, 3, 3]), "labels run from 0 to 3 and 3 of them occur"),
-        (dict(x=X, y=[-1, 0, 1, 1]), "labels run from -1 to 1"),
-        (dict(x=X, y=[0.0, 1.0, 0.0, 1.0]), "y is float64 of shape [4]: labels are whole numbers"),
+        (
+            dict(x=X, y=[0, 1, 3, 3]),
+            "the labels range from 0 to 3 with 3 different values",
+        ),
+        (dict(x=X, y=[-1, 0, 1, 1]), "the labels range from -1 to 1"),
+        (
+            dict(x=X, y=[0.0, 1.0, 0.0, 1.0]),
+            "y is float64 of shape [4]. Save the labels as integers",
+        ),
     ],
 )
 def test_npz_of_another_kind_are_refused(tmp_path, arrays, message):
@@ -430,7 +443,7 @@ def forbid(monkeypatch):
     def fail(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(decoding, "look", fail)
+    monkeypatch.setattr(decoding, "read_header", fail)
     monkeypatch.setattr(decoding, "decode", fail)
 
 
@@ -503,7 +516,7 @@ def test_progress_is_reported_and_may_stop_the_reading(place):
     heard = []
     config = recipes.resolve(dict(dataset=str(place)))
     sources.load(config, lambda share, what: heard.append((share, what)))
-    assert heard[-1] == (1.0, "Decoding 70 pictures")
+    assert heard[-1] == (1.0, "Decoding 70 images")
     assert [share for share, _ in heard[:3]] == [32 / 70, 64 / 70, 1.0]
 
     def stop(share, what):
@@ -520,7 +533,7 @@ def test_a_set_larger_than_memory_is_refused_before_it_is_decoded(place, tmp_pat
     monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("decoded"))
     message = refused(place, image_size=400)
     assert "10 images 400x400x1 need 0.0 GiB" in message
-    assert "give --image_size=68 or less." in message
+    assert "Use --image_size=68 or less." in message
     np.savez(tmp_path / "a.npz", x=np.zeros((20, 64, 64), np.uint8))
     message = refused(tmp_path / "a.npz")
     assert "20 images 64x64x1 need 0.0 GiB of memory" in message
@@ -533,13 +546,13 @@ def test_without_classes_only_an_explicit_conditional_is_an_error(place):
     config = recipes.resolve(dict(dataset=str(place), batch_size=1))
     data = sources.load(config)
     assert config.conditional
-    assert not sources.settle(config, data).conditional
-    with pytest.raises(DataError, match=r"has no labels: sort .* or give --noconditional"):
-        sources.settle(config, data, asked=True)
+    assert not sources.resolve_conditional(config, data).conditional
+    with pytest.raises(DataError, match=r"has no labels\. Sort .* or set --noconditional"):
+        sources.resolve_conditional(config, data, was_requested=True)
     picture(place / "cat" / "a.png").rename(place / "cat" / "b.png")
     (place / "a.png").unlink()
-    with pytest.raises(DataError, match="has one class: sort"):
-        sources.settle(config, sources.load(config), asked=True)
+    with pytest.raises(DataError, match=r"has only one class\. Sort"):
+        sources.resolve_conditional(config, sources.load(config), was_requested=True)
 
 
 @pytest.mark.parametrize(
@@ -553,10 +566,10 @@ def test_without_classes_only_an_explicit_conditional_is_an_error(place):
     ],
 )
 def test_the_run_directory_is_named_after_the_path(dataset, run_dir):
-    line = flags.CommandLine("train", "")
-    flags.define_settings(line)
+    line = CommandLine("train", "")
+    config_flags.define_settings(line)
     values = line.parse([f"--dataset={dataset}"])
-    assert flags.config_from_flags(values, {}).run_dir == run_dir
+    assert config_flags.config_from_flags(values, {}).run_dir == run_dir
 
 
 def test_paths_are_told_from_names(tmp_path, monkeypatch):
@@ -583,7 +596,7 @@ def test_a_run_without_labels_is_unconditional_and_says_so(tiny, run, place):
     for k in range(9):
         picture(place / f"{k}.png", (9 * k, 0, 0))
     output = run(tiny(dataset=str(place), length="1 steps"))
-    assert "has no labels: training without (--noconditional)" in output
+    assert "has no labels, so the networks are trained without labels (--noconditional)" in output
     assert "16x16x3, 0 classes\n" in output
     assert not json.loads((place.parent / "run" / "config.json").read_text())["conditional"]
 
@@ -592,7 +605,7 @@ def test_a_size_that_the_networks_cannot_make_is_a_usage_error(tiny, run, place)
     classes(place, {"a": 5, "b": 5}, size=(40, 40))
     with pytest.raises(UsageError, match="--image_size=30"):
         run(tiny(dataset=str(place), image_size=30))
-    assert not (place.parent / "run").exists()  # the same with another size is no other run
+    assert not (place.parent / "run").exists()  # so another size does not conflict with a run
 
 
 def test_exit_codes_of_bad_input(trainer, tmp_path, place):

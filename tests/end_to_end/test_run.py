@@ -21,12 +21,12 @@ from trainer import recipes
 from trainer.config.settings import Duration
 from trainer.data import sources
 from trainer.errors import CheckpointError, DivergedError, ExitCode, StoppedError, UsageError
+from trainer.models.objective import OBJECTIVES
 from trainer.reporting import console
 from trainer.run_dir.checkpoint_files import list_checkpoints
 from trainer.run_dir.directory import RunDir
 from trainer.training.loop import Periodic
 from trainer.training.loop import run as run_loop
-from trainer.training.objective import OBJECTIVES
 
 
 def test_a_run_leaves_what_it_says(tiny, run, tmp_path):
@@ -301,10 +301,10 @@ def test_generate_draws_the_same_whatever_the_number(tiny, run):
     from trainer.generation.sampler import Sampler
 
     config = recipes.resolve(dict(recipe="mlp", g_width=0.05))
-    from trainer import models
     from trainer.config.dataset import ImageShape
+    from trainer.recipes.networks import build_networks
 
-    generator, _ = models.build(config, ImageShape(28, 1, 10))
+    generator, _ = build_networks(config, ImageShape(28, 1, 10))
     sampler = Sampler(config, generator)
     few = np.concatenate(list(sampler.draw(3, seed=5)))
     many = np.concatenate(list(sampler.draw(130, seed=5)))
@@ -316,17 +316,17 @@ def test_generate_draws_the_same_whatever_the_number(tiny, run):
 
 
 def test_replicas_draw_together_what_one_draws(tiny):
-    from trainer import models
     from trainer.config.dataset import ImageShape
     from trainer.generation.sampler import Sampler
     from trainer.machine import replicas
+    from trainer.recipes.networks import build_networks
 
     config = tiny(recipe="mlp", devices="cpu:2", conditional=True)
     devices = replicas.create_replicas(config)
     numbers = tf.function(lambda: devices.run_on_local_replicas(lambda number: number + 0))()
     assert [number.numpy() for number in numbers] == [0, 1]
     with devices.scope():
-        generator, _ = models.build(config, ImageShape(28, 1, 10))
+        generator, _ = build_networks(config, ImageShape(28, 1, 10))
     labels = np.arange(330) % 10
     one = list(Sampler(config, generator).draw(330, 5, labels))
     two = list(Sampler(config, generator, devices).draw(330, 5, labels))

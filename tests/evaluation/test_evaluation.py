@@ -1,4 +1,4 @@
-"""Quality measured after and during training, on tiny runs of digits."""
+"""Evaluations during and after training, with tiny runs on digits."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def steps(count):
 
 @pytest.fixture(scope="session")
 def trained_cache(tmp_path_factory):
-    """A cache with a classifier of digits that was trained for a moment."""
+    """Returns a cache folder shared by all tests, so that the classifier is trained only once."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -43,10 +43,10 @@ def cache(trained_cache, monkeypatch):
 
 
 @pytest.fixture
-def measured(tiny):
-    """Makes the configuration of a tiny run that evaluates every two steps."""
+def evaluating(tiny):
+    """Returns a function that creates the configuration of a run that evaluates every two steps."""
 
-    def make(**given):
+    def create(**given):
         values = dict(
             recipe="mlp-small",
             evaluate_every=steps(2),
@@ -56,64 +56,66 @@ def measured(tiny):
         )
         return tiny(**{**values, **given})
 
-    return make
+    return create
 
 
-def test_real_images_are_near_and_spoilt_ones_far(caplog):
+def test_real_images_score_better_than_degraded_ones(caplog):
     caplog.set_level("INFO", "trainer")
     config = recipes.resolve(dict(dataset="digits"))
     data = sources.load(config)
     test = sources.load(config.replace(split="test"))
     network = classifier.load(config, data)
     reals = reference.load(data, "train", network)
-    again = reference.load(data, "train", network)  # out of the cache
-    assert caplog.text.count("Features of 1,500 real images") <= 1
+    again = reference.load(data, "train", network)  # from the cache
+    assert caplog.text.count("features of 1,500 real images") <= 1
     np.testing.assert_array_equal(again.features, reals.features)
     np.testing.assert_array_equal(again.moments.covariance, reals.moments.covariance)
     np.testing.assert_array_equal(reals.labels, data.labels[reals.rows])
 
-    def measured_on(images, labels):
-        found = extract(network, in_batches(images))
-        return registry.measure(reals.compare(found, labels, found.logits))
+    def metrics_of(images, labels):
+        outputs = extract(network, in_batches(images))
+        return registry.measure(reals.compare(outputs, labels, outputs.logits))
 
     draw = np.random.default_rng(0)
     labels = test.labels
-    real = measured_on(test.images, labels)
-    noise = measured_on(draw.integers(0, 256, test.images.shape, np.uint8), labels)
+    real = metrics_of(test.images, labels)
+    noise = metrics_of(draw.integers(0, 256, test.images.shape, np.uint8), labels)
     few = np.resize(np.flatnonzero(labels < 5), len(labels))
-    half = measured_on(test.images[few], labels[few])
-    one = measured_on(np.repeat(test.images[:1], len(labels), 0), labels)
-    mixed_up = measured_on(test.images, (labels + 1) % 10)
+    half = metrics_of(test.images[few], labels[few])
+    one = metrics_of(np.repeat(test.images[:1], len(labels), 0), labels)
+    wrong_labels = metrics_of(test.images, (labels + 1) % 10)
     assert real["fid"] < 0.5 * min(noise["fid"], half["fid"], one["fid"])
     assert abs(real["kid"]) < 0.5 * min(noise["kid"], half["kid"], one["kid"])
     assert noise["precision"] < 0.5 * real["precision"]
     assert one["recall"] < 0.5 * real["recall"]
     assert half["coverage"] < 0.8 * real["coverage"]
     assert one["inception_score"] < half["inception_score"] < real["inception_score"]
-    assert mixed_up["conditional_accuracy"] < 0.3 < real["conditional_accuracy"]
-    assert mixed_up["fid"] == real["fid"]
+    assert wrong_labels["conditional_accuracy"] < 0.3 < real["conditional_accuracy"]
+    assert wrong_labels["fid"] == real["fid"]
 
 
 @pytest.fixture
 def short(tiny, run):
-    """A run of two steps, unconditional and without average."""
+    """Returns the configuration of a finished, unconditional run of two steps without EMA."""
     config = tiny(recipe="mlp-small", length=steps(2))
     run(config)
     return config
 
 
-def evaluated(config, **given):
+def evaluate(config, which="", **given):
+    """Evaluates a finished run; returns the content of evaluation.json."""
     run_dir = RunDir(Path(config.run_dir))
-    values = dict(which="", features="auto", inception_path="", num_samples=300, seed=0)
+    values = dict(features="auto", inception_path="", num_samples=300, seed=0)
+    options = evaluator.EvaluationOptions(**{**values, **given})
     data = sources.load(config.replace(batch_size=1))
-    finished_run.evaluate(run_dir, config, data, **{**values, **given})
+    finished_run.evaluate(run_dir, config, data, options, which)
     return json.loads(run_dir.evaluation.read_text())
 
 
-def test_evaluate_writes_its_numbers_and_what_made_them(tiny, run):
+def test_evaluate_writes_results_and_their_conditions(tiny, run):
     config = tiny(recipe="mlp-small", conditional=True, ema_half_life_kimg=1.0, length=steps(2))
     run(config)
-    first = evaluated(config)
+    first = evaluate(config)
     for name in (
         "fid", "kid", "kid_std", "inception_score", "precision", "recall", "density", "coverage",
         "conditional_accuracy",
@@ -140,14 +142,14 @@ def test_evaluate_writes_its_numbers_and_what_made_them(tiny, run):
         record = {k: v for k, v in record.items() if k not in ("secs", "time")}
         return {**record, "evaluations": len(record["evaluations"])}
 
-    # On two devices the same, for the images are drawn in the same batches.
-    assert numbers(evaluated(config.replace(devices="cpu:2"))) == numbers(first)
-    test = evaluated(config.replace(split="test"), seed=1)
+    # Two devices give the same results, because they draw the same batches of images.
+    assert numbers(evaluate(config.replace(devices="cpu:2"))) == numbers(first)
+    test = evaluate(config.replace(split="test"), seed=1)
     assert (test["reference_split"], test["reference_images"]) == ("test", 297)
     assert test["fid"] != first["fid"]
 
 
-def test_what_cannot_be_evaluated_is_said(short):
+def test_impossible_evaluations_are_refused(short):
     for given, message in (
         (dict(which="best"), "--checkpoint=best: "),
         (dict(which="7"), "--checkpoint=7 does not exist: .* has checkpoints of steps 0, 2"),
@@ -155,12 +157,12 @@ def test_what_cannot_be_evaluated_is_said(short):
         (dict(inception_path="nowhere.pb"), "--inception_path=nowhere.pb does not exist"),
     ):
         with pytest.raises(UsageError, match=message):
-            evaluated(short, **given)
-    with pytest.raises(DataError, match="give the data it was trained on"):
-        evaluated(short.replace(image_size=32))
+            evaluate(short, **given)
+    with pytest.raises(DataError, match=r"has images of 32x32x1 in 10 classes, but .* 28x28x1"):
+        evaluate(short.replace(image_size=32))
 
 
-def test_evaluate_by_command(short, trainer):
+def test_flags_of_the_evaluate_command_are_checked(short, trainer):
     call = ["evaluate", f"--run_dir={short.run_dir}", "--devices=cpu"]
     for flags, message in (
         (["--num_samples=5"], "--num_samples=5 is too small"),
@@ -181,28 +183,33 @@ def test_evaluate_by_command(short, trainer):
 
 
 def test_all_checkpoints_are_evaluated(short):
-    report = evaluated(short, which="all")
+    report = evaluate(short, which="all")
     assert [record["step"] for record in report["evaluations"]] == [0, 2]
     assert report["fid"] == min(record["fid"] for record in report["evaluations"])
-    assert "conditional_accuracy" not in report  # it is not conditional
+    assert "conditional_accuracy" not in report  # because the run is not conditional
 
 
-def record(run_dir):
+def evaluation_lines(run_dir):
+    """Returns the lines of evaluations.jsonl without the times."""
     lines = evaluation_history.read_evaluations(RunDir(Path(run_dir)).evaluation_log)
     return [{k: v for k, v in line.items() if k != "evaluate_secs"} for line in lines]
 
 
-def test_evaluations_change_nothing_and_are_recorded(measured, run, tmp_path):
-    config = measured(length=steps(5))
+def test_evaluations_are_recorded_and_do_not_affect_training(evaluating, run, tmp_path):
+    config = evaluating(length=steps(5))
     output = run(config)
-    assert [line["step"] for line in record(config.run_dir)] == [2, 4, 5]  # and at the end
+    assert [line["step"] for line in evaluation_lines(config.run_dir)] == [
+        2,
+        4,
+        5,
+    ]  # the last is at the end of the run
     assert "Evaluation at 0.016 kimg: fid " in output
     assert "Best fid: " in output
     lines = [json.loads(t) for t in (Path(config.run_dir) / "metrics.jsonl").open()]
     assert "fid" not in lines[0]
-    assert lines[2]["fid"] == lines[3]["fid"] == record(config.run_dir)[0]["fid"]
+    assert lines[2]["fid"] == lines[3]["fid"] == evaluation_lines(config.run_dir)[0]["fid"]
     assert {"kid", "kid_std", "evaluate_secs", "evaluated_kimg"} <= set(lines[4])
-    plain = measured(length=steps(5), evaluate_every=steps(0), run_dir=str(tmp_path / "plain"))
+    plain = evaluating(length=steps(5), evaluate_every=steps(0), run_dir=str(tmp_path / "plain"))
     run(plain)
     without, with_them = variables(plain.run_dir), variables(config.run_dir)
     for name, value in without.items():
@@ -210,146 +217,145 @@ def test_evaluations_change_nothing_and_are_recorded(measured, run, tmp_path):
     assert not RunDir(Path(plain.run_dir)).best_checkpoints.exists()
 
 
-def falling(monkeypatch, values):
-    """Makes evaluations find these FIDs, one after the other; by the step."""
-    measure = during_training.Evaluator.evaluate
+def replace_fids(monkeypatch, fids):
+    """Makes evaluations return these FIDs in turn, and the last one from then on."""
+    evaluate = during_training.Evaluator.evaluate
+    remaining = list(fids)
 
-    def found(self, sampler, check=lambda: None):
-        findings = measure(self, sampler, check)
-        findings.values["fid"] = values[min(found.count, len(values) - 1)]
-        found.count += 1
-        return findings
+    def evaluate_with_fid(self, sampler, check_interrupt):
+        result = evaluate(self, sampler, check_interrupt)
+        result.values["fid"] = remaining.pop(0) if len(remaining) > 1 else remaining[0]
+        return result
 
-    found.count = 0
-    monkeypatch.setattr(during_training.Evaluator, "evaluate", found)
-    return found
+    monkeypatch.setattr(during_training.Evaluator, "evaluate", evaluate_with_fid)
 
 
-def kept(config):
+def best_steps(config):
+    """Returns the steps of the checkpoints in best/, newest first."""
     return [
         checkpoint_step(path)
         for path in list_checkpoints(RunDir(Path(config.run_dir)).best_checkpoints)
     ]
 
 
-def test_the_best_checkpoint_is_kept_and_taken(measured, run, trainer, monkeypatch):
-    falling(monkeypatch, [30.0, 10.0, 20.0, 25.0, 26.0])
-    config = measured(length=steps(10), checkpoint_every=steps(2), keep_checkpoints=1)
+def test_the_best_checkpoint_is_kept_and_used(evaluating, run, trainer, monkeypatch):
+    replace_fids(monkeypatch, [30.0, 10.0, 20.0, 25.0, 26.0])
+    config = evaluating(length=steps(10), checkpoint_every=steps(2), keep_checkpoints=1)
     output = run(config)
     assert "Best fid: 10 at 0.032 kimg" in output
-    assert kept(config) == [4]
+    assert best_steps(config) == [4]
     assert [
         checkpoint_step(path) for path in list_checkpoints(RunDir(Path(config.run_dir)).checkpoints)
     ] == [10]
     run_dir = RunDir(Path(config.run_dir))
 
-    def drawn(which):
-        network, path = generate.load_drawing(run_dir, config, which)
+    def loaded(which):
+        network, path = generate.load_generator(run_dir, config, which)
         return str(path.relative_to(run_dir.path)), b"".join(
             weight.tobytes() for weight in network.get_weights()
         )
 
-    assert drawn("") == drawn("best") == drawn("4")
-    assert drawn("")[0] == "best/ckpt-4"
-    assert drawn("latest") == drawn("10") != drawn("4")
+    assert loaded("") == loaded("best") == loaded("4")
+    assert loaded("")[0] == "best/ckpt-4"
+    assert loaded("latest") == loaded("10") != loaded("4")
     with pytest.raises(UsageError, match="has checkpoints of steps 4, 10"):
-        drawn("5")
+        loaded("5")
     call = ["generate", f"--run_dir={config.run_dir}", "--devices=cpu", "--num=4"]
     answer = trainer(*call)
     assert "Loaded the best checkpoint" in answer.stdout
     assert "use --checkpoint=latest for the latest" in answer.stdout
-    # A damaged one is passed over for the latest, but not where it was asked for.
+    # A damaged best checkpoint is replaced by the latest, unless it was requested by name.
     for path in run_dir.best_checkpoints.glob("*.data*"):
         path.write_bytes(b"")
-    assert drawn("")[0] == "checkpoints/ckpt-10"
+    assert loaded("")[0] == "checkpoints/ckpt-10"
     with pytest.raises(CheckpointError):
-        drawn("best")
+        loaded("best")
 
 
-def test_the_best_is_what_it_was_at_the_checkpoint_gone_on_from(measured, run, monkeypatch):
-    """A run that is killed at any moment goes on with the best of its checkpoint's step."""
+def test_resuming_restores_the_best_at_the_step_of_the_checkpoint(evaluating, run, monkeypatch):
+    """A killed run resumes with the evaluation that was the best at its newest checkpoint."""
     fids = [30.0, 20.0, 25.0, 10.0, 15.0]
-    falling(monkeypatch, fids)
-    config = measured(length=steps(10), checkpoint_every=steps(6))
+    replace_fids(monkeypatch, fids)
+    config = evaluating(length=steps(10), checkpoint_every=steps(6))
     folder = RunDir(Path(config.run_dir))
     run(config)
-    lines = record(config.run_dir)
-    assert kept(config) == [8, 4]  # 4 was the best when the checkpoint of step 6 was saved
-    # As a kill in step 9 would have left it.
+    lines = evaluation_lines(config.run_dir)
+    assert best_steps(config) == [8, 4]  # 4 was the best when the checkpoint of step 6 was saved
+    # Restores the state that a kill in step 9 would have left.
     for path in [*folder.checkpoints.glob("ckpt-10*"), folder.generator]:
         path.unlink()
-    falling(monkeypatch, fids[3:])
+    replace_fids(monkeypatch, fids[3:])
     run(config)
-    assert record(config.run_dir) == lines
-    assert kept(config) == [8, 4]
-    # Another future: beyond the checkpoint nothing is better than what was best at it.
+    assert evaluation_lines(config.run_dir) == lines
+    assert best_steps(config) == [8, 4]
+    # Now nothing after the checkpoint is better than what was the best at its step.
     for path in [*folder.checkpoints.glob("ckpt-10*"), folder.generator]:
         path.unlink()
-    falling(monkeypatch, [22.0, 23.0])
+    replace_fids(monkeypatch, [22.0, 23.0])
     output = run(config)
     assert "Best fid: 20 at 0.032 kimg" in output
-    assert kept(config) == [4]
+    assert best_steps(config) == [4]
 
 
-def test_an_evaluation_broken_off_is_made_up_for(measured, run, monkeypatch):
-    plain = measured(length=steps(6))
+def test_an_interrupted_evaluation_is_repeated(evaluating, run, monkeypatch):
+    plain = evaluating(length=steps(6))
     run(plain)
-    lines = record(plain.run_dir)
+    lines = evaluation_lines(plain.run_dir)
     shutil.rmtree(plain.run_dir)
-    asked = []
+    calls = []
 
-    def during_the_second():
-        asked.append(len(record(plain.run_dir)) == 1 and len(asked) > 0)
-        return len(record(plain.run_dir)) == 1 and asked.count(True) > 3
+    def stop_during_second_evaluation():
+        calls.append(len(evaluation_lines(plain.run_dir)) == 1 and len(calls) > 0)
+        return len(evaluation_lines(plain.run_dir)) == 1 and calls.count(True) > 3
 
     with pytest.raises(StoppedError):
-        run(plain, stop_requested=during_the_second)
-    assert len(record(plain.run_dir)) == 1
+        run(plain, stop_requested=stop_during_second_evaluation)
+    assert len(evaluation_lines(plain.run_dir)) == 1
     run(plain)
-    assert record(plain.run_dir) == lines
+    assert evaluation_lines(plain.run_dir) == lines
 
 
-def test_a_run_without_gain_ends_and_is_complete(measured, run, monkeypatch):
-    falling(monkeypatch, [10.0, 5.0, 8.0, 9.0, 1.0])
-    config = measured(length=steps(20), stop_after_no_gain_kimg=0.032)
+def test_a_run_that_stops_improving_is_complete(evaluating, run, monkeypatch):
+    replace_fids(monkeypatch, [10.0, 5.0, 8.0, 9.0, 1.0])
+    config = evaluating(length=steps(20), stop_after_no_gain_kimg=0.032)
     output = run(config)
-    assert [line["step"] for line in record(config.run_dir)] == [2, 4, 6, 8]
+    assert [line["step"] for line in evaluation_lines(config.run_dir)] == [2, 4, 6, 8]
     assert RunDir(Path(config.run_dir)).generator.exists()
     assert "Best fid: 5 at 0.032 kimg" in output
     assert "is complete: it stopped improving by step 8" in run(config)
-    falling(monkeypatch, [7.0, 6.0])
+    replace_fids(monkeypatch, [7.0, 6.0])
     output = run(config.replace(length=steps(12), stop_after_no_gain_kimg=0.0))
     assert "Evaluation at 0.08 kimg" in output
 
 
-def test_numbers_of_another_kind_do_not_compete(measured, run, monkeypatch):
-    falling(monkeypatch, [1.0, 2.0])
-    config = measured(length=steps(4))
+def test_results_under_other_conditions_are_not_compared(evaluating, run, monkeypatch):
+    replace_fids(monkeypatch, [1.0, 2.0])
+    config = evaluating(length=steps(4))
     run(config)
-    assert kept(config) == [2]
-    falling(monkeypatch, [50.0, 40.0])
+    assert best_steps(config) == [2]
+    replace_fids(monkeypatch, [50.0, 40.0])
     run(config.replace(length=steps(6), evaluate_samples=110))
-    assert kept(config) == [6, 4]  # that of step 4 under the new rule, and the best
+    assert best_steps(config) == [6, 4]  # step 4 was evaluated again under the new conditions
 
 
-def test_what_cannot_be_measured_is_said_before_training(measured, run, tmp_path):
+def test_impossible_evaluations_are_refused_before_training(evaluating, run, tmp_path):
     for given, message in (
         (dict(evaluate_features="inception"), "need --inception_path"),
         (dict(inception_path="nowhere"), "--inception_path=nowhere does not exist"),
         (dict(best_metric="conditional_accuracy", recipe="mlp"), "is for conditional runs"),
     ):
         with pytest.raises(UsageError, match=message):
-            run(measured(**given))
+            run(evaluating(**given))
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for k in range(16):
         Image.new("L", (28, 28), 16 * k).save(pictures / f"{k}.png")
     with pytest.raises(UsageError, match="has no classes"):
-        run(measured(dataset=str(pictures), recipe="mlp", run_dir=str(tmp_path / "other")))
+        run(evaluating(dataset=str(pictures), recipe="mlp", run_dir=str(tmp_path / "other")))
     assert not (tmp_path / "other").exists()
 
 
-def test_the_file_of_evaluations_may_be_torn(tmp_path, caplog):
+def test_an_incomplete_line_of_evaluations_is_ignored(tmp_path, caplog):
     path = tmp_path / "evaluations.jsonl"
     line = json.dumps({"step": 2, "kimg": 0.1, "ruler": {}, "fid": 3.0})
     path.write_text(f"{line}\n{line[:10]}")
@@ -358,8 +364,8 @@ def test_the_file_of_evaluations_may_be_torn(tmp_path, caplog):
     assert evaluation_history.read_evaluations(tmp_path / "absent") == []
 
 
-class Saves:
-    """Writes empty checkpoints, as `Checkpoints` each step but once."""
+class FakeCheckpoints:
+    """Saves empty checkpoints, and each step only once as `Checkpoints` does."""
 
     def __init__(self, folder):
         self.folder, self.newest, self.steps = folder, None, []
@@ -372,9 +378,9 @@ class Saves:
             (self.folder / f"ckpt-{step}.index").write_text("")
 
 
-def test_after_a_rollback_the_same_step_is_saved_again(tmp_path):
+def test_a_step_is_saved_again_after_a_rollback(tmp_path):
     run_dir = RunDir(tmp_path)
-    saves = Saves(run_dir.best_checkpoints)
+    saves = FakeCheckpoints(run_dir.best_checkpoints)
 
     def from_step(done):
         return evaluation_history.EvaluationHistory(
@@ -385,11 +391,13 @@ def test_after_a_rollback_the_same_step_is_saved_again(tmp_path):
     assert first.record(2, 0.2, {"kid": 0.3})
     assert first.record(4, 0.4, {"kid": 0.1})
     assert not first.record(6, 0.6, {"kid": 0.2})
-    assert not first.record(8, 0.8, {"fid": 0.0})  # not what goes by
+    assert not first.record(
+        8, 0.8, {"fid": 0.0}
+    )  # has no value of the metric that selects the best
     assert first.kimg_without_improvement() == pytest.approx(0.2)
     again = from_step(3)
     assert [line["step"] for line in again.lines] == [2]
-    assert again.best_line is None  # its checkpoint went when step 4 was better
+    assert again.best_line is None  # its checkpoint was removed when step 4 was better
     assert again.record(4, 0.4, {"kid": 0.5})
     assert saves.steps == [2, 4, 4]
     assert [checkpoint_step(path) for path in list_checkpoints(run_dir.best_checkpoints)] == [4]
@@ -401,16 +409,16 @@ def test_after_a_rollback_the_same_step_is_saved_again(tmp_path):
     assert not more.record(10, 1.0, {"precision": 0.3})
 
 
-def test_a_run_without_a_best_takes_the_latest(short):
+def test_a_run_without_a_best_checkpoint_uses_the_latest(short):
     run_dir = RunDir(Path(short.run_dir))
-    _, path = generate.load_drawing(run_dir, short)
+    _, path = generate.load_generator(run_dir, short)
     assert path.parent == run_dir.checkpoints
     assert [checkpoint_step(p) for p in selection.all_of(run_dir)] == [0, 2]
-    with pytest.raises(CheckpointError, match="holds no checkpoint that loads"):
-        list(finished_run.load_each(RunDir(run_dir.path / "samples"), "all", {}))
+    with pytest.raises(CheckpointError, match="has no checkpoint that can be loaded"):
+        list(finished_run.load_checkpoints(RunDir(run_dir.path / "samples"), "all", {}))
 
 
-def test_flags_of_evaluation_reach_the_configuration(trainer):
+def test_evaluation_flags_set_the_configuration(trainer):
     answer = trainer("train", "--dry_run", "--evaluate_every_kimg=20", "--best_metric=kid")
     config = json.loads(answer.stdout)
     assert (config["evaluate_every"], config["best_metric"]) == ("20 kimg", "kid")
@@ -420,9 +428,9 @@ def test_flags_of_evaluation_reach_the_configuration(trainer):
     assert recipes.resolve({}).evaluate_every.value == 0
 
 
-def test_too_few_reals_are_named(tiny):
+def test_too_few_real_images_are_refused(tiny):
     data = sources.load(tiny())
     few = ImageSet(data.images[:5], data.labels[:5], data.class_names)
-    options = dict(features="auto", inception_path="", num_samples=100, seed=0, check=lambda: None)
-    with pytest.raises(DataError, match=r"digits has 5 images there, and quality .* 6 or more"):
-        evaluator.prepare(tiny(split="test"), few, **options)
+    options = evaluator.EvaluationOptions("auto", "", num_samples=100, seed=0)
+    with pytest.raises(DataError, match=r"split of digits has 5 images, but .* needs 6 or more"):
+        evaluator.create_evaluator(tiny(split="test"), few, options)

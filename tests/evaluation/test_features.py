@@ -1,4 +1,4 @@
-"""The networks whose features stand for images: the classifier, and Inception's graph."""
+"""The feature networks: the classifier of the data set, and the Inception graph."""
 
 import io
 import tarfile
@@ -24,7 +24,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def small_graph(features=5, classes=7, scaled=True) -> bytes:
-    """A frozen graph with the names of the one of 2015, down to its old batch norm."""
+    """Returns a frozen graph with the names and the old batch norm of the Inception graph."""
     with tf.Graph().as_default() as graph:
         jpeg = tf.compat.v1.placeholder(tf.float32, [None, None, 3], name="Cast")
         images = tf.expand_dims(jpeg, 0, name="ExpandDims")
@@ -53,33 +53,33 @@ def small_graph(features=5, classes=7, scaled=True) -> bytes:
     normed.attr["T"].type = tf.float32.as_datatype_enum
     normed.attr["variance_epsilon"].f = 0.001
     normed.attr["scale_after_normalization"].b = scaled
-    graph_def.versions.producer = 8  # later ones may not use that batch norm
+    graph_def.versions.producer = 8  # later versions may not use that batch norm
     return graph_def.SerializeToString()
 
 
 @pytest.mark.parametrize("scaled", [True, False])
-def test_inception_is_the_graph_on_batches(tmp_path, scaled):
+def test_inception_applies_the_graph_to_batches(tmp_path, scaled):
     path = tmp_path / inception.GRAPH
     path.write_bytes(small_graph(scaled=scaled))
     network = inception.load(str(path))
     assert (network.name, len(network.digest)) == ("inception", 16)
     images = np.random.default_rng(1).integers(0, 256, [BATCH + 3, 28, 28, 1], np.uint8)
-    found = extract(network, in_batches(images))
-    assert found.features.shape == (BATCH + 3, 5)
-    assert found.logits.shape == (BATCH + 3, 7)
-    # The same by hand, one image as the graph itself would see it.
+    outputs = extract(network, in_batches(images))
+    assert outputs.features.shape == (BATCH + 3, 5)
+    assert outputs.logits.shape == (BATCH + 3, 7)
+    # The expected values come from the graph itself, one image at a time.
     graph_def = graph_pb2.GraphDef.FromString(small_graph(scaled=scaled))
     with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
         tf.graph_util.import_graph_def(graph_def, name="")
         for row in (0, 57, BATCH + 2):
             one = np.repeat(images[row : row + 1], 3, -1).astype(np.float32)
             pool, logits = session.run(["pool_3:0", "softmax/logits:0"], {"ExpandDims:0": one})
-            np.testing.assert_allclose(found.features[row], pool[0, 0, 0], rtol=1e-4, atol=1e-5)
-            # As published, without the bias, which is 1 here.
-            np.testing.assert_allclose(found.logits[row], logits[0] - 1, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(outputs.features[row], pool[0, 0, 0], rtol=1e-4, atol=1e-5)
+            # Published scores use logits without the bias, which is 1 here.
+            np.testing.assert_allclose(outputs.logits[row], logits[0] - 1, rtol=1e-4, atol=1e-4)
 
 
-def test_inception_out_of_its_archive(tmp_path):
+def test_inception_is_loaded_from_its_archive(tmp_path):
     content = small_graph()
     path = tmp_path / inception.ARCHIVE
     with tarfile.open(path, "w:gz") as archive:
@@ -96,15 +96,15 @@ def test_inception_out_of_its_archive(tmp_path):
     ("name", "content", "message"),
     [
         ("absent.pb", None, "absent.pb does not exist"),
-        ("text.pb", b"this is no graph", "is not that network (no TensorFlow graph)"),
-        ("other.pb", b"", "is not that network (it has no ExpandDims)"),
+        ("text.pb", b"this is no graph", "is not the Inception network (not a TensorFlow graph)"),
+        ("other.pb", b"", "is not the Inception network (it has no node ExpandDims)"),
         ("torn.tgz", b"\x1f\x8b\x08torn", "cannot be unpacked"),
         ("folder", "folder", "cannot be read"),
-        ("empty.tar", "archive", "holds no classify_image_graph_def.pb"),
-        ("half.pb", "half", "is not that network"),
+        ("empty.tar", "archive", "does not contain classify_image_graph_def.pb"),
+        ("half.pb", "half", "is not the Inception network"),
     ],
 )
-def test_other_files_are_named_with_where_the_right_one_is_from(tmp_path, name, content, message):
+def test_a_wrong_file_is_refused_with_the_origin_of_the_right_one(tmp_path, name, content, message):
     path = tmp_path / name
     if content == "folder":
         path.mkdir()
@@ -126,68 +126,70 @@ def test_other_files_are_named_with_where_the_right_one_is_from(tmp_path, name, 
 
 @pytest.fixture
 def budget(monkeypatch):
-    """Training as short as can be."""
+    """Shortens the training of the classifier."""
     monkeypatch.setitem(classifier.IMAGES, 1, 4000)
     tf.config.experimental.enable_op_determinism()
 
 
-def test_a_classifier_is_trained_once_and_kept(budget, cache, monkeypatch, caplog):
+def test_a_classifier_is_trained_once_and_cached(budget, cache, monkeypatch, caplog):
     caplog.set_level("INFO", "trainer")
     config = recipes.resolve(dict(dataset="digits"))
     data = sources.load(config)
     network = classifier.load(config, data)
-    assert network.about["test_accuracy"] > 0.5
-    assert network.about["test_images"] == 297
+    assert network.details["test_accuracy"] > 0.5
+    assert network.details["test_images"] == 297
     entry = next(cache.glob("classifier-*.npz"))
-    monkeypatch.setattr(classifier, "train", None)  # not called again
+    monkeypatch.setattr(classifier, "train", None)  # must not be called again
     again = classifier.load(config, data)
-    assert (again.digest, dict(again.about)) == (network.digest, dict(network.about))
+    assert (again.digest, dict(again.details)) == (network.digest, dict(network.details))
     images = data.images[:7]
     for one, other in zip(
         vars(extract(network, [images])).values(), vars(extract(again, [images])).values()
     ):
         np.testing.assert_array_equal(one, other)
-    # A run on another split has the same classifier.
+    # A run on another split uses the same classifier.
     whole = config.replace(split="all")
     assert classifier.load(whole, sources.load(whole)).digest == network.digest
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
     monkeypatch.setitem(classifier.IMAGES, 1, 4000)
-    # Damaged, it is made anew, and is the same.
+    # A damaged entry is replaced by an equal one.
     entry.write_bytes(entry.read_bytes()[:-100])
     assert classifier.load(config, data).digest == network.digest
     assert "is damaged" in caplog.text
     assert array_cache.read(entry.name) is not None
 
 
-def test_a_network_sees_each_image_the_same_whatever_comes_with_it(budget):
+def test_features_of_an_image_do_not_depend_on_the_rest_of_its_batch(budget):
     config = recipes.resolve(dict(dataset="digits"))
     data = sources.load(config)
-    network = classifier._as_features(classifier.build(data.shape), {})
+    network = classifier.create_feature_network(classifier.build(data.shape), {})
     many = extract(network, in_batches(data.images[: BATCH + 20]))
     few = extract(network, in_batches(data.images[:3]))
     np.testing.assert_array_equal(many.features[:3], few.features)
     assert many.features.shape == (BATCH + 20, 128)
 
 
-def test_training_may_be_broken_off(budget):
-    def check():
+def test_training_of_the_classifier_can_be_interrupted(budget):
+    def check_interrupt():
         raise KeyboardInterrupt
 
     config = recipes.resolve(dict(dataset="digits"))
     with pytest.raises(KeyboardInterrupt):
-        classifier.load(config, sources.load(config), check)
+        classifier.load(config, sources.load(config), check_interrupt)
 
 
-def test_images_without_labels_are_told_of_inception():
+def test_images_without_labels_need_inception():
     images = np.zeros([64, 28, 28, 1], np.uint8)
     for names in ((), ("one",)):
         data = ImageSet(images, np.zeros(64, np.int32), names)
-        with pytest.raises(UsageError, match=r"has no classes .* inception, with --inception_path"):
+        with pytest.raises(
+            UsageError, match=r"has no classes, .* Inception instead, with --inception_path"
+        ):
             classifier.load(recipes.resolve({}), data)
 
 
-def test_the_store_does_without_a_place_to_write(tmp_path, monkeypatch, caplog):
+def test_without_a_writable_cache_nothing_is_cached(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     array_cache.write("x.npz", {"a": np.ones(3)}, {})
@@ -195,9 +197,9 @@ def test_the_store_does_without_a_place_to_write(tmp_path, monkeypatch, caplog):
     assert array_cache.read("x.npz") is None
 
 
-def test_the_store_leaves_no_parts(cache):
+def test_the_cache_leaves_no_temporary_files(cache):
     array_cache.write("x.npz", {"a": np.ones(3)}, {"b": 1})
-    arrays, about = array_cache.read("x.npz")
-    assert (arrays["a"].tolist(), about) == ([1, 1, 1], {"b": 1})
+    arrays, description = array_cache.read("x.npz")
+    assert (arrays["a"].tolist(), description) == ([1, 1, 1], {"b": 1})
     assert [path.name for path in cache.iterdir()] == ["x.npz"]
     assert array_cache.key("k", (1, 2)) != array_cache.key("k", (12,))

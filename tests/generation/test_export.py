@@ -1,4 +1,4 @@
-"""`export`: both forms draw what the run draws, here and without this package."""
+"""Exported files draw the images that the run draws, with and without this package."""
 
 import os
 import subprocess
@@ -13,15 +13,15 @@ import tensorflow as tf
 from trainer.config.settings import Duration
 from trainer.errors import CheckpointError, ExitCode, TrainerError, UsageError
 from trainer.generation import export
-from trainer.generation.generate import load_drawing
+from trainer.generation.generate import load_generator
 from trainer.generation.sampler import BATCH, Sampler, latents
 from trainer.machine import replicas
 from trainer.run_dir.directory import RunDir
 
-# A program of somebody who has TensorFlow and not this package.
-PLAIN = """
+# A program that loads the exported files with TensorFlow but without this package.
+PROGRAM = """
 import sys
-sys.modules["trainer"] = None  # importing it fails, installed or not
+sys.modules["trainer"] = None  # makes its import fail, even if it is installed
 import keras, numpy as np, tensorflow as tf
 folder, given, out = sys.argv[1:]
 given = dict(np.load(given))
@@ -42,9 +42,9 @@ def steps(count):
 
 
 def drawn(config, conditional):
-    """What the run draws: latents, labels and images uint8 [BATCH, H, W, C]."""
+    """Returns the inputs and the images uint8 [BATCH, H, W, C] of the run."""
     replicas.create_replicas(config)
-    generator, _ = load_drawing(RunDir(Path(config.run_dir)), config)
+    generator, _ = load_generator(RunDir(Path(config.run_dir)), config)
     zero = tf.constant(0, tf.int64)
     labels = np.arange(BATCH, dtype=np.int32)[::-1] % 10 if conditional else None
     images = next(Sampler(config, generator).draw(BATCH, 0, labels))
@@ -55,20 +55,20 @@ def drawn(config, conditional):
 @pytest.mark.parametrize(
     ("settings", "channels"),
     [
-        (dict(recipe="dcgan"), 1),  # conditional, an average, batch norm, [-1, 1]
+        (dict(recipe="dcgan"), 1),  # conditional, EMA, batch norm, [-1, 1]
         (dict(recipe="dcgan", g_conditioning="batchnorm", precision="bfloat16"), 1),
-        (dict(recipe="dcgan-sigmoid", g_weights="spectral"), 1),  # no labels, [0, 1]
+        (dict(recipe="dcgan-sigmoid", g_weights="spectral"), 1),  # unconditional, [0, 1]
     ],
     ids=["dcgan", "batchnorm-bfloat16", "sigmoid-spectral"],
 )
-def test_both_forms_draw_the_same_without_this_package(tiny, run, tmp_path, settings, channels):
+def test_both_formats_draw_the_same_without_this_package(tiny, run, tmp_path, settings, channels):
     config = tiny(**settings, length=steps(4))
     run(config)
     export.export(RunDir(Path(config.run_dir)), config, tmp_path / "out")
     given, images = drawn(config, config.conditional)
     np.savez(tmp_path / "given.npz", **given)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    command = [sys.executable, "-I", "-c", PLAIN]
+    command = [sys.executable, "-I", "-c", PROGRAM]
     files = [str(tmp_path / name) for name in ("out", "given.npz", "drawn.npz")]
     answer = subprocess.run(
         [*command, *files], cwd="/", env=environment, capture_output=True, text=True
@@ -76,7 +76,7 @@ def test_both_forms_draw_the_same_without_this_package(tiny, run, tmp_path, sett
     assert answer.returncode == 0, answer.stderr
     plain = np.load(tmp_path / "drawn.npz")
     assert plain["served"].dtype == np.uint8
-    # A normalised kernel is exported as it is applied, up to its last bit.
+    # A normalized kernel is exported in its normalized form, which may differ in the last bit.
     levels = np.abs(plain["served"].astype(int) - images)
     assert levels.max() <= ("g_weights" in settings)
     assert levels.mean() < 1e-3
@@ -97,19 +97,20 @@ def test_the_signature_is_named(tiny, run, tmp_path):
         export.export(RunDir(Path(config.run_dir)), config, tmp_path / recipe / "export")
         loaded = tf.saved_model.load(str(tmp_path / recipe / "export" / "saved_model"))
         signature = loaded.signatures["serving_default"]
-        takes = signature.structured_input_signature[1]
-        assert {k: (v.shape.as_list(), v.dtype) for k, v in takes.items()} == inputs
-        gives = signature.structured_outputs["images"]
-        assert (gives.shape.as_list(), gives.dtype) == ([None, 28, 28, 1], tf.uint8)
+        actual = signature.structured_input_signature[1]
+        assert {k: (v.shape.as_list(), v.dtype) for k, v in actual.items()} == inputs
+        output = signature.structured_outputs["images"]
+        assert (output.shape.as_list(), output.dtype) == ([None, 28, 28, 1], tf.uint8)
 
 
-def test_the_average_of_the_newest_checkpoint_is_exported(tiny, run, tmp_path):
+def test_the_ema_weights_of_the_newest_checkpoint_are_exported(tiny, run, tmp_path):
     config = tiny(recipe="dcgan", length=steps(6), checkpoint_every=steps(3), g_lr=0.05)
     run(config)
     folder = RunDir(Path(config.run_dir))
     export.export(folder, config, tmp_path / "out")
     exported = keras.models.load_model(tmp_path / "out" / "generator.keras").get_weights()
-    average = keras.models.load_model(folder.generator).get_weights()  # saved as training ended
+    # The file that training saves at its end contains the EMA weights.
+    average = keras.models.load_model(folder.generator).get_weights()
     for one, other in zip(exported, average, strict=True):
         np.testing.assert_array_equal(one, other)
     reader = tf.train.load_checkpoint(str(folder.checkpoints / "ckpt-6"))
@@ -117,11 +118,11 @@ def test_the_average_of_the_newest_checkpoint_is_exported(tiny, run, tmp_path):
     assert not any(np.array_equal(reader.get_tensor(n), exported[0]) for n in raw)
 
 
-def test_the_command(tiny, run, trainer):
+def test_the_export_command_replaces_files_and_logs_their_use(tiny, run, trainer):
     config = tiny(recipe="cgan", length=steps(1))
     run(config)
     folder = Path(config.run_dir)
-    stale = folder / "export" / "saved_model" / "saved_model.pb"  # of an earlier export
+    stale = folder / "export" / "saved_model" / "saved_model.pb"  # left by an earlier export
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"old")
     answer = trainer("export", f"--run_dir={folder}", "--devices=cpu")
@@ -141,33 +142,37 @@ def test_the_command(tiny, run, trainer):
         assert text in answer.stdout, text
 
 
-@pytest.mark.parametrize("form", ["generator.keras", "saved_model"])
-def test_what_draws_otherwise_is_not_exported(tiny, run, tmp_path, monkeypatch, form):
+@pytest.mark.parametrize("name", ["generator.keras", "saved_model"])
+def test_a_file_that_draws_other_images_is_not_exported(tiny, run, tmp_path, monkeypatch, name):
     config = tiny(recipe="cgan", length=steps(1))
     run(config)
     folder, out = RunDir(Path(config.run_dir)), tmp_path / "out"
-    generator, _ = load_drawing(folder, config)
-    other = keras.models.clone_model(generator)  # as initialised
-    if form == "saved_model":
+    generator, _ = load_generator(folder, config)
+    other = keras.models.clone_model(generator)  # with initial weights
+    if name == "saved_model":
         save = export.save_model
         monkeypatch.setattr(export, "save_model", lambda config, _, path: save(config, other, path))
     else:
         save = keras.Model.save
         monkeypatch.setattr(keras.Model, "save", lambda _, path: save(other, path))
-    with pytest.raises(TrainerError, match=f"exported {form} does not draw what the run draws"):
+    with pytest.raises(
+        TrainerError, match=f"exported {name} does not draw the same images as the run"
+    ):
         export.export(folder, config, out)
     assert list(out.iterdir()) == []
 
 
-def test_a_file_that_does_not_load_is_named(tiny, run, tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_loaded_is_named(tiny, run, tmp_path, monkeypatch):
     config = tiny(recipe="cgan", length=steps(1))
     run(config)
     monkeypatch.setattr(keras.Model, "save", lambda _, path: path.write_bytes(b"PK"))
-    with pytest.raises(TrainerError, match=r"exported generator.keras cannot be used again \(.+\)"):
+    with pytest.raises(
+        TrainerError, match=r"exported generator.keras cannot be loaded and run \(.+\)"
+    ):
         export.export(RunDir(Path(config.run_dir)), config, tmp_path / "out")
 
 
-def test_bad_input(tiny, run, tmp_path, trainer):
+def test_wrong_input_of_export_is_refused(tiny, run, tmp_path, trainer):
     for arguments, message in (
         (["export"], "--run_dir is missing"),
         (["export", "--run_dir=nowhere"], "nowhere is not a run directory: it has no config.json."),
@@ -188,7 +193,7 @@ def test_bad_input(tiny, run, tmp_path, trainer):
     assert not (tmp_path / "out").exists()
 
 
-def test_help_does_without_tensorflow():
+def test_help_does_not_import_tensorflow():
     code = (
         "import sys; from trainer.__main__ import main; "
         "codes = [main([name, '--help']) for name in ('export', 'doctor', 'generate')]; "

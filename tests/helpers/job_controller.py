@@ -1,10 +1,10 @@
 """A small model of Kubernetes' Job controller and kubelet that runs Pods as local processes.
 
-It implements what a trainer notices of a cluster: environment variables and arguments, volumes
-(claims persist, emptyDir volumes are deleted with their Pod), host names of workers, completion
-indices, the Pod failure policy, the back-off, Pod replacement, and SIGTERM followed by SIGKILL
-after the grace period. The isolation of containers is not modelled: mount paths are replaced by
-local ones.
+It models the properties of a cluster that affect a trainer: environment variables and arguments,
+volumes (claims persist, emptyDir volumes are deleted with their Pod), host names of workers,
+completion indices, the Pod failure policy, the back-off, Pod replacement, and SIGTERM followed by
+SIGKILL after the grace period. It does not model the isolation of containers, so mount paths are
+replaced with local paths.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class Pod:
         self.kill_at = time.monotonic() + grace_secs
 
     def kill(self) -> None:
-        """Kills the process without notice or condition, as the kernel does when out of memory."""
+        """Kills the process without warning or condition, like the out-of-memory killer."""
         self.popen.kill()
 
     def probe(self, name: str, timeout: float) -> bool:
@@ -61,8 +61,8 @@ class Pod:
         )
         return done.returncode == 0
 
-    def look(self) -> bool:
-        """Returns whether the Pod has ended, after killing it if its grace period is over."""
+    def has_ended(self) -> bool:
+        """Kills the Pod if its grace period is over; returns whether the Pod has ended."""
         if self.kill_at and time.monotonic() > self.kill_at and self.popen.poll() is None:
             self.popen.kill()
             self.popen.wait()
@@ -84,7 +84,7 @@ class Job:
         self.grace_secs = k8s.pod_of(manifests)["terminationGracePeriodSeconds"]
         self._indexed = self.spec.get("completionMode") == "Indexed"
         count = self.spec.get("completions", 1)
-        self._hosts = self._names(count)
+        self._hosts = self._worker_addresses(count)
         self._waiting = dict.fromkeys(range(count), 0.0)  # start time by index
         self._began = time.monotonic()
         self.running: dict[int, Pod] = {}
@@ -96,11 +96,11 @@ class Job:
 
     def step(self) -> None:
         for index, pod in list(self.running.items()):
-            if pod.look():
+            if pod.has_ended():
                 del self.running[index]
                 self.ended.append(pod)
                 if not self.condition:
-                    self._judge(pod)
+                    self._handle_exit(pod)
         if time.monotonic() - self._began > self.spec["activeDeadlineSeconds"]:
             self._fail("DeadlineExceeded")
         for index, due in list(self._waiting.items()):
@@ -111,7 +111,7 @@ class Job:
             self.condition = "Complete"
 
     def wait(self, until: Callable[[], bool] | None = None, timeout: float = 240) -> "Job":
-        """Steps until a condition holds; without one, until the Job and all its Pods have ended."""
+        """Steps until `until` holds; by default until the Job and all its Pods have ended."""
         deadline = time.monotonic() + timeout
         while not (until() if until else self.condition and not self.running):
             self.step()
@@ -134,7 +134,7 @@ class Job:
     def exit_codes(self) -> list[int]:
         return [pod.exit_code for pod in self.ended]
 
-    def _judge(self, pod: Pod) -> None:
+    def _handle_exit(self, pod: Pod) -> None:
         if pod.exit_code == 0:
             return
         action = self._action(pod)
@@ -174,9 +174,7 @@ class Job:
         mounts = self._mounts(scratch)
         local = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(
-                k8s.ROOT
-            ),  # the trainer of this checkout takes the place of the image's
+            "PYTHONPATH": str(k8s.ROOT),  # runs the trainer of this checkout
             "PYTHONUNBUFFERED": "1",
             "KUBERNETES_SERVICE_HOST": "10.96.0.1",
             "HOSTNAME": f"{self.name}-{index}" if self._indexed else self.name,
@@ -184,12 +182,12 @@ class Job:
         if self._indexed:
             local["JOB_COMPLETION_INDEX"] = str(index)
         given = k8s.environment_of(self._manifests)
-        environment = local | {name: self._here(text, mounts) for name, text in given.items()}
+        environment = local | {name: self._localize(text, mounts) for name, text in given.items()}
         container = k8s.trainer_of(self._manifests)
         command = container.get("command") or k8s.entry_point()
-        arguments = [self._here(text, mounts) for text in k8s.arguments_of(self._manifests)]
+        arguments = [self._localize(text, mounts) for text in k8s.arguments_of(self._manifests)]
         probes = {
-            name: [self._here(text, mounts) for text in container[name]["exec"]["command"]]
+            name: [self._localize(text, mounts) for text in container[name]["exec"]["command"]]
             for name in ("startupProbe", "livenessProbe")
         }
         log = self._scratch / f"{scratch.name}.log"
@@ -215,8 +213,8 @@ class Job:
             mounts[mount["mountPath"]] = folder
         return mounts
 
-    def _here(self, text: str, mounts: dict[str, Path]) -> str:
-        """Replaces mount paths and the host names of workers by local paths and addresses."""
+    def _localize(self, text: str, mounts: dict[str, Path]) -> str:
+        """Replaces mount paths and host names of workers with local paths and addresses."""
         paths = "|".join(re.escape(path) for path in sorted(mounts, key=len, reverse=True))
         text = re.sub(
             rf"(?<![\w./:-])({paths})(?![\w.-])", lambda found: str(mounts[found[1]]), text
@@ -225,8 +223,8 @@ class Job:
             text = text.replace(name, address)
         return text
 
-    def _names(self, count: int) -> dict[str, str]:
-        """Returns local addresses of the workers, after checking the Service that names them."""
+    def _worker_addresses(self, count: int) -> dict[str, str]:
+        """Returns the local address of each worker, after checking the headless Service."""
         subdomain = k8s.pod_of(self._manifests).get("subdomain")
         if not self._indexed or subdomain is None:
             return {}

@@ -106,15 +106,14 @@ def trajectory(config, steps=STEPS):
     devices = replicas.create_replicas(config)
     with devices.scope():
         variables = state.create_state(config, data.shape, devices.precision)
+    plan = pipeline.BatchPlan(
+        seed=config.seed,
+        batch_size=config.batch_size,
+        batches_per_step=step.real_batches_per_step(config),
+    )
     batches = devices.make_iterator(
         lambda replicas: pipeline.batches(
-            data,
-            seed=config.seed,
-            first_step=0,
-            batch_size=config.batch_size,
-            batches_per_step=step.real_batches_per_step(config),
-            replicas=replicas,
-            num_replicas=devices.num_replicas,
+            data, plan, replicas=replicas, num_replicas=devices.num_replicas
         )
     )
     advance = compile_steps(config, devices, variables, data.shape.classes, lambda k: next(batches))

@@ -406,7 +406,7 @@ def resolved(manifests: k8s.Manifests, capsys) -> dict:
     """Returns the configuration that results from the container's arguments."""
     command, *arguments = k8s.arguments_of(manifests)
     assert command == "train"
-    train.run([*arguments, "--dry_run"], lambda: False)
+    train.main([*arguments, "--dry_run"], lambda: False)
     return json.loads(capsys.readouterr().out)
 
 

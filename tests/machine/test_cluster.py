@@ -1,4 +1,4 @@
-"""Several machines: who they are, and real ones on loopback."""
+"""Tests of several workers: their addresses, and real processes on the loopback interface."""
 
 import json
 import os
@@ -24,52 +24,56 @@ def tf_config(jobs, task, index):
 
 
 def test_a_machine_alone_is_no_cluster():
-    assert cluster.find("", None, {}) is None
-    assert cluster.find("", None, tf_config({"chief": ["a:1"]}, "chief", 0)) is None
+    assert cluster.find_cluster("", None, {}) is None
+    assert cluster.find_cluster("", None, tf_config({"chief": ["a:1"]}, "chief", 0)) is None
 
 
 def test_workers_and_the_index_of_a_job():
-    found = cluster.find("job-{0..2}.svc:2222, other:1", None, {"JOB_COMPLETION_INDEX": "3"})
+    found = cluster.find_cluster(
+        "job-{0..2}.svc:2222, other:1", None, {"JOB_COMPLETION_INDEX": "3"}
+    )
     names = ("job-0.svc:2222", "job-1.svc:2222", "job-2.svc:2222", "other:1")
     assert found == Cluster(names, 3)
     assert not found.is_chief
-    assert cluster.find("a:1,b:2", 0, {"JOB_COMPLETION_INDEX": "1"}) == Cluster(("a:1", "b:2"), 0)
+    assert cluster.find_cluster("a:1,b:2", 0, {"JOB_COMPLETION_INDEX": "1"}) == Cluster(
+        ("a:1", "b:2"), 0
+    )
 
 
 def test_tf_config_wins_and_its_chief_comes_first():
     jobs = {"worker": ["b:1", "c:1"], "chief": ["a:1"]}
-    found = cluster.find("x:1,y:1", 0, tf_config(jobs, "worker", 1))
+    found = cluster.find_cluster("x:1,y:1", 0, tf_config(jobs, "worker", 1))
     assert found == Cluster(("a:1", "b:1", "c:1"), 2)
-    assert cluster.find("", None, tf_config(jobs, "chief", 0)).is_chief
+    assert cluster.find_cluster("", None, tf_config(jobs, "chief", 0)).is_chief
 
 
 @pytest.mark.parametrize(
     ("workers", "index", "environment", "message"),
     [
-        ("a:1,b:1", None, {}, "which of them this is"),
-        ("a:1,b:1", 2, {}, "from 0 on; there is no worker 2"),
-        ("a:1,b:1", -1, {}, "there is no worker -1"),
-        ("a:1,b", 0, {}, "'b' is not HOST:PORT"),
-        ("a:1,b:70000", 0, {}, "'b:70000' is not HOST:PORT"),
-        ("a:1,a:1", 0, {}, "names a worker twice"),
-        ("", None, {"TF_CONFIG": "{"}, "is not understood"),
-        ("", None, {"TF_CONFIG": "[]"}, "is not understood"),
-        ("", None, {"TF_CONFIG": '{"cluster": {}}'}, "is not understood"),
+        ("a:1,b:1", None, {}, "the index of this one is unknown"),
+        ("a:1,b:1", 2, {}, "the index of this worker is 2. Use an index from 0 to 1."),
+        ("a:1,b:1", -1, {}, "the index of this worker is -1"),
+        ("a:1,b", 0, {}, "'b' is not valid. Use HOST:PORT."),
+        ("a:1,b:70000", 0, {}, "'b:70000' is not valid. Use HOST:PORT."),
+        ("a:1,a:1", 0, {}, "repeats an address"),
+        ("", None, {"TF_CONFIG": "{"}, "is not valid"),
+        ("", None, {"TF_CONFIG": "[]"}, "is not valid"),
+        ("", None, {"TF_CONFIG": '{"cluster": {}}'}, "is not valid"),
         ("", None, tf_config({"worker": ["a:1"]}, "worker", 1), "no task worker 1"),
         ("", None, tf_config({"ps": ["a:1"], "worker": ["b:1"]}, "worker", 0), "the job 'ps'"),
     ],
 )
 def test_wrong_clusters_are_named(workers, index, environment, message):
     with pytest.raises(UsageError) as error:
-        cluster.find(workers, index, environment)
+        cluster.find_cluster(workers, index, environment)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_pods_may_take_longer_to_come():
     pod = {"JOB_COMPLETION_INDEX": "0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
-    assert cluster.find("a:1,b:1", None, pod).wait_secs == 3000
-    assert cluster.find("a:1,b:1", 0, {}).wait_secs == 300
+    assert cluster.find_cluster("a:1,b:1", None, pod).wait_secs == 3000
+    assert cluster.find_cluster("a:1,b:1", 0, {}).wait_secs == 300
 
 
 def test_a_host_without_an_address_and_a_taken_port():
@@ -83,14 +87,14 @@ def test_a_host_without_an_address_and_a_taken_port():
             raise OSError(-2, "Name or service not known")
 
     clock = dict(sleep=sleep, clock=lambda: now[0])
-    with pytest.raises(PeerError, match=r"nowhere has no address after 300 s \(Name or service"):
-        Cluster(("localhost:1", "nowhere:1"), 0).wait_for_names(resolve=resolve, **clock)
+    with pytest.raises(PeerError, match=r"nowhere does not resolve after 300 s \(Name or service"):
+        Cluster(("localhost:1", "nowhere:1"), 0).wait_for_host_names(resolve=resolve, **clock)
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
         here = f"localhost:{taken.getsockname()[1]}"
-        with pytest.raises(UsageError, match=f"the port of {here} cannot be used here"):
-            Cluster((here, "other:1"), 0).wait_for_names(resolve=resolve, **clock)
+        with pytest.raises(UsageError, match=f"the port of {here} cannot be used on this machine"):
+            Cluster((here, "other:1"), 0).wait_for_host_names(resolve=resolve, **clock)
 
 
 def free_ports(count):
@@ -104,7 +108,7 @@ def free_ports(count):
 
 
 def start_workers(folder, *arguments, count=2, own=((), ())):
-    """Starts the processes of a run of several machines, all of them this one."""
+    """Starts the workers of a run as processes on this machine."""
     workers = ",".join(f"localhost:{port}" for port in free_ports(count))
     return [
         subprocess.Popen(
@@ -117,7 +121,7 @@ def start_workers(folder, *arguments, count=2, own=((), ())):
 
 
 def ends(workers, timeout=180):
-    """The exit codes and the outputs of processes."""
+    """Waits for processes and returns their exit codes and outputs."""
     outputs = [worker.communicate(timeout=timeout)[0] for worker in workers]
     return [worker.returncode for worker in workers], outputs
 
@@ -139,12 +143,12 @@ def test_two_machines_train_as_one_does(tmp_path, trainer):
     for single, double in pairs:
         for name in ("d_loss", "g_loss", "d_acc", "g_acc"):
             assert double[name] == pytest.approx(single[name], rel=2e-3, abs=1e-4), name
-    # Only the chief writes, and what the other wrote for itself is gone.
+    # Only the chief writes to the run directory, and nothing of the other worker is left.
     names = {path.name for path in (tmp_path / "two").iterdir()}
     assert names == {path.name for path in (tmp_path / "one").iterdir()}
     assert "Samples" in outputs[0]
     assert "Samples" not in outputs[1]
-    # What several machines saved goes on on one.
+    # A checkpoint of several workers can be resumed on one machine.
     more = trainer("train", *TINY, "--steps=5", "--run_dir=two")
     assert "Resuming from two/checkpoints/ckpt-4" in more.stdout
 
@@ -207,7 +211,7 @@ def test_a_worker_that_does_not_come_is_not_waited_for_for_ever(tmp_path):
 
 
 def test_workers_with_gpus_use_them(monkeypatch):
-    """TensorFlow does not look: a resolver that says nothing means a CPU each."""
+    """TensorFlow does not detect GPUs: without num_accelerators each worker gets one CPU."""
     given = {}
 
     def resolver(spec, **options):
@@ -227,7 +231,7 @@ def test_workers_with_gpus_use_them(monkeypatch):
         replicas._joined(Cluster(("a:1", "b:1"), 0), gpus=4)
 
 
-# Two machines as the network sees them: each with a card of its own, and a cable between.
+# Two network namespaces, each with its own interface, connected by a virtual cable.
 MACHINES = """
 ip link add name here type veth peer name there || exit 99
 unshare --net sleep 300 & far=$!
@@ -251,7 +255,7 @@ ip link set here down
 
 
 def on_two_machines(folder, meanwhile, *arguments):
-    """Exit codes and outputs of a run of two machines in network namespaces."""
+    """Returns exit codes and outputs of a run with two workers in network namespaces."""
     inside = ["unshare", "--user", "--map-root-user", "--net", "--mount", "sh", "-c"]
     script = MACHINES.replace("{meanwhile}", meanwhile)
     answer = subprocess.run(

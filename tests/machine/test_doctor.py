@@ -1,4 +1,4 @@
-"""`doctor`: what it shows, and that it names what keeps TensorFlow from a GPU."""
+"""Tests of `doctor`: its report, and its explanation of GPUs that TensorFlow does not list."""
 
 import ctypes
 import io
@@ -11,12 +11,12 @@ import pytest
 import tensorflow as tf
 
 from trainer.errors import ExitCode, TrainerError
-from trainer.machine import devices, doctor, nvidia
+from trainer.machine import devices, doctor, memory, nvidia
 from trainer.reporting.console import Console, log_to
 
 
 def loader(*missing):
-    """Opens every library but some."""
+    """Returns a function that loads every library except the missing ones."""
 
     def load(name):
         if name in missing:
@@ -26,10 +26,10 @@ def loader(*missing):
     return load
 
 
-def diagnose(tmp_path, **given):
-    """The diagnosis of a machine with one GPU that TensorFlow does not list."""
+def explain(tmp_path, **given):
+    """Returns the explanation for a machine with one GPU that TensorFlow does not list."""
     usual = dict(listed=0, missing=[], packages=tmp_path, built_for_cuda=True, environment={})
-    return nvidia.diagnose(given.pop("files", ["/dev/nvidia0"]), **{**usual, **given})
+    return nvidia.explain_unlisted_gpus(given.pop("files", ["/dev/nvidia0"]), **{**usual, **given})
 
 
 def test_it_shows_the_machine(trainer):
@@ -42,8 +42,8 @@ def test_it_shows_the_machine(trainer):
     assert lines["TensorFlow"].startswith(f"{tf.__version__}, built ")
     assert lines["Keras"] == keras.__version__
     assert lines["CPU"].startswith(f"{len(os.sched_getaffinity(0))} cores")
-    assert re.fullmatch(r"[\d.]+ GiB, [\d.]+ GiB of it available.*", lines["Memory"])
-    assert lines["Precision"] == "--precision=auto means float32 here"
+    assert re.fullmatch(r"[\d.]+ GiB, of which [\d.]+ GiB are available.*", lines["Memory"])
+    assert lines["Precision"] == "--precision=auto selects float32 on this machine"
     assert lines["GPU"] == "none listed by TensorFlow"
     assert len(re.findall(r"^Disk .* GiB free of .* in (\S+)$", answer.stdout, re.M)) == 2
     assert trainer("doctor", "--nonsense").returncode == ExitCode.USAGE
@@ -54,16 +54,18 @@ def test_a_gpu_that_tensorflow_does_not_list_is_a_failure():
     stream = io.StringIO()
     log_to(Console(stream))
     with pytest.raises(TrainerError, match=r"libnvJitLink\.so\.12") as caught:
-        doctor.examine(files, loader("libnvJitLink.so.12", "libcurand.so.10"), environment={})
+        doctor.log_report(files, loader("libnvJitLink.so.12", "libcurand.so.10"), environment={})
     assert caught.value.exit_code == ExitCode.CRASH
     assert "\n" not in str(caught.value)
-    assert "Libraries   10 of 12 load; not libcurand.so.10, libnvJitLink.so.12" in stream.getvalue()
-    doctor.examine([], loader(*nvidia.LIBRARIES))  # without a device nothing is missing
+    assert (
+        "10 of 12 can be loaded; missing: libcurand.so.10, libnvJitLink.so.12" in stream.getvalue()
+    )
+    doctor.log_report([], loader(*nvidia.LIBRARIES))  # without a device no library is needed
 
 
 def test_a_run_without_the_gpu_that_is_there_says_so(monkeypatch, caplog):
     monkeypatch.setattr(nvidia, "device_files", lambda: ["/dev/nvidia0"])
-    assert devices.choose("auto") == ["CPU:0"]
+    assert devices.select_devices("auto") == ["CPU:0"]
     assert "Training on the CPU. /dev/nvidia0: TensorFlow lists none of 1 NVIDIA" in caplog.text
 
 
@@ -71,15 +73,15 @@ def test_the_remedy_fits_what_is_missing(tmp_path):
     folder = tmp_path / "nvjitlink" / "lib"
     folder.mkdir(parents=True)
     (folder / "libnvJitLink.so.12").write_text("")
-    line = diagnose(tmp_path, missing=["libcudnn.so.9", "libnvJitLink.so.12", "libcuda.so.1"])
+    line = explain(tmp_path, missing=["libcudnn.so.9", "libnvJitLink.so.12", "libcuda.so.1"])
     assert line.startswith("/dev/nvidia0: TensorFlow lists none of 1 NVIDIA GPUs. ")
-    assert "Not installed: libcudnn.so.9: pip install 'tensorflow[and-cuda]'" in line
-    assert "not where the loader looks: libnvJitLink.so.12" in line
-    assert f"{tmp_path}/*/lib into LD_LIBRARY_PATH" in line
-    assert "libcuda.so.1 belongs to the driver" in line
-    assert "driver" not in diagnose(tmp_path, missing=["libcudnn.so.9"])
-    assert "built without CUDA" in diagnose(tmp_path, built_for_cuda=False)
-    assert "nvidia-smi" in diagnose(tmp_path)
+    assert "Not installed: libcudnn.so.9. Run pip install 'tensorflow[and-cuda]'" in line
+    assert "not on the loader's search path: libnvJitLink.so.12" in line
+    assert f"{tmp_path}/*/lib to LD_LIBRARY_PATH" in line
+    assert "libcuda.so.1 is missing. It is part of NVIDIA's driver" in line
+    assert "driver" not in explain(tmp_path, missing=["libcudnn.so.9"])
+    assert "built without CUDA" in explain(tmp_path, built_for_cuda=False)
+    assert "nvidia-smi" in explain(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +98,9 @@ def test_the_remedy_fits_what_is_missing(tmp_path):
 def test_devices_that_are_hidden(tmp_path, chosen, listed, trouble):
     files = ["/dev/nvidia0", "/dev/nvidia1"]
     environment = {} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen}
-    line = diagnose(tmp_path, files=files, listed=listed, environment=environment)
+    line = explain(tmp_path, files=files, listed=listed, environment=environment)
     assert line is None if trouble is None else trouble in line
-    assert diagnose(tmp_path, files=[], environment=environment) is None
+    assert explain(tmp_path, files=[], environment=environment) is None
 
 
 def test_what_the_driver_says(tmp_path):
@@ -140,7 +142,7 @@ def test_a_gpu_is_shown_with_capability_and_memory(monkeypatch):
     monkeypatch.setattr(nvidia, "total_memory", lambda index, load: 24 * 2**30)
     lines = dict(doctor._gpus(gpus, ["/dev/nvidia0"], [], ctypes.CDLL))
     assert lines["GPU:0"] == "NVIDIA TITAN RTX, compute capability 7.5, 24.0 GiB"
-    assert lines["Libraries"] == "12 of 12 load"
+    assert lines["Libraries"] == "12 of 12 can be loaded"
     for capability, precision in (((6, 1), "float32"), ((7, 5), "float16"), ((8, 0), "bfloat16")):
         details["compute_capability"] = capability
         assert devices.auto_precision() == precision
@@ -150,10 +152,11 @@ def test_a_gpu_is_shown_with_capability_and_memory(monkeypatch):
 
 def test_a_container_limit_is_shown(monkeypatch, tmp_path):
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(doctor, "MEMORY_LIMIT", limit)
+    monkeypatch.setattr(memory, "CGROUP_LIMIT", limit)
     for text, end in (("max\n", "available"), (f"{2**31}\n", "limited to 2.0 GiB")):
         limit.write_text(text)
         assert doctor._memory().endswith(end)
+    assert memory.available_bytes() <= 2**31  # checks of data sets use the same limit
 
 
 def test_without_tensorflow_it_says_so(trainer, tmp_path):

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer import models, recipes
+from trainer import recipes
 from trainer.config.dataset import ImageShape
 from trainer.errors import UsageError
 from trainer.models import convolutions, kernels, norms
+from trainer.recipes.networks import build_networks
 
 GRAY, COLOUR = ImageShape(28, 1, 10), ImageShape(32, 3, 10)
 
 
 def build(recipe, shape, **given):
-    return models.build(recipes.resolve(dict(recipe=recipe, **given)), shape)
+    return build_networks(recipes.resolve(dict(recipe=recipe, **given)), shape)
 
 
 @pytest.mark.parametrize("conditional", [False, True])

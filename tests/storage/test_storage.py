@@ -676,8 +676,8 @@ def test_logs_and_the_model_are_copied_to_their_directories(server, tiny, run, t
     where = str(tmp_path / "job") if local else "gs://bucket/job"
     config = tiny(length=Duration(2, "steps"), **vertex(where))
     output = run(config)
-    assert f"ckpt-2 is in {where}/model for a server" in output
-    assert "ckpt-2 is in" not in run(config)  # complete
+    assert f"ckpt-2 to --model_dir={where}/model" in output
+    assert "ckpt-2 to" not in run(config)  # complete
     if local:
         folder = tmp_path / "job"
         names = {str(path.relative_to(folder)) for path in folder.rglob("*")}
@@ -696,7 +696,7 @@ def test_logs_and_the_model_are_copied_to_their_directories(server, tiny, run, t
     latents, labels = tf.zeros([3, config.latent_dim]), tf.range(3)
     assert served(latents=latents, labels=labels)["images"].shape == (3, 28, 28, 1)
     late = f"{where}/late"  # requested after the run is complete
-    assert f"ckpt-2 is in {late} for a server" in run(config.replace(model_dir=late))
+    assert f"ckpt-2 to --model_dir={late}" in run(config.replace(model_dir=late))
 
 
 def test_failed_uploads_of_logs_do_not_stop_the_run(server, tiny, run, caplog):
@@ -776,11 +776,9 @@ def test_inception_from_a_bucket(server):
     server.put("networks/graph.pb", b"no graph")
     where = "gs://bucket/networks/graph.pb"
     config = recipes.resolve(dict(batch_size=8))
-    with pytest.raises(UsageError, match=rf"--inception_path={where} is not that network"):
-        evaluator.prepare(
-            config, sources.load(config), features="inception", inception_path=where,
-            num_samples=100, seed=0, check=lambda: None,
-        )  # fmt: skip
+    options = evaluator.EvaluationOptions("inception", where, num_samples=100, seed=0)
+    with pytest.raises(UsageError, match=rf"--inception_path={where} is not the Inception network"):
+        evaluator.create_evaluator(config, sources.load(config), options)
 
 
 def test_results_of_an_evaluation_are_uploaded_to_the_run(server):

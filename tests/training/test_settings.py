@@ -8,19 +8,20 @@ import pytest
 import tensorflow as tf
 
 from tests.helpers.runs import TINY, trajectory, weights
-from trainer import models, recipes
+from trainer import recipes
 from trainer.config import Config
 from trainer.config.dataset import ImageShape
 from trainer.config.settings import Duration
 from trainer.data import sources
 from trainer.errors import UsageError
 from trainer.machine import batch, replicas
-from trainer.models import kernels, layers, norms
+from trainer.models import kernels, layers, norms, objective
+from trainer.models.objective import OBJECTIVES
 from trainer.randomness import Draws
-from trainer.training import objective, optimizers, state, step
-from trainer.training.objective import OBJECTIVES
+from trainer.recipes.networks import build_networks
+from trainer.training import optimizers, state, step
 
-BASE = dict(recipe="cgan", d_norm="none", d_update="separate")
+BASE = dict(recipe="cgan", d_norm="none", update_rule="separate")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,9 @@ def test_the_penalty_pulls_the_gradient_to_length_one(tiny):
     """A strong penalty moves the length of D's gradient towards 1."""
     lengths = {}
     for weight in (0.0, 100.0):
-        config = tiny(recipe="mlp-small", d_update="separate", gradient_penalty=weight, d_lr=1e-2)
+        config = tiny(
+            recipe="mlp-small", update_rule="separate", gradient_penalty=weight, d_lr=1e-2
+        )
         variables = trajectory(config, 40)[1]
         images = tf.constant(sources.load(config).images[:8] / 127.5 - 1.0, tf.float32)
         with tf.GradientTape() as tape:
@@ -261,6 +264,6 @@ def test_parts_of_draws_are_rows_of_the_whole():
 
 def test_layer_noise_is_on_all_but_the_first_layer():
     config = recipes.resolve(dict(recipe="dcgan-studiogan", d_layer_noise=0.1))
-    _, discriminator = models.build(config, ImageShape(32, 3, 10))
+    _, discriminator = build_networks(config, ImageShape(32, 3, 10))
     noisy = [layer for layer in discriminator.layers if isinstance(layer, layers.GaussianNoise)]
     assert len(noisy) == 6  # seven convolutions

@@ -13,9 +13,9 @@ from trainer import randomness, recipes
 from trainer.config.settings import Duration
 from trainer.data import sources
 from trainer.machine import replicas
+from trainer.models.objective import OBJECTIVES
 from trainer.randomness import Draws
 from trainer.training import state, step
-from trainer.training.objective import OBJECTIVES
 
 
 @pytest.mark.parametrize("recipe", recipes.RECIPES)
@@ -70,15 +70,15 @@ class Counting:
 @pytest.mark.parametrize(
     ("given", "d_calls", "d_updates", "g_calls"),
     [
-        (dict(d_update="joint"), [16, 8], 1, [8, 8]),
-        (dict(d_update="separate"), [8, 8, 8], 1, [8, 8]),
-        (dict(d_update="sequential"), [8, 8, 8], 2, [8, 8]),
-        (dict(d_update="joint", d_steps=3), [16, 16, 16, 8], 3, [8] * 4),
-        (dict(d_update="joint", reuse_fakes=True), [16, 8], 1, [8]),
-        (dict(d_update="sequential", reuse_fakes=True, d_steps=2), [8] * 5, 4, [8, 8]),
-        (dict(d_update="joint", reuse_fakes=True, batch_per_replica=4), [8, 8, 4, 4], 1, [4] * 4),
-        (dict(d_update="separate", simultaneous=True), [8, 8], 1, [8]),
-        (dict(d_update="joint", simultaneous=True), [16], 1, [8]),
+        (dict(update_rule="joint"), [16, 8], 1, [8, 8]),
+        (dict(update_rule="separate"), [8, 8, 8], 1, [8, 8]),
+        (dict(update_rule="sequential"), [8, 8, 8], 2, [8, 8]),
+        (dict(update_rule="joint", d_steps=3), [16, 16, 16, 8], 3, [8] * 4),
+        (dict(update_rule="joint-reuse"), [16, 8], 1, [8]),
+        (dict(update_rule="sequential-reuse", d_steps=2), [8] * 5, 4, [8, 8]),
+        (dict(update_rule="joint-reuse", batch_per_replica=4), [8, 8, 4, 4], 1, [4] * 4),
+        (dict(update_rule="separate-simultaneous"), [8, 8], 1, [8]),
+        (dict(update_rule="joint-simultaneous"), [16], 1, [8]),
     ],
 )
 def test_update_orders(tiny, monkeypatch, given, d_calls, d_updates, g_calls):
@@ -101,7 +101,7 @@ def test_update_orders(tiny, monkeypatch, given, d_calls, d_updates, g_calls):
 def test_joint_and_separate_losses(tiny):
     """D's first loss: the mean over a joint batch, the sum over two, the mean of two."""
     first = {
-        way: trajectory(tiny(recipe="mlp-small", d_update=way), 1)[0][0, 0]
+        way: trajectory(tiny(recipe="mlp-small", update_rule=way), 1)[0][0, 0]
         for way in ("joint", "separate")
     }
     assert first["separate"] == pytest.approx(2 * first["joint"], rel=1e-4)
@@ -118,14 +118,14 @@ def test_simultaneous_gradients_come_from_the_same_weights(tiny):
     both = trajectory(tiny(**given, d_lr=1.0), 1)[1]
     alone = trajectory(tiny(**given, d_lr=0.0), 1)[1]
     np.testing.assert_array_equal(weights(both.generator), weights(alone.generator))
-    for reused in (False, True):  # where G has its turn after D, by other fakes or the same
-        given.update(simultaneous=False, reuse_fakes=reused)
+    for rule in ("separate", "separate-reuse"):  # G is updated after D
+        given.update(update_rule=rule)
         after = trajectory(tiny(**given, d_lr=1.0), 1)[1]
         assert np.abs(weights(after.generator) - weights(alone.generator)).max() > 1e-4
 
 
 def test_rates_decay_by_images(tiny):
-    given = dict(recipe="mlp-small", d_update="joint", optimizer="adam", beta1=0.0, beta2=0.0)
+    given = dict(recipe="mlp-small", update_rule="joint", optimizer="adam", beta1=0.0, beta2=0.0)
     variables = trajectory(
         tiny(**given, g_lr=0.5, g_lr_schedule="inverse_time", g_lr_decay_per_kimg=125.0), 4
     )[1]
@@ -205,7 +205,7 @@ def test_latents_are_of_the_distribution_set():
 
 def test_losses_are_means_over_the_global_batch(tiny):
     """The first D loss of an untouched D is the objective at its logits."""
-    config = tiny(recipe="mlp-small", d_update="joint", d_lr=0.0, g_lr=0.0)
+    config = tiny(recipe="mlp-small", update_rule="joint", d_lr=0.0, g_lr=0.0)
     metrics, variables = trajectory(config, 1)
     draws = Draws(0, 0, 8).within("g")
     fakes = variables.generator(randomness.latents(config, draws), training=True)

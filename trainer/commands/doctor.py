@@ -2,25 +2,26 @@
 
 from pathlib import Path
 
-from trainer.commands import flags
+from trainer.commands.flags.command_line import CommandLine
 from trainer.errors import TrainerError, UsageError
 from trainer.machine import imports, nvidia
 from trainer.machine.signals import StopRequest
 from trainer.reporting import heartbeat
 from trainer.reporting.console import Console, log_to
 
-SUMMARY = """Shows versions, GPUs, memory and disk space.  Fails if TensorFlow does not find an
-NVIDIA GPU of this machine, and names the missing library and the remedy.  With --liveness it
-fails if the training loop has not updated its heartbeat file recently."""
+SUMMARY = """Checks this machine and its GPUs.  Shows versions, GPUs, memory and disk space.  Fails
+if TensorFlow does not find an NVIDIA GPU of this machine, and names the missing library and the
+remedy.  With --liveness it fails if the training loop has not updated its heartbeat file
+recently."""
 
 
-def run(arguments: list[str], _: StopRequest) -> None:
+def main(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
-    line = flags.CommandLine("doctor", SUMMARY)
-    line.boolean("liveness", "check only the age of the --heartbeat file", default=False)
-    line.text("heartbeat", "heartbeat file that `train --heartbeat` writes")
-    line.real("max_age_secs", "maximum age of the heartbeat file in seconds", default=600.0)
-    values = line.parse(arguments)
+    parser = CommandLine("doctor", SUMMARY)
+    parser.boolean("liveness", "check only the age of the --heartbeat file", default=False)
+    parser.text("heartbeat", "heartbeat file that `train --heartbeat` writes")
+    parser.real("max_age_secs", "maximum age of the heartbeat file in seconds", default=600.0)
+    values = parser.parse(arguments)
     if values["liveness"]:
         if not values["heartbeat"]:
             raise UsageError("--liveness needs --heartbeat, the file that the run writes.")
@@ -29,10 +30,12 @@ def run(arguments: list[str], _: StopRequest) -> None:
     log_to(Console())
     try:
         with imports.quiet():
-            from trainer.machine.doctor import examine  # late: TensorFlow takes seconds to import
+            from trainer.machine.doctor import (
+                log_report,
+            )  # late: it imports TensorFlow
     except ImportError as error:
         raise TrainerError(
             f"TensorFlow or Keras cannot be imported ({error}): pip install tensorflow, or "
             "'tensorflow[and-cuda]' where there is a GPU."
         ) from error
-    examine(nvidia.device_files())
+    log_report(nvidia.device_files())

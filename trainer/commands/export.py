@@ -1,31 +1,32 @@
 """`export`: exports the generator of a run for use without this package."""
 
-from trainer.commands import flags, run_flags
+from trainer.commands.flags import runs
+from trainer.commands.flags.command_line import CommandLine
 from trainer.machine import imports
 from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
 
-SUMMARY = """Exports the generator of the best or latest checkpoint of a run into a folder:
-generator.keras, and saved_model/ with the signature serving_default (latents and, if the run is
-conditional, labels -> images uint8 [N, H, W, C]).  Both are loaded again and must draw exactly the
-images that the run draws."""
+SUMMARY = """Exports the generator of a run for use without this package.  Writes the generator of
+the best or latest checkpoint into a folder: generator.keras, and saved_model/ with the signature
+serving_default (latents and, if the run is conditional, labels -> images uint8 [N, H, W, C]).
+Both are loaded again and must draw exactly the images that the run draws."""
 
 
-def run(arguments: list[str], _: StopRequest) -> None:
+def main(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
-    line = flags.CommandLine("export", SUMMARY)
-    run_flags.define(line, "to export")
-    line.text("out", "output folder (default: RUN_DIR/export)")
-    flags.define_checkpoint(line)
-    line.text(
+    parser = CommandLine("export", SUMMARY)
+    runs.define_run_dir(parser, "to export")
+    parser.text("out", "output folder (default: RUN_DIR/export)")
+    runs.define_checkpoint(parser)
+    parser.text(
         "devices",
         "device on which the exported files are verified: auto, cpu or gpu:N",
         default="auto",
     )
-    values = line.parse(arguments)
-    out = run_flags.output(values, "export")
-    which = flags.checkpoint_choice(values)
-    run_dir = run_flags.opened(values, which)
+    values = parser.parse(arguments)
+    out = runs.output_path(values, "export")
+    which = runs.checkpoint_choice(values)
+    run_dir = runs.open_run(values, which)
     config = run_dir.read_config().replace(devices=values["devices"])
 
     log_to(Console())

@@ -2,7 +2,8 @@
 
 import logging
 
-from trainer.commands import flags, run_flags
+from trainer.commands.flags import runs
+from trainer.commands.flags.command_line import CommandLine
 from trainer.config import Config
 from trainer.errors import UsageError
 from trainer.machine import imports
@@ -10,32 +11,31 @@ from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
 from trainer.run_dir.directory import RunDir
 
-SUMMARY = """Draws images from a run into one picture (--out=FILE.png), a folder of pictures
+SUMMARY = """Draws images from a run.  Writes one picture (--out=FILE.png), a folder of pictures
 (--out=DIR) or arrays (--out=FILE.npz with images uint8 [N, H, W, C] and labels int [N])."""
 
 log = logging.getLogger(__name__)
 
 
-def run(arguments: list[str], _: StopRequest) -> None:
+def main(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
-    line = flags.CommandLine("generate", SUMMARY)
-    run_flags.define(line, "to draw from")
-    line.integer("num", "number of images", default=64)
-    line.text("label", "class of all images, by number or name")
-    line.text("labels", "classes to cycle through, such as 0,1,2 (default: all classes)")
-    line.integer("seed", "seed of the latent vectors", default=0)
-    line.text("out", "output: FILE.png, FILE.npz or a folder (default: RUN_DIR/generated.png)")
-    flags.define_checkpoint(line)
-    line.text("devices", "device to draw on: auto, cpu or gpu:N", default="auto")
-    values = line.parse(arguments)
+    parser = CommandLine("generate", SUMMARY)
+    runs.define_run_dir(parser, "to draw from")
+    parser.integer("num", "number of images", default=64)
+    parser.text("label", "class of all images, by number or name")
+    parser.text("labels", "classes to cycle through, such as 0,1,2 (default: all classes)")
+    parser.integer("seed", "seed of the latent vectors", default=0)
+    parser.text("out", "output: FILE.png, FILE.npz or a folder (default: RUN_DIR/generated.png)")
+    runs.define_checkpoint(parser)
+    parser.text("devices", "device to draw on: auto, cpu or gpu:N", default="auto")
+    values = parser.parse(arguments)
     count, seed = values["num"], values["seed"]
     if count < 1:
         raise UsageError(f"--num={count} must be 1 or more.")
-    if not 0 <= seed < 2**31:
-        raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
-    out = run_flags.output(values, "generated.png")
-    which = flags.checkpoint_choice(values)
-    run_dir = run_flags.opened(values, which)
+    runs.check_seed(values)
+    out = runs.output_path(values, "generated.png")
+    which = runs.checkpoint_choice(values)
+    run_dir = runs.open_run(values, which)
     config = run_dir.read_config().replace(devices=values["devices"])
     classes = _classes(config, run_dir, values["label"], values["labels"])
     if out.suffix not in ("", ".png", ".npz"):
@@ -45,9 +45,10 @@ def run(arguments: list[str], _: StopRequest) -> None:
 
     log_to(Console())
     with imports.quiet():
-        from trainer.generation.generate import generate  # late: TensorFlow takes seconds to import
+        # Imported late, because importing TensorFlow takes seconds.
+        from trainer.generation.generate import GenerationOptions, generate
 
-    generate(run_dir, config, count=count, classes=classes, seed=seed, out=out, which=which)
+    generate(run_dir, config, GenerationOptions(count, classes, seed), out, which)
 
 
 def _classes(

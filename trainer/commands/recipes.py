@@ -4,19 +4,19 @@ import json
 import textwrap
 
 from trainer import recipes
-from trainer.commands import flags
+from trainer.commands.flags.command_line import CommandLine
 from trainer.machine.signals import StopRequest
 
-SUMMARY = """Lists every recipe: its source, its networks, its training loop, its default length,
-and how it differs from its source and why."""
+SUMMARY = """Lists the recipes and how they differ from their sources.  Prints the source, the
+networks, the training loop and the default length of each."""
 WIDTH = 88
 
 
-def run(arguments: list[str], _: StopRequest) -> None:
+def main(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
-    line = flags.CommandLine("recipes", SUMMARY)
-    line.boolean("json", "print one JSON object", default=False)
-    values = line.parse(arguments)
+    parser = CommandLine("recipes", SUMMARY)
+    parser.boolean("json", "print one JSON object", default=False)
+    values = parser.parse(arguments)
     if values["json"]:
         print(json.dumps({name: _facts(name) for name in recipes.RECIPES}))
         return

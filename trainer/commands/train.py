@@ -1,10 +1,12 @@
 """`train`: trains a recipe on a data set, or resumes the run in the run directory."""
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.commands import flags
+from trainer.commands.flags import config_flags
+from trainer.commands.flags.command_line import CommandLine
 from trainer.config import Config
 from trainer.data import sources
 from trainer.errors import StoppedError
@@ -15,10 +17,12 @@ from trainer.storage.address import is_bucket
 from trainer.storage.location import RunLocation
 from trainer.storage.stored_config import read_stored_config
 
+log = logging.getLogger(__name__)
+
 SUMMARY = "Trains a recipe on a data set.  Running the same command again resumes the run."
 
 
-def run(arguments: list[str], stop_requested: StopRequest) -> None:
+def main(arguments: list[str], stop_requested: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
     values = _command_line().parse(arguments)
     config = _resolve(values)
@@ -27,12 +31,14 @@ def run(arguments: list[str], stop_requested: StopRequest) -> None:
         return
     place = RunLocation(config)
 
-    machines = cluster.find(config.workers, values["worker_index"], os.environ)
+    machines = cluster.find_cluster(config.workers, values["worker_index"], os.environ)
     stop_requested.answer()
     as_json = config.log_format == "json"
     terminal = Console(plain=as_json)
     worker = str(machines.index if machines else 0)
     log_to(terminal, {"run": config.run_dir, "worker": worker} if as_json else None)
+    for warning in config_flags.warnings_of_replaced_flags(values, config):
+        log.warning("%s", warning)
 
     def reading(share: float, what: str) -> None:
         if stop_requested():
@@ -45,7 +51,9 @@ def run(arguments: list[str], stop_requested: StopRequest) -> None:
         data = sources.load(config, reading)
     finally:
         terminal.end_bar()
-    config = sources.settle(config, data, asked=values["conditional"] is not None)
+    config = sources.resolve_conditional(
+        config, data, was_requested=values["conditional"] is not None
+    )
     with imports.quiet():
         from trainer.train import train  # late: TensorFlow takes seconds to import
 
@@ -62,25 +70,25 @@ def run(arguments: list[str], stop_requested: StopRequest) -> None:
     )
 
 
-def _command_line() -> flags.CommandLine:
-    line = flags.CommandLine("train", SUMMARY)
-    line.boolean(
+def _command_line() -> CommandLine:
+    parser = CommandLine("train", SUMMARY)
+    parser.boolean(
         "dry_run",
         "print the resolved configuration as JSON and stop; a run in a bucket is not read",
         default=False,
     )
-    line.boolean("fresh", "rename an existing run directory and start a new run", default=False)
-    line.boolean(
+    parser.boolean("fresh", "rename an existing run directory and start a new run", default=False)
+    parser.boolean(
         "accept_changed_data",
         "resume although images of the data set were added, removed or changed",
         default=False,
     )
-    line.integer(
+    parser.integer(
         "worker_index",
         "index of this machine in --workers, from 0 (default: $JOB_COMPLETION_INDEX)",
     )
-    flags.define_settings(line)
-    return line
+    config_flags.define_settings(parser)
+    return parser
 
 
 def _resolve(values: Mapping[str, Any]) -> Config:
@@ -91,4 +99,4 @@ def _resolve(values: Mapping[str, Any]) -> Config:
             return None
         return read_stored_config(run_dir)
 
-    return flags.config_from_flags(values, stored_config=stored_config)
+    return config_flags.config_from_flags(values, stored_config=stored_config)

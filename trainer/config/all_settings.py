@@ -5,13 +5,13 @@ import functools
 import types
 import typing
 
-from trainer.config.model_settings import Networks, Objective, Task
+from trainer.config.model_settings import Networks, Optimization, Task
 from trainer.config.operation_settings import Operation
 from trainer.config.settings import check_value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AllSettings(Operation, Objective, Networks, Task):
+class AllSettings(Operation, Optimization, Networks, Task):
     """The settings of `Config`.  Each value is of its type and in its range."""
 
     def __post_init__(self) -> None:

@@ -3,25 +3,27 @@
 import dataclasses
 
 from trainer.config.all_settings import AllSettings
+from trainer.config.update_rule import UpdateRule
 from trainer.errors import UsageError
 
 
 def check_together(config: AllSettings) -> None:
     """Raises a UsageError that names settings which do not fit together."""
-    if config.simultaneous and (config.d_steps > 1 or config.d_update == "sequential"):
+    rule = UpdateRule.parse(config.update_rule)
+    if rule.fakes == "simultaneous" and config.d_steps > 1:
         raise UsageError(
-            "--simultaneous needs one discriminator update per step. It excludes "
-            f"--d_steps={config.d_steps} --d_update={config.d_update}."
+            f"--update_rule={rule} needs one discriminator update per step. It excludes "
+            f"--d_steps={config.d_steps}."
         )
     if config.gradient_penalty and config.d_norm == "batch":
         raise UsageError(
             "--gradient_penalty needs the gradient of single images, which --d_norm=batch mixes. "
             "Use --d_norm=layer, instance or none."
         )
-    if config.gradient_penalty and config.d_update == "sequential":
+    if config.gradient_penalty and rule.batches == "sequential":
         raise UsageError(
-            "--gradient_penalty needs reals and fakes in one update. Use --d_update=separate or "
-            "joint instead of sequential."
+            "--gradient_penalty needs reals and fakes in one update. Use --update_rule="
+            "separate or joint."
         )
     for name in ("g_lr", "d_lr"):
         schedule = getattr(config, f"{name}_schedule")

@@ -3,6 +3,7 @@
 import dataclasses
 
 from trainer.config.settings import Duration, setting
+from trainer.config.update_rule import UPDATE_RULES
 
 NORMS = ("batch", "instance", "layer", "none")
 KERNELS = ("plain", "spectral", "weight")
@@ -14,14 +15,22 @@ class Task:
     """The recipe, the data set, the batch and the length of training."""
 
     recipe: str = setting(
-        "dcgan", "recipe to start from: the published system whose settings are the defaults"
+        "dcgan",
+        "recipe to start from: the name of a published system, whose settings are the defaults, "
+        "or a file that defines one, such as mygan.py",
     )
     networks: str = setting(
         "", "recipe whose networks to train under this recipe's loop (default: its own)"
     )
+    hyperparameters: str = setting(
+        "",
+        "hyper-parameters that the recipe of the networks declares for itself, as "
+        "NAME=VALUE,NAME=VALUE; those that are not given keep their defaults",
+        legacy="",
+    )
     dataset: str = setting(
         "digits",
-        "data set: digits, mnist, fashion_mnist or cifar10, or the path of your own pictures: a "
+        "data set: a name, or the path of your own images: a "
         "folder or .zip (folders train/ and test/ are splits, the folders below them are classes, "
         "transparent pixels become white), or an .npz (arrays x and y, or x_train, y_train, "
         "x_test and y_test). The path may be gs://BUCKET/PATH",
@@ -127,14 +136,10 @@ class Networks:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Objective:
+class Optimization:
     """Losses, updates and optimizers."""
 
-    loss: str = setting(
-        "nonsaturating",
-        "adversarial loss",
-        choices=("nonsaturating", "minimax", "least_squares", "hinge", "wasserstein"),
-    )
+    loss: str = setting("nonsaturating", "adversarial loss")
     gradient_penalty: float = setting(
         0.0,
         "weight of the penalty on the norm of the discriminator's gradient at points between "
@@ -184,23 +189,15 @@ class Objective:
         "constant",
         low=0,
     )
-    d_update: str = setting(
+    update_rule: str = setting(
         "joint",
-        "how the discriminator is updated: joint (one batch of reals and fakes together), "
-        "separate (a batch of reals and a batch of fakes, one update by the sum of both losses) "
-        "or sequential (one update on reals, then one on fakes)",
-        choices=("joint", "separate", "sequential"),
-    )
-    simultaneous: bool = setting(
-        False,
-        "compute the gradients of both networks from the same weights and the same fakes, then "
-        "update both",
-    )
-    reuse_fakes: bool = setting(
-        False,
-        "update the generator with the fakes of the discriminator's last update instead of new "
-        "ones, which saves one forward pass of the generator",
-        legacy=False,
+        "order of the updates of a step. joint updates the discriminator with one batch of reals "
+        "and fakes, separate with a batch of each, whose losses are summed, and sequential first "
+        "with the reals and then with the fakes. The generator is updated with new fakes; -reuse "
+        "takes those of the discriminator's last update instead, which saves a forward pass, and "
+        "-simultaneous also computes both gradients before either network changes",
+        choices=UPDATE_RULES,
+        legacy="joint",
     )
     d_steps: int = setting(1, "discriminator updates per generator update", low=1, high=100)
     repeat_reals: bool = setting(

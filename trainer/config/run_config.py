@@ -11,9 +11,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.config import hyperparameters, replaced
 from trainer.config.all_settings import AllSettings, value_types
 from trainer.config.compatibility import check_together
 from trainer.config.settings import Duration
+from trainer.config.update_rule import UpdateRule
 from trainer.errors import UsageError
 
 FORMAT_VERSION = 1
@@ -28,9 +30,14 @@ class Config(AllSettings):
         check_together(self)
 
     @property
-    def is_fully_connected(self) -> bool:
-        """Whether the networks have no convolutions."""
-        return self.networks in ("mlp", "mlp-small")
+    def updates(self) -> UpdateRule:
+        """The order of the updates of a step."""
+        return UpdateRule.parse(self.update_rule)
+
+    @property
+    def hyperparameter_values(self) -> dict[str, Any]:
+        """The recipe's own hyper-parameters by name."""
+        return hyperparameters.parse(self.hyperparameters)
 
     def to_json(self) -> str:
         """Returns the content of config.json."""
@@ -71,8 +78,10 @@ class Config(AllSettings):
             raise UsageError(
                 f"{source} has format_version {version!r}; this version reads {FORMAT_VERSION}."
             )
+        legacy = legacy_values()
+        values = replaced.translate(values, without=legacy.__getitem__)
         try:
-            return cls(**{**legacy_values(), **cls.parse_values(values)})
+            return cls(**{**legacy, **cls.parse_values(values)})
         except UsageError as error:
             raise UsageError(f"{source}: {error}") from None
 
@@ -97,6 +106,14 @@ class Config(AllSettings):
                     raise UsageError(f"{name}: {error}.") from None
             parsed[name] = value
         return parsed
+
+    def per_run_settings(self) -> dict[str, Any]:
+        """Returns the settings that a resumed run keeps, by name."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if not field.metadata["per_start"]
+        }
 
     def replace(self, **changes: Any) -> "Config":
         """Returns a copy with some settings changed."""

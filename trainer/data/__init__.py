@@ -1,1 +1,1 @@
-"""Data: sources to images, the order they come in, and the pipeline to the devices."""
+"""Data sets, the order of the images and the input pipeline."""

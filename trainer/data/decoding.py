@@ -1,4 +1,4 @@
-"""One picture file: what its header says, and its pixels as a square.  No TensorFlow."""
+"""Reads the header of an image file, and decodes its pixels to a square, without TensorFlow."""
 
 import contextlib
 import dataclasses
@@ -11,84 +11,89 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 MAX_PIXELS = 100_000_000
-MIN_SIDE, MAX_SIDE = 8, 64  # of a set whose size nobody gave
+MIN_SIDE, MAX_SIDE = 8, 64  # range of the default image size
 GRAY_MODES = ("1", "L", "LA", "La", "I", "F")
 
 
-class PictureError(Exception):
-    """A picture cannot be used; the message is the reason alone."""
+class ImageFileError(Exception):
+    """An image file cannot be used. The message is only the reason, without the file name."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """What a picture's header says.
+class Header:
+    """Properties of an image file that its header states.
 
     Attributes:
-      side: the shorter of height and width.
-      gray: whether it is stored as gray, with or without alpha.
+      side: the shorter of height and width, in pixels.
+      is_gray: whether the pixels are stored as gray values, with or without alpha.
     """
 
     side: int
-    gray: bool
+    is_gray: bool
 
 
-def look(file: IO[bytes]) -> Look:
-    """Reads the size and color mode of a picture from its header.
+def read_header(file: IO[bytes]) -> Header:
+    """Reads the size and colour mode of an image from its header.
 
     Raises:
-      PictureError: if it is none, or too large to be one.
+      ImageFileError: if the file is not an image or has more than MAX_PIXELS pixels.
     """
     with _opened(file) as image:
-        return Look(min(image.size), _is_gray(image))
+        return Header(min(image.size), _is_gray(image))
 
 
 def decode(file: IO[bytes], size: int, channels: int) -> np.ndarray:
-    """Reads a picture as [size, size, channels] uint8; channels: 1 gray, 3 colour.
+    """Decodes an image file to [size, size, channels] uint8.
 
-    It is turned upright as its EXIF data say, laid on white where it is transparent,
-    cut to its central square and resized with antialiasing.  Of several frames the
-    first is taken.
+    The image is rotated according to its EXIF data, its transparent pixels become white, and its
+    central square is resized with antialiasing. Only the first of several frames is used.
+
+    Args:
+      file: the image file.
+      size: height and width of the result in pixels.
+      channels: 1 for gray, 3 for RGB.
 
     Raises:
-      PictureError: if it cannot be read.
+      ImageFileError: if the file cannot be decoded.
     """
     with _opened(file) as image:
-        # A JPEG far larger than asked for is scaled down while it is decoded.
+        # Decodes a JPEG that is much larger than needed at a reduced size, which is faster.
         image.draft(None, (2 * size, 2 * size))
-        flat = _flat(_to_8_bits(ImageOps.exif_transpose(image), image.format), channels)
-        width, height = flat.size
+        upright = _to_8_bits(ImageOps.exif_transpose(image), image.format)
+        opaque = _without_transparency(upright, channels)
+        width, height = opaque.size
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
-        square = flat.resize(
+        square = opaque.resize(
             (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
         )
         return np.asarray(square).reshape(size, size, channels)
 
 
 def default_size(side: int) -> int:
-    """The image size of a set whose smallest picture has this side: at most 64."""
+    """Returns the default image size for a smallest side: a multiple of 4 from 8 to 64."""
     return max(MIN_SIDE, min(MAX_SIDE, side // 4 * 4))
 
 
 @contextlib.contextmanager
 def _opened(file: IO[bytes]) -> Iterator[Image.Image]:
-    """Opens a picture; what Pillow raises in the block becomes a PictureError."""
-    Image.init()  # `formats` names plugins that Pillow otherwise loads at need only
+    """Opens an image file and converts Pillow's errors in the block to an ImageFileError."""
+    Image.init()  # registers all formats, because Pillow otherwise registers them only on demand
     try:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise PictureError(
-                    f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}"
+                raise ImageFileError(
+                    f"its {image.width}x{image.height} pixels are more than {MAX_PIXELS:,}"
                 )
             yield image
-    except PictureError:
+    except ImageFileError:
         raise
     except Image.DecompressionBombError:
-        raise PictureError(f"more than {MAX_PIXELS:,} pixels") from None
+        raise ImageFileError(f"it has more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
-        raise PictureError("not a PNG, JPEG, BMP, GIF, WebP or TIFF") from None
-    except Exception as error:  # decoders raise all kinds of errors at damaged files
-        raise PictureError(" ".join(str(error).split()) or type(error).__name__) from None
+        raise ImageFileError("it is not a PNG, JPEG, BMP, GIF, WebP or TIFF file") from None
+    except Exception as error:  # decoders raise many types of errors for damaged files
+        raise ImageFileError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def _is_gray(image: Image.Image) -> bool:
@@ -99,17 +104,17 @@ def _is_gray(image: Image.Image) -> bool:
 
 
 def _to_8_bits(image: Image.Image, form: str | None) -> Image.Image:
-    """Scales 16-bit gray to 8 bits; Pillow's own conversion would clip it."""
+    """Scales 16-bit gray values to 8 bits, because Pillow's conversion would clip them."""
     if image.mode.startswith("I;16") or (image.mode == "I" and form == "PNG"):
         wide = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise PictureError("32 bits a sample; 8 and 16 are understood")
+        raise ImageFileError("it has 32 bits per sample, but only 8 and 16 are supported")
     return image
 
 
-def _flat(image: Image.Image, channels: int) -> Image.Image:
-    """The picture without transparency, in gray or RGB."""
+def _without_transparency(image: Image.Image, channels: int) -> Image.Image:
+    """Returns the image on a white background, in gray (1 channel) or RGB (3 channels)."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -30,9 +30,9 @@ DAMAGE = (
 
 
 def damaged(path: Path, error: Exception) -> DataError:
-    """Returns the error for a file that cannot be read."""
+    """Returns the error for a file that cannot be read because of `error`."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    return DataError(f"{path} cannot be read ({reason}): replace it by a fresh copy.")
+    return DataError(f"{path} cannot be read ({reason}). Replace it with a fresh copy.")
 
 
 def read_npz(path: Path, splits: tuple[str, ...]) -> Arrays:
@@ -55,11 +55,13 @@ def read_idx(path: Path) -> np.ndarray:
         raise damaged(path, error) from None
     rank = content[3] if len(content) > 3 else 0
     if content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * rank:
-        raise damaged(path, ValueError("not an IDX file of unsigned bytes"))
+        raise damaged(path, ValueError("it is not an IDX file of unsigned bytes"))
     shape = np.frombuffer(content, ">i4", rank, offset=4)
     body = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
     if body.size != np.prod(shape, dtype=np.int64):
-        raise damaged(path, ValueError(f"{body.size} bytes of data for shape {shape.tolist()}"))
+        raise damaged(
+            path, ValueError(f"it has {body.size} bytes of data for shape {shape.tolist()}")
+        )
     return body.reshape(shape)
 
 
@@ -67,12 +69,12 @@ def read_idx_pair(images: Path, labels: Path) -> Arrays:
     """Reads the IDX files of images [N, H, W] and labels [N]."""
     pixels = read_idx(images)
     if pixels.ndim != 3:
-        raise damaged(images, ValueError(f"shape {list(pixels.shape)}, not [N, H, W]"))
+        raise damaged(images, ValueError(f"its shape is {list(pixels.shape)}, not [N, H, W]"))
     return pixels[..., None], read_idx(labels).astype(np.int32)
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """Unpickler restricted to plain data and NumPy arrays; a pickle could run any code."""
+    """Unpickler restricted to plain data and NumPy arrays, because a pickle can run any code."""
 
     ALLOWED = {
         ("numpy.core.multiarray", "_reconstruct"),
@@ -84,18 +86,18 @@ class _DataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not data")
         return super().find_class(module, name)
 
 
 def read_cifar_batch(file: IO[bytes], path: Path) -> Arrays:
-    """Reads one pickled batch of CIFAR-10: rows of 3072 bytes, channel by channel."""
+    """Reads one pickled batch of CIFAR-10, whose rows are 3072 bytes, channel by channel."""
     try:
         batch = _DataUnpickler(file, encoding="bytes").load()
         rows = np.asarray(batch[b"data"])
         labels = np.asarray(batch[b"labels"], np.int32)
         if rows.dtype != np.uint8:
-            raise ValueError(f"data of type {rows.dtype}, not uint8")
+            raise ValueError(f"its data are {rows.dtype}, not uint8")
         images = rows.reshape(len(rows), 3, 32, 32).transpose(0, 2, 3, 1)
     except (*DAMAGE, TypeError, IndexError, AttributeError, ImportError) as error:
         raise damaged(path, error) from None

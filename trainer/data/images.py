@@ -60,18 +60,32 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
     return resized
 
 
-def check(images: np.ndarray, labels: np.ndarray, classes: int, source: str) -> None:
-    """Raises a DataError naming `source` unless the arrays form a valid labelled set."""
+def check_arrays(images: np.ndarray, labels: np.ndarray, classes: int, source: str) -> None:
+    """Checks that images and labels have the types and shapes of an `ImageSet`.
+
+    Args:
+      images: the images.
+      labels: the labels.
+      classes: number of classes.
+      source: the data set, for the error message.
+
+    Raises:
+      DataError: if they do not, or a label is not in [0, classes).
+    """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise DataError(
             f"{source}: images must be uint8 [N, H, W, 1 or 3], not "
-            f"{images.dtype} {list(images.shape)}."
+            f"{images.dtype} {list(images.shape)}. Replace the files with a fresh copy."
         )
     if len(images) == 0:
-        raise DataError(f"{source} holds no images.")
+        raise DataError(f"{source} contains no images. Replace the files with a fresh copy.")
     if labels.shape != (len(images),):
-        raise DataError(f"{source}: {len(images)} images but labels of shape {labels.shape}.")
+        raise DataError(
+            f"{source}: there are {len(images)} images but labels of shape {labels.shape}. Replace "
+            "the files with a fresh copy."
+        )
     if labels.min() < 0 or labels.max() >= classes:
         raise DataError(
-            f"{source}: labels run from {labels.min()} to {labels.max()}, not 0 to {classes - 1}."
+            f"{source}: the labels range from {labels.min()} to {labels.max()}, not from 0 to "
+            f"{classes - 1}. Replace the files with a fresh copy."
         )

@@ -1,4 +1,4 @@
-"""Lists the pictures of a data set; folders define splits and classes."""
+"""Lists the image files of a data set, whose folders define splits and classes."""
 
 import dataclasses
 import logging
@@ -7,25 +7,25 @@ from collections.abc import Iterable
 import numpy as np
 
 from trainer.data.decoding import SUFFIXES
-from trainer.data.file_stores import shown
+from trainer.data.file_stores import printable
 from trainer.errors import DataError
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "test")
-UNUSED = ("val", "valid", "validation", "dev")  # usual names of splits that are not used here
+UNUSED = ("val", "valid", "validation", "dev")  # usual names of validation splits
 Parts = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """The pictures of a set in their order: by split, then by name.
+    """The image files of a data set, sorted by split and then by name.
 
     Attributes:
-      source: the set, as errors name it.
-      names: of the files, below the set's folder.
-      splits: of each picture, "" for all where there are no split folders.
-      classes: the class folder of each picture, "" where there is none.
+      source: the data set, for error messages.
+      names: paths of the files relative to the folder or archive.
+      splits: split of each image; "" if there are no split folders.
+      classes: class folder of each image; "" if it is in none.
     """
 
     source: str
@@ -33,96 +33,104 @@ class Listing:
     splits: tuple[str, ...]
     classes: tuple[str, ...]
 
-    def choose(self, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-        """The pictures of --split: where they stand [N], labels [N] int32, class names.
+    def select(self, split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """Selects the images of a value of --split.
+
+        Returns:
+          The positions of the images in this listing [N], their labels [N] int32 and the class
+          names.
 
         Raises:
-          DataError: if there are none, or their class folders do not fit together.
+          DataError: if the split has no images, or the class folders are inconsistent.
         """
         wanted = SPLITS if split == "all" else (split,)
-        places = [i for i, name in enumerate(self.splits) if _serves(name, wanted)]
-        if not places:
+        positions = [i for i, name in enumerate(self.splits) if _is_in(name, wanted)]
+        if not positions:
             found = " and ".join(f"{name}/" for name in sorted(set(self.splits)) if name)
             raise DataError(
-                f"--split={split}: {self.source} has no {split}/ folder "
-                f"({f'only {found}' if found else 'it has no splits'}); give --split=all."
+                f"--split={split}: {self.source} has no folder {split}/ "
+                f"({f'only {found}' if found else 'it has no splits'}). Set --split=all."
             )
-        chosen = [self.classes[i] for i in places]
-        names = self._class_names(places)
+        names = self._class_names(positions)
         numbers = {name: number for number, name in enumerate(names)}
-        labels = [numbers.get(name, 0) for name in chosen]
-        return np.array(places), np.array(labels, np.int32), names
+        labels = [numbers.get(self.classes[i], 0) for i in positions]
+        return np.array(positions), np.array(labels, np.int32), names
 
-    def _class_names(self, places: list[int]) -> tuple[str, ...]:
-        """Those of train/ where it has any, so that its labels mean the same in test/."""
-        unlabelled = [i for i in places if not self.classes[i]]
-        if len(unlabelled) == len(places):
+    def _class_names(self, positions: list[int]) -> tuple[str, ...]:
+        """Returns the classes of train/ if it has any, so that labels mean the same in test/."""
+        unlabelled = [i for i in positions if not self.classes[i]]
+        if len(unlabelled) == len(positions):
             return ()
         if unlabelled:
             raise DataError(
-                f"{self.source} holds {shown(self.names[unlabelled[0]])} loose next to class "
-                "folders: move it into one, or away."
+                f"{self.source} contains {printable(self.names[unlabelled[0]])} outside of its "
+                "class folders. Move the file into a class folder or remove it."
             )
-        chosen = {self.classes[i] for i in places}
+        chosen = {self.classes[i] for i in positions}
         trained = {c for c, s in zip(self.classes, self.splits, strict=True) if c and s == "train"}
-        strange = sorted(chosen - trained) if trained else []
-        if strange:
+        unknown = sorted(chosen - trained) if trained else []
+        if unknown:
             raise DataError(
-                f"{self.source}: test/ has the class {shown(strange[0])}, which train/ lacks: "
-                "add it there or remove it."
+                f"{self.source}: test/ has the class {printable(unknown[0])}, which train/ does "
+                "not have. Add the class to train/ or remove it from test/."
             )
         return tuple(sorted(trained or chosen))
 
 
-def _serves(split: str, wanted: tuple[str, ...]) -> bool:
-    """Returns whether a split is wanted; pictures without a split belong to train."""
+def _is_in(split: str, wanted: tuple[str, ...]) -> bool:
+    """Returns whether a split is wanted. Images without a split belong to train."""
     return (split or "train") in wanted
 
 
-def arrange(names: Iterable[str], source: str) -> Listing:
-    """Finds pictures, splits and classes among the files of a set.
+def list_images(names: Iterable[str], source: str) -> Listing:
+    """Lists the images, splits and classes among the files of a data set.
 
-    Top-level folders train/ and test/ are splits; the folders below (or at the top)
-    are classes, with whatever is below them.  A single folder around all is ignored,
-    and so are hidden files and those of other suffixes.
+    Top-level folders train/ and test/ are splits. The folders below them, or at the top level if
+    there are no splits, are classes, which include the images in their subfolders. A folder that
+    contains all others, hidden files and files with other suffixes are ignored.
+
+    Args:
+      names: paths of the files relative to the folder or archive, with slashes.
+      source: the data set, for error messages.
 
     Raises:
-      DataError: if there are no pictures, or it is unclear what a folder is.
+      DataError: if there are no images, or it is unclear whether a folder is a split or a class.
     """
     visible = [tuple(name.split("/")) for name in names if not _is_hidden(name)]
-    pictures = sorted(parts for parts in visible if parts[-1].lower().endswith(SUFFIXES))
-    if not pictures:
-        such = ""
+    images = sorted(parts for parts in visible if parts[-1].lower().endswith(SUFFIXES))
+    if not images:
+        others = ""
         if visible:
-            such = f", but {len(visible):,} other files, such as {shown('/'.join(min(visible)))}"
+            example = printable("/".join(min(visible)))
+            others = f", but {len(visible):,} other files, for example {example}"
         raise DataError(
-            f"{source} holds no pictures ({', '.join(SUFFIXES)}){such}: give a folder or archive "
-            "of pictures."
+            f"{source} contains no images ({', '.join(SUFFIXES)}){others}. Set --dataset to a "
+            "folder or archive of images."
         )
-    depth = _wrappers(pictures)
-    if any(_split(parts, depth) for parts in pictures):
-        pictures = _without_others(pictures, depth, source)
-    pictures.sort(key=lambda parts: (SPLITS.index(_split(parts, depth) or "train"), parts))
+    depth = _enclosing_folders(images)
+    if any(_split(parts, depth) for parts in images):
+        images = _only_splits(images, depth, source)
+    images.sort(key=lambda parts: (SPLITS.index(_split(parts, depth) or "train"), parts))
     splits, classes = [], []
-    for parts in pictures:
+    for parts in images:
         split = _split(parts, depth)
         rest = parts[depth + bool(split) :]
         splits.append(split)
         classes.append(rest[0] if len(rest) > 1 else "")
-    return Listing(source, tuple(map("/".join, pictures)), tuple(splits), tuple(classes))
+    return Listing(source, tuple(map("/".join, images)), tuple(splits), tuple(classes))
 
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
-def _wrappers(pictures: list[Parts]) -> int:
-    """How many folders, one in the other, are around all pictures and their folders."""
+def _enclosing_folders(images: list[Parts]) -> int:
+    """Returns the number of nested folders that contain all images and all other folders."""
     depth = 0
     while (
-        len({parts[depth] for parts in pictures}) == 1
-        and any(len(parts) > depth + 2 for parts in pictures)
-        and not _split(pictures[0], depth)
+        len({parts[depth] for parts in images}) == 1
+        and any(len(parts) > depth + 2 for parts in images)
+        and not _split(images[0], depth)
     ):
         depth += 1
     return depth
@@ -133,15 +141,16 @@ def _split(parts: Parts, depth: int) -> str:
     return top if top in SPLITS and len(parts) > depth + 1 else ""
 
 
-def _without_others(pictures: list[Parts], depth: int, source: str) -> list[Parts]:
-    """The pictures in train/ and test/; others there must be of a known further split."""
-    others = [parts for parts in pictures if not _split(parts, depth)]
-    strange = [parts for parts in others if parts[depth].lower() not in UNUSED]
-    if strange:
+def _only_splits(images: list[Parts], depth: int, source: str) -> list[Parts]:
+    """Returns the images in train/ and test/; others must be in a folder of UNUSED."""
+    others = [parts for parts in images if not _split(parts, depth)]
+    unclear = [parts for parts in others if parts[depth].lower() not in UNUSED]
+    if unclear:
         raise DataError(
-            f"{source} holds {shown('/'.join(strange[0]))} next to a folder train/ or test/: "
-            "if these are splits, move it into one; if they are classes, put all into train/."
+            f"{source} contains {printable('/'.join(unclear[0]))} next to a folder train/ or "
+            "test/. If train/ and test/ are splits, move the file into one of them. If they are "
+            "classes, move all folders into a folder train/."
         )
     if others:
-        log.info("%s: %s pictures in %s/ are not used", source, len(others), others[0][depth])
-    return [parts for parts in pictures if _split(parts, depth)]
+        log.info("%s: %s images in %s/ are not used", source, len(others), others[0][depth])
+    return [parts for parts in images if _split(parts, depth)]

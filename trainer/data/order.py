@@ -1,9 +1,8 @@
 """The order of the data: which image is used at which position of the run.
 
 Epoch e is a permutation of the data set that is a function of (seed, e) alone.
-Step s takes positions [s * P, (s + 1) * P), where P is the number of
-images per step over all replicas. Steps cross epoch boundaries, so no image is dropped and
-every batch is full.
+Step s uses positions [s * P, (s + 1) * P), where P is the number of images per step over all
+replicas. Steps cross epoch boundaries, so no image is dropped and every batch is full.
 """
 
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-plainly = tf.autograph.experimental.do_not_convert  # conversion would take a second
+without_autograph = tf.autograph.experimental.do_not_convert  # AutoGraph would take a second
 SHUFFLE = 0x5A1  # distinguishes the seeds of shuffles from those of other draws
 
 
@@ -28,17 +27,18 @@ def steps(
     first_step: int,
     element: Callable[[tf.Tensor], Any] = tf.identity,
 ) -> tf.data.Dataset:
-    """Returns an endless dataset with one element per step.
+    """Returns an infinite dataset with one element per step.
 
-    It keeps a window of consecutive permutations and advances it when a step starts in
-    another epoch.
+    The dataset keeps a window of consecutive permutations and computes the next window when a
+    step starts in another epoch.
 
     Args:
       seed: seed of the run.
       size: number of images in the data set.
       per_step: number of images per step, over all replicas.
       first_step: number of the first step.
-      element: maps the image indices of a step to the dataset's element, [per_step] int32.
+      element: function of the image indices of a step, [per_step] int32, that returns the
+        element of the dataset.
     """
     epochs = -(-per_step // size) + 1  # largest number of epochs that one step can span
 
@@ -46,9 +46,9 @@ def steps(
         orders = [permutation(seed, epoch + k, size) for k in range(epochs)]
         return tf.concat(orders, 0)
 
-    @plainly
+    @without_autograph
     def advance(state: tuple[tf.Tensor, tf.Tensor], step: tf.Tensor) -> tuple[Any, Any]:
-        """Advances the window if the step starts in another epoch; returns the element."""
+        """Returns the window of the step and the step's element."""
         kept_epoch, kept = state
         start = step * per_step
         epoch = start // size

@@ -1,5 +1,6 @@
 """Input pipeline from an image set in memory to the uint8 batches of each replica."""
 
+import dataclasses
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -8,24 +9,36 @@ from trainer.data import order
 from trainer.data.images import ImageSet
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """Which images each step of a run uses.
+
+    Attributes:
+      seed: seed of the run.
+      batch_size: number of images of one batch over all replicas.
+      batches_per_step: number of batches of real images per step.
+      first_step: number of the first step.
+    """
+
+    seed: int
+    batch_size: int
+    batches_per_step: int
+    first_step: int = 0
+
+    @property
+    def images_per_step(self) -> int:
+        """Number of images per step over all replicas."""
+        return self.batch_size * self.batches_per_step
+
+
 def batches(
-    data: ImageSet,
-    *,
-    seed: int,
-    first_step: int,
-    batch_size: int,
-    batches_per_step: int,
-    replicas: range,
-    num_replicas: int,
+    data: ImageSet, plan: BatchPlan, *, replicas: range, num_replicas: int
 ) -> tf.data.Dataset:
-    """Returns an endless dataset of the batches of each replica, in the order of the steps.
+    """Returns an infinite dataset of the batches of each replica, in the order of the steps.
 
     Args:
       data: the images and labels.
-      seed: seed of the run.
-      first_step: number of the first step.
-      batch_size: number of images of one batch over all replicas.
-      batches_per_step: number of batches of real images per step.
+      plan: the images that each step uses.
       replicas: indices of the replicas to serve, in order; each has one element per step.
       num_replicas: total number of replicas.
 
@@ -33,20 +46,20 @@ def batches(
       Elements (images [batches_per_step, b, H, W, C] uint8, labels
       [batches_per_step, b] int32) with b = batch_size / num_replicas.
     """
-    share = batch_size // num_replicas
+    share = plan.batch_size // num_replicas
     images, labels = tf.constant(data.images), tf.constant(data.labels)
 
     def split(index: tf.Tensor) -> tf.Tensor:
-        by_replica = tf.reshape(index, [batches_per_step, num_replicas, share])
+        by_replica = tf.reshape(index, [plan.batches_per_step, num_replicas, share])
         by_replica = tf.transpose(by_replica, [1, 0, 2])
         return by_replica[replicas.start : replicas.stop]
 
-    @order.plainly
+    @order.without_autograph
     def gather(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.gather(images, index), tf.gather(labels, index)
 
     def of_steps(element: Callable) -> tf.data.Dataset:
-        return order.steps(seed, len(data), batch_size * batches_per_step, first_step, element)
+        return order.steps(plan.seed, len(data), plan.images_per_step, plan.first_step, element)
 
     if len(replicas) == 1:  # each stage costs about 50 microseconds per element
         dataset = of_steps(lambda index: gather(split(index)[0]))

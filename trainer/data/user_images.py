@@ -1,4 +1,4 @@
-"""A user's own pictures: a folder or a zip of them, or an .npz, named by its path."""
+"""Loads a user's own images from a path: a folder, a .zip or an .npz."""
 
 import contextlib
 import logging
@@ -13,10 +13,10 @@ import numpy as np
 
 from trainer.config import Config
 from trainer.data import arrays, decoding
-from trainer.data.decoding import Look, PictureError
-from trainer.data.file_stores import Archive, Folder, shown
+from trainer.data.decoding import Header, ImageFileError
+from trainer.data.file_stores import Archive, Folder, printable
 from trainer.data.images import ImageSet
-from trainer.data.listing import Listing, arrange
+from trainer.data.listing import Listing, list_images
 from trainer.errors import DataError
 from trainer.files import image_cache
 from trainer.files.image_cache import Decoded
@@ -27,68 +27,82 @@ from trainer.storage.location import cache_folder
 
 log = logging.getLogger(__name__)
 
-CHUNK = 32  # pictures per thread task
+CHUNK = 32  # images per thread task
 MAX_THREADS = 16
-Report = Callable[[float, str], None]  # share done, what
+Report = Callable[[float, str], None]  # completed share in [0, 1], description
 T = TypeVar("T")
 
 
 def is_path(dataset: str) -> bool:
-    """Whether --dataset names a file or folder, there or not, and no set by name."""
+    """Returns whether --dataset is a path, which need not exist, and not the name of a data set."""
     archive = dataset.lower().endswith((".zip", ".npz"))
     return "/" in dataset or archive or (bool(dataset) and os.path.exists(dataset))
 
 
 def load(config: Config, report: Report) -> ImageSet:
-    """Loads the pictures of `config.split` from `config.dataset`, at the image size.
+    """Loads the images of `config.split` from `config.dataset` at the configured image size.
+
+    Args:
+      config: configuration of the run.
+      report: called during long operations with the completed share in [0, 1] and a
+        description of the operation.
 
     Raises:
-      DataError: if there are none, or some cannot be used.
+      DataError: if there are no images, or some cannot be used.
     """
     if is_bucket(config.dataset):
         path = dataset_download.fetch(config.dataset, "dataset", cache_folder("data"), report)
     else:
         path = Path(config.dataset).expanduser()
-    name = f"--dataset={shown(config.dataset)}"
+    name = f"--dataset={printable(config.dataset)}"
     if not os.path.exists(path):
         raise DataError(
-            f"{name} does not exist. Set --dataset to a folder, a .zip or an .npz of pictures."
+            f"{name} does not exist. Set --dataset to a folder, a .zip or an .npz of images."
         )
     if path.is_file() and path.suffix.lower() == ".npz":
         return arrays.load(path, config)
     if path.is_file() and path.suffix.lower() != ".zip":
-        raise DataError(f"{name} is neither a folder nor a .zip or .npz: give one of these.")
+        raise DataError(
+            f"{name} is not a folder, a .zip or an .npz. Set --dataset to one of these."
+        )
     with contextlib.closing(Folder(path) if path.is_dir() else Archive(path)) as store:
-        listing = arrange(store.stamps, name)
-        places, labels, class_names = listing.choose(config.split)
+        listing = list_images(store.stamps, name)
+        positions, labels, class_names = listing.select(config.split)
         stamps = (f"{file} {store.stamps[file]}" for file in listing.names)
-        asked = (str(config.image_size), str(config.skip_bad_images))
-        key = image_cache.key((os.path.abspath(path), *asked, *stamps))
+        settings = (str(config.image_size), str(config.skip_bad_images))
+        key = image_cache.key((os.path.abspath(path), *settings, *stamps))
         decoded = image_cache.read(key)
         if decoded is None:
             decoded = _decode(store, listing, config, report)
             image_cache.write(key, decoded)
         else:
-            memory.check_fits(name, len(places), *decoded.images.shape[2:])
-    _tell(name, listing, decoded)
-    rows, chosen = _rows(decoded, places)
+            memory.check_images_fit(name, len(positions), *decoded.images.shape[2:])
+    _warn(name, listing, decoded)
+    rows, is_decoded = _find_rows(decoded, positions)
     if not len(rows):
         raise DataError(
-            f"{name} --split={config.split}: none of its {len(places):,} pictures can be read."
+            f"{name} --split={config.split}: none of the {len(positions):,} images can be read. "
+            "Replace the files."
         )
-    return ImageSet(np.asarray(decoded.images[rows]), labels[chosen], class_names)
+    return ImageSet(np.asarray(decoded.images[rows]), labels[is_decoded], class_names)
 
 
-def _rows(decoded: Decoded, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the pictures at `places` are among the decoded; which of them are there."""
-    chosen = np.isin(places, decoded.kept)
-    return np.searchsorted(decoded.kept, places[chosen]), chosen
+def _find_rows(decoded: Decoded, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Finds images of a listing among the decoded ones.
+
+    Returns:
+      The rows of `decoded.images` for those of `positions` [N] that are decoded, and which of
+      them are decoded [N] bool.
+    """
+    is_decoded = np.isin(positions, decoded.kept)
+    return np.searchsorted(decoded.kept, positions[is_decoded]), is_decoded
 
 
-def _tell(name: str, listing: Listing, decoded: Decoded) -> None:
+def _warn(name: str, listing: Listing, decoded: Decoded) -> None:
+    """Logs how many images were skipped and how many were enlarged."""
     if decoded.skipped:
         log.warning(
-            "%s: %s of %s pictures cannot be read and are skipped, the first: %s",
+            "%s: %s of %s images cannot be read and are skipped. The first one: %s",
             name,
             f"{len(decoded.skipped):,}",
             f"{len(listing.names):,}",
@@ -96,7 +110,7 @@ def _tell(name: str, listing: Listing, decoded: Decoded) -> None:
         )
     if decoded.enlarged:
         log.warning(
-            "%s: %s of %s pictures are smaller than %d pixels and are enlarged",
+            "%s: %s of %s images are smaller than %d pixels and are enlarged",
             name,
             f"{decoded.enlarged:,}",
             f"{len(listing.names):,}",
@@ -105,34 +119,49 @@ def _tell(name: str, listing: Listing, decoded: Decoded) -> None:
 
 
 def _decode(store: Folder | Archive, listing: Listing, config: Config, report: Report) -> Decoded:
-    """Decodes all splits, because they share the image size and number of channels."""
-    over = _Pictures(store, listing, config.skip_bad_images, report)
-    looks = over.each(range(len(listing.names)), lambda _, file: decoding.look(file), "Looking at")
-    good = [(place, look) for place, look in looks if isinstance(look, Look)]
+    """Decodes the images of all splits, which share the image size and number of channels."""
+    reader = _Reader(store, listing, config.skip_bad_images, report)
+    headers = reader.map(
+        range(len(listing.names)),
+        lambda _, file: decoding.read_header(file),
+        "Reading the headers of",
+    )
+    good = [(position, header) for position, header in headers if isinstance(header, Header)]
     if not good:
-        raise DataError(f"{listing.source}: none of its {len(looks):,} pictures can be read.")
-    smallest = min(look.side for _, look in good)
+        raise DataError(
+            f"{listing.source}: none of the {len(headers):,} images can be read. Replace the files."
+        )
+    smallest = min(header.side for _, header in good)
     size = config.image_size or decoding.default_size(smallest)
-    channels = 1 if all(look.gray for _, look in good) else 3
-    memory.check_fits(listing.source, len(good), size, channels)
+    channels = 1 if all(header.is_gray for _, header in good) else 3
+    memory.check_images_fit(listing.source, len(good), size, channels)
     images = np.empty((len(good), size, size, channels), np.uint8)
 
-    def fill(row: int, file: IO[bytes]) -> bool:
+    def decode_into_row(row: int, file: IO[bytes]) -> bool:
         images[row] = decoding.decode(file, size, channels)
         return True
 
-    places = [place for place, _ in good]
-    whole = np.array([done is True for _, done in over.each(places, fill, "Decoding")])
+    positions = [position for position, _ in good]
+    results = reader.map(positions, decode_into_row, "Decoding")
+    is_decoded = np.array([result is True for _, result in results])
     return Decoded(
-        images if whole.all() else images[whole],
-        np.array(places)[whole],
-        tuple(over.skipped),
-        sum(look.side < size for (_, look), fine in zip(good, whole, strict=True) if fine),
+        images if is_decoded.all() else images[is_decoded],
+        np.array(positions)[is_decoded],
+        tuple(reader.skipped),
+        sum(
+            header.side < size
+            for (_, header), decoded in zip(good, is_decoded, strict=True)
+            if decoded
+        ),
     )
 
 
-class _Pictures:
-    """Does something to pictures of a listing, in threads: Pillow works outside the GIL."""
+class _Reader:
+    """Reads images of a listing in several threads, because Pillow releases the GIL.
+
+    Attributes:
+      skipped: names of the skipped images with the reasons.
+    """
 
     def __init__(
         self, store: Folder | Archive, listing: Listing, skip_bad: bool, report: Report
@@ -141,51 +170,60 @@ class _Pictures:
         self._skip_bad, self._report = skip_bad, report
         self.skipped: list[str] = []
 
-    def each(
-        self, places: "range | list[int]", work: Callable[[int, IO[bytes]], T], what: str
-    ) -> list[tuple[int, T | PictureError]]:
-        """Calls work(number, file) for each place; returns places with their results.
+    def map(
+        self, positions: "range | list[int]", work: Callable[[int, IO[bytes]], T], action: str
+    ) -> list[tuple[int, T | ImageFileError]]:
+        """Calls work(number, file) for each position in the listing.
+
+        Args:
+          positions: positions of the images in the listing.
+          work: function of an index into `positions` and the open file.
+          action: description of the work for progress reports, to precede "N images".
+
+        Returns:
+          The positions with the results of `work`, or the errors of images that are skipped.
 
         Raises:
-          DataError: naming the first picture that is bad, unless those are skipped.
+          DataError: if an image cannot be read and bad images are not skipped; it names the image.
         """
 
-        def some(start: int) -> list[tuple[int, T | PictureError]]:
-            numbers = range(start, min(start + CHUNK, len(places)))
-            return [(places[n], self._one(places[n], n, work)) for n in numbers]
+        def read_chunk(start: int) -> list[tuple[int, T | ImageFileError]]:
+            numbers = range(start, min(start + CHUNK, len(positions)))
+            return [(positions[n], self._read(positions[n], n, work)) for n in numbers]
 
-        results: list[tuple[int, T | PictureError]] = []
-        # Pillow warns of odd files on standard error; a set may have thousands of them.
+        results: list[tuple[int, T | ImageFileError]] = []
+        # Pillow prints warnings about unusual files, of which a data set may have thousands.
         with warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
             warnings.simplefilter("ignore")
             try:
-                for part in pool.map(some, range(0, len(places), CHUNK)):
-                    self._collect(part)
-                    results += part
-                    self._report(len(results) / len(places), f"{what} {len(places):,} pictures")
+                for chunk in pool.map(read_chunk, range(0, len(positions), CHUNK)):
+                    self._check_errors(chunk)
+                    results += chunk
+                    share = len(results) / len(positions)
+                    self._report(share, f"{action} {len(positions):,} images")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return results
 
-    def _one(
-        self, place: int, number: int, work: Callable[[int, IO[bytes]], T]
-    ) -> T | PictureError:
+    def _read(
+        self, position: int, number: int, work: Callable[[int, IO[bytes]], T]
+    ) -> T | ImageFileError:
         try:
-            with self._store.open(self._listing.names[place]) as file:
+            with self._store.open(self._listing.names[position]) as file:
                 return work(number, file)
-        except PictureError as error:
+        except ImageFileError as error:
             return error
 
-    def _collect(self, part: list[tuple[int, T | PictureError]]) -> None:
-        for place, result in part:
-            if not isinstance(result, PictureError):
+    def _check_errors(self, chunk: list[tuple[int, T | ImageFileError]]) -> None:
+        for position, result in chunk:
+            if not isinstance(result, ImageFileError):
                 continue
-            name = shown(self._listing.names[place])
+            name = printable(self._listing.names[position])
             if not self._skip_bad:
                 raise DataError(
-                    f"{self._listing.source}: {name} cannot be read ({result}): replace or remove "
-                    "it, or give --skip_bad_images."
+                    f"{self._listing.source}: {name} cannot be read ({result}). Replace or remove "
+                    "the file, or set --skip_bad_images."
                 )
             self.skipped.append(f"{name} ({result})")
 

@@ -1,1 +1,1 @@
-"""Measuring how good a run's images are, during training and afterwards."""
+"""Evaluates the image quality of a run, during training and afterwards."""

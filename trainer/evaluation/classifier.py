@@ -1,14 +1,14 @@
-"""A small classifier of the data set itself, trained at first use and kept in the cache.
+"""A small classifier of the data set, trained at first use and cached.
 
-Its features tell apart what matters in this data set, and cost little.  Numbers by one
-classifier compare runs on one data set; with published numbers they do not compare.
+Its features distinguish the classes of this data set and are cheap to compute.  Results with the
+same classifier are comparable between runs on one data set, but not with published results.
 """
 
 import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -20,34 +20,40 @@ from trainer.config.dataset import ImageShape
 from trainer.data import sources
 from trainer.data.images import ImageSet
 from trainer.errors import DataError, UsageError
-from trainer.evaluation.features import FeatureNetwork, extract, in_batches
+from trainer.evaluation.features import (
+    CheckInterrupt,
+    FeatureNetwork,
+    extract,
+    in_batches,
+    never_interrupt,
+)
 from trainer.files import array_cache
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise it when the same images would give another classifier
+VERSION = 1  # to be increased when the same images would result in another classifier
 FEATURES = 128
-IMAGES = {1: 240_000, 3: 400_000}  # to train on in all, by channels
+IMAGES = {1: 240_000, 3: 400_000}  # number of images to train on, by channels
 MAX_EPOCHS = 25
 BATCH = 128
 LEARNING_RATE = 2e-3
-MAX_SHIFT = 2  # pixels by which training images are moved about
-MAX_SIDE = 64  # larger images are made smaller first
-HELD_OUT = 10  # where there are no test images, every so many-th is kept to test on
-
-Check = Callable[[], None]
+MAX_SHIFT = 2  # pixels by which training images are shifted at most
+MAX_SIDE = 64  # larger images are resized to this height and width
+HELD_OUT = 10  # without a test split, every 10th training image is held out for the test
 
 
-def load(config: Config, data: ImageSet, check: Check = lambda: None) -> FeatureNetwork:
-    """The classifier of a run's data set, from the cache or trained now.
+def load(
+    config: Config, data: ImageSet, check_interrupt: CheckInterrupt = never_interrupt
+) -> FeatureNetwork:
+    """Returns the classifier of the data set of a run, from the cache or trained now.
 
     Args:
-      config: the run.
-      data: its images, of config.split.
-      check: called now and then; raises to break off.
+      config: the configuration of the run.
+      data: the images of config.split.
+      check_interrupt: called before each training step; raises an exception to interrupt.
 
     Raises:
-      UsageError: if the data have no classes.
+      UsageError: if the data set has no classes.
     """
     check_labels(config, data.shape)
     training = data if config.split == "train" else _split(config, "train") or data
@@ -56,27 +62,28 @@ def load(config: Config, data: ImageSet, check: Check = lambda: None) -> Feature
     network = build(training.shape)
     entry = array_cache.read(name)
     if entry is not None and _fits(network, entry[0]):
-        weights, about = entry
+        weights, details = entry
         network.set_weights([weights[str(n)] for n in range(len(weights))])
     else:
-        about = _train_and_test(network, config, training, budget, check)
-        array_cache.write(name, {str(n): w for n, w in enumerate(network.get_weights())}, about)
-    return _as_features(network, about)
+        details = _train_and_test(network, config, training, budget, check_interrupt)
+        array_cache.write(name, {str(n): w for n, w in enumerate(network.get_weights())}, details)
+    return create_feature_network(network, details)
 
 
 def check_labels(config: Config, shape: ImageShape) -> None:
-    """Raises a UsageError if the data have no classes."""
+    """Raises a UsageError if the data set has fewer than two classes."""
     if shape.classes < 2:
         raise UsageError(
-            f"--dataset={config.dataset} has no classes for a classifier to learn: for images "
-            "without labels there are the features of inception, with --inception_path."
+            f"--dataset={config.dataset} has no classes, so no classifier can be trained on it. "
+            "Use the features of Inception instead, with --inception_path."
         )
 
 
 def build(shape: ImageShape) -> keras.Model:
-    """Makes the network: images uint8 [N, H, W, C] -> features [N, FEATURES], logits [N, K].
+    """Builds the network: images uint8 [N, H, W, C] -> features [N, FEATURES], logits [N, K].
 
-    Its initial weights are the same each time, in float32 whatever the run trains in.
+    Its initial weights are always the same.  It computes in float32, whatever the precision of
+    the run.
     """
     images = keras.Input([shape.size, shape.size, shape.channels], dtype="uint8", name="images")
     x = keras.layers.Rescaling(1 / 127.5, -1.0, dtype="float32", name="unit")(images)
@@ -90,7 +97,7 @@ def build(shape: ImageShape) -> keras.Model:
     while side > 8:
         x = _block(x, filters, number)
         side, filters, number = -(-side // 2), min(2 * filters, 128), number + 1
-    if shape.channels == 3:  # colour comes with things harder to tell than digits
+    if shape.channels == 3:  # RGB data sets are harder to classify than digits
         x = _block(x, 128, number)
     x = keras.layers.Flatten(dtype="float32", name="classifier_flat")(x)
     x = keras.layers.Dense(
@@ -112,7 +119,7 @@ def build(shape: ImageShape) -> keras.Model:
 
 
 def _block(x: Any, filters: int, number: int) -> Any:
-    """A convolution, its norm and activation, at half the side."""
+    """Applies a convolution, batch norm and ReLU, and halves height and width."""
     x = keras.layers.Conv2D(
         filters,
         3,
@@ -131,22 +138,24 @@ def _block(x: Any, filters: int, number: int) -> Any:
     )(x)
 
 
-def train(network: keras.Model, data: ImageSet, budget: int, check: Check) -> None:
-    """Trains on `budget` images, in an order and with shifts that are always the same."""
+def train(
+    network: keras.Model, data: ImageSet, budget: int, check_interrupt: CheckInterrupt
+) -> None:
+    """Trains on `budget` images, with an order and shifts that are always the same."""
     steps = math.ceil(budget / BATCH)
     schedule = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
     optimizer = keras.optimizers.Adam(schedule, name="classifier_adam")
     optimizer.build(network.trainable_variables)
-    with tf.device("CPU:0"):  # a GPU's memory is the run's
+    with tf.device("CPU:0"):  # leaves the memory of the GPU to the run
         images, labels = tf.constant(data.images), tf.constant(data.labels)
-    side, reach = data.shape.size, min(MAX_SHIFT, data.shape.size // 8)
+    side, max_shift = data.shape.size, min(MAX_SHIFT, data.shape.size // 8)
 
     @tf.function(autograph=False)
     def step(index: tf.Tensor, shift: tf.Tensor) -> None:
-        """One update on the images of an index, all moved by one shift."""
+        """Updates the network once, on the images at `index`, which share one random shift."""
         with tf.device("CPU:0"):
             batch, classes = tf.gather(images, index), tf.gather(labels, index)
-        edges = [[0, 0], [reach, reach], [reach, reach], [0, 0]]
+        edges = [[0, 0], [max_shift, max_shift], [max_shift, max_shift], [0, 0]]
         batch = tf.pad(batch, edges, "SYMMETRIC")
         batch = batch[:, shift[0] : shift[0] + side, shift[1] : shift[1] + side]
         batch.set_shape([BATCH, side, side, data.shape.channels])
@@ -159,40 +168,48 @@ def train(network: keras.Model, data: ImageSet, budget: int, check: Check) -> No
     generator = np.random.default_rng(0)
     order = np.empty(0, np.int64)
     for _ in range(steps):
-        check()
+        check_interrupt()
         while len(order) < BATCH:
             order = np.concatenate([order, generator.permutation(len(data))])
         index, order = order[:BATCH], order[BATCH:]
-        step(tf.constant(index), tf.constant(generator.integers(0, 2 * reach + 1, 2)))
+        step(tf.constant(index), tf.constant(generator.integers(0, 2 * max_shift + 1, 2)))
 
 
 def _train_and_test(
-    network: keras.Model, config: Config, training: ImageSet, budget: int, check: Check
-) -> dict:
-    """Trains the network; returns what there is to say of it."""
-    tested = _split(config, "test")
-    if tested is None or tested.shape != training.shape:
+    network: keras.Model,
+    config: Config,
+    training: ImageSet,
+    budget: int,
+    check_interrupt: CheckInterrupt,
+) -> dict[str, Any]:
+    """Trains the network; returns its test accuracy and other details."""
+    test = _split(config, "test")
+    if test is None or test.shape != training.shape:
         rows = np.arange(len(training)) % HELD_OUT == HELD_OUT - 1
-        rows[-1] = True  # one at least
-        training, tested = _part(training, ~rows), _part(training, rows)
+        rows[-1] = True  # holds out at least one image
+        training, test = _part(training, ~rows), _part(training, rows)
     log.info(
-        "Training a classifier of %s for its features, once: %s images (kept in the cache)",
+        "Training a classifier of %s for its features on %s images (cached for later evaluations)",
         config.dataset,
         f"{budget:,}",
     )
     started = time.monotonic()
-    train(network, training, budget, check)
-    found = extract(_as_features(network, {}), in_batches(tested.images), check)
-    right = float(np.mean(np.argmax(found.logits, 1) == tested.labels))
+    train(network, training, budget, check_interrupt)
+    feature_network = create_feature_network(network, {})
+    outputs = extract(feature_network, in_batches(test.images), check_interrupt)
+    accuracy = float(np.mean(np.argmax(outputs.logits, 1) == test.labels))
     secs = time.monotonic() - started
     log.info(
-        "It is right on %.2f%% of %d test images, after %.0f s", 100 * right, len(tested), secs
+        "Trained the classifier: %.2f%% accuracy on %d test images, in %.0f s",
+        100 * accuracy,
+        len(test),
+        secs,
     )
-    return {"test_accuracy": right, "test_images": len(tested), "trained_secs": round(secs, 1)}
+    return {"test_accuracy": accuracy, "test_images": len(test), "trained_secs": round(secs, 1)}
 
 
 def _split(config: Config, split: str) -> ImageSet | None:
-    """Another split of the run's data set; None if it has no such."""
+    """Returns another split of the data set of the run; None if there is no such split."""
     try:
         return sources.load(config.replace(split=split, batch_size=1, devices="auto"))
     except DataError:
@@ -200,25 +217,29 @@ def _split(config: Config, split: str) -> ImageSet | None:
 
 
 def _part(data: ImageSet, rows: np.ndarray) -> ImageSet:
+    """Returns the images that the mask `rows` selects."""
     return ImageSet(data.images[rows], data.labels[rows], data.class_names)
 
 
 def _fits(network: keras.Model, weights: dict[str, np.ndarray]) -> bool:
+    """Returns whether cached weights have the shapes of those of the network."""
     shapes = [tuple(v.shape) for v in network.weights]
     return [weights[str(n)].shape for n in range(len(weights)) if str(n) in weights] == shapes
 
 
-def _as_features(network: keras.Model, about: dict) -> FeatureNetwork:
+def create_feature_network(network: keras.Model, details: dict[str, Any]) -> FeatureNetwork:
+    """Returns the feature network that applies a classifier in inference mode."""
+
     @tf.function(autograph=False)
-    def judge(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def apply(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         features, logits = network(images, training=False)
         return features, logits
 
-    return FeatureNetwork("classifier", digest(network.get_weights()), judge, about)
+    return FeatureNetwork("classifier", digest(network.get_weights()), apply, details)
 
 
 def digest(weights: Sequence[np.ndarray]) -> str:
-    """A hash of weights, in their order."""
+    """Returns a hash of weights, which depends on their order."""
     total = hashlib.sha256()
     for array in weights:
         total.update(f"{array.dtype} {array.shape}".encode())

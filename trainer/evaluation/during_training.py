@@ -1,4 +1,4 @@
-"""Evaluations while a run trains: at their pace, recorded, and the best one kept."""
+"""Evaluations during training: evaluates regularly, records results and keeps the best."""
 
 import dataclasses
 import logging
@@ -11,10 +11,10 @@ from trainer.config import Config
 from trainer.data.images import ImageSet
 from trainer.errors import StoppedError, UsageError, one_of
 from trainer.evaluation import evaluator
-from trainer.evaluation.evaluator import Evaluator
+from trainer.evaluation.evaluator import EvaluationOptions, Evaluator
 from trainer.generation.sampler import Sampler
 from trainer.machine.replicas import Replicas
-from trainer.metrics.registry import METRICS
+from trainer.metrics.registry import METRICS, format_metrics
 from trainer.run_dir import evaluation_history
 from trainer.run_dir.checkpoints import Checkpoints
 from trainer.run_dir.directory import RunDir
@@ -22,26 +22,44 @@ from trainer.run_dir.evaluation_history import EvaluationHistory
 
 log = logging.getLogger(__name__)
 
-KEEP = 10**6  # checkpoints of which EvaluationHistory decides itself
+KEEP = 10**6  # no limit: EvaluationHistory removes those that are no longer needed
 Record = Callable[[Mapping[str, float], int], None]
 
 
-class _BrokenOff(Exception):
-    """A stop was requested in the middle of an evaluation."""
+class _Interrupted(Exception):
+    """An evaluation was interrupted by a request to stop."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvaluatedModel:
+    """The model that is evaluated while it trains.
+
+    Attributes:
+      generator: the generator to draw images from.
+      trackables: the objects that a checkpoint saves, by name.
+      replicas: the replicas that the model trains on.
+    """
+
+    generator: keras.Model
+    trackables: Mapping[str, object]
+    replicas: Replicas
 
 
 @dataclasses.dataclass(eq=False)
-class Quality:
-    """The evaluations of a run that trains.
+class TrainingEvaluations:
+    """The evaluations of a run during training.
 
     Attributes:
-      config, run_dir: the run.
-      every_images: how often to evaluate; 0 for never.
-      evaluator, sampler, checkpoints: what that takes; None where it never happens.
-      stop: whether to stop now.
-      record: told the values and the step of each evaluation.
-      best: what was found so far.
-      secs: taken by the evaluations of this process.
+      config: the configuration of the run.
+      run_dir: the run directory.
+      every_images: number of training images between evaluations; 0 if this process never
+        evaluates.
+      stop: returns whether to stop now.
+      evaluator: evaluates the generator; None if this process never evaluates.
+      sampler: draws images from the generator; None if this process never evaluates.
+      checkpoints: the best checkpoints; None if this process never evaluates.
+      record: called with the values and the step of each evaluation.
+      best: the results so far; None if this process never evaluates.
     """
 
     config: Config
@@ -53,22 +71,28 @@ class Quality:
     checkpoints: Checkpoints | None = None
     record: Record = lambda values, step: None
     best: EvaluationHistory | None = None
-    secs: float = 0.0
 
-    def begin(self, done: int) -> None:
-        """Takes up what was found in the steps that are done."""
+    def restore(self, done: int) -> None:
+        """Restores the results up to step `done` and removes later ones."""
         if self.evaluator is None or self.checkpoints is None:
             evaluation_history.discard_after(self.run_dir, done)
             return
-        ruler = self.evaluator.describe()
+        conditions = self.evaluator.describe()
         self.best = EvaluationHistory(
-            self.run_dir, self.checkpoints, self.config.best_metric, ruler, done=done
+            self.run_dir, self.checkpoints, self.config.best_metric, conditions, done=done
         )
 
     def resume(self, done: int, record: Record) -> None:
-        """Goes on from the steps that are done, with an evaluation that is still owed."""
+        """Restores the results up to step `done`, and evaluates that step if it is due.
+
+        An evaluation is due if it was interrupted before it was recorded.
+
+        Args:
+          done: number of finished steps.
+          record: called with the values and the step of each evaluation from now on.
+        """
         self.record = record
-        self.begin(done)
+        self.restore(done)
         if self.evaluator is None:
             return
         images = done * self.config.batch_size
@@ -77,10 +101,11 @@ class Quality:
             self.evaluate(done)
 
     def evaluate(self, done: int) -> bool:
-        """Evaluates after so many steps, unless that was done.
+        """Evaluates after `done` steps, unless the result of that step is recorded already.
 
         Returns:
-          False if a stop was requested meanwhile: it is then owed.
+          False if a request to stop interrupted the evaluation, which must then be repeated
+          when the run resumes.
         """
         if self.evaluator is None or self.sampler is None or self.best is None:
             return True
@@ -88,19 +113,22 @@ class Quality:
             return True
         started = time.monotonic()
         try:
-            found = self.evaluator.evaluate(self.sampler, self._check)
-        except _BrokenOff:
-            log.info("The evaluation at step %d was broken off; it is made up for.", done)
+            result = self.evaluator.evaluate(self.sampler, self._check_interrupt)
+        except _Interrupted:
+            log.info(
+                "Stopping interrupted the evaluation at step %d. It is repeated when the run "
+                "resumes.",
+                done,
+            )
             return False
         kimg = done * self.config.batch_size / 1000
-        is_best = self.best.record(done, kimg, found.values)
+        is_best = self.best.record(done, kimg, result.values)
         secs = time.monotonic() - started
-        self.secs += secs
-        self.record({**found.values, "evaluate_secs": secs, "evaluated_kimg": kimg}, done)
+        self.record({**result.values, "evaluate_secs": secs, "evaluated_kimg": kimg}, done)
         log.info(
             "Evaluation at %.6g kimg: %s  (%d images, %s; %.1f s)%s",
             kimg,
-            as_text(found.values),
+            format_metrics(result.values),
             self.evaluator.num_samples,
             self.evaluator.network.name,
             secs,
@@ -109,13 +137,13 @@ class Quality:
         return True
 
     @property
-    def is_over(self) -> bool:
+    def stopped_improving(self) -> bool:
         """Whether --stop_after_no_gain_kimg has passed without improvement."""
         limit = self.config.stop_after_no_gain_kimg
         return bool(limit and self.best and self.best.kimg_without_improvement() >= limit)
 
-    def sum_up(self) -> None:
-        """Logs which checkpoint was the best."""
+    def log_best(self) -> None:
+        """Logs the best and the last result, if there is any."""
         if self.best is None or (line := self.best.best_line) is None:
             return
         metric = self.config.best_metric
@@ -130,70 +158,71 @@ class Quality:
             last["kimg"],
         )
 
-    def _check(self) -> None:
+    def _check_interrupt(self) -> None:
         if self.stop():
-            raise _BrokenOff
+            raise _Interrupted
 
 
-def check(config: Config, data: ImageSet) -> None:
-    """Raises a UsageError if the evaluations that the run asks for cannot be."""
+def check_settings(config: Config, data: ImageSet) -> None:
+    """Raises a UsageError if the evaluations that the settings request are not possible."""
     if not config.evaluate_every.value:
         return
     one_of("--best_metric", config.best_metric, METRICS)
     evaluator.check_features(config, data.shape, config.evaluate_features, config.inception_path)
-    if config.best_metric == "conditional_accuracy" and not config.conditional:
+    if METRICS[config.best_metric].needs_labels and not config.conditional:
         raise UsageError(
-            "--best_metric=conditional_accuracy is for conditional runs: take another, such as fid."
+            f"--best_metric={config.best_metric} is for conditional runs only. Use another "
+            "metric, such as fid."
         )
 
 
-def prepare(
+def create(
     config: Config,
     data: ImageSet,
     run_dir: RunDir,
-    generator: keras.Model,
-    checkpoint_items: Mapping[str, object],
+    model: EvaluatedModel,
     stop: Callable[[], bool],
-    replicas: Replicas,
-) -> Quality:
-    """Gets ready to evaluate, if the run does and this is its chief; at first that takes a while.
+) -> TrainingEvaluations:
+    """Creates the evaluations of a run; only the chief of a run that evaluates prepares them.
+
+    Preparing them takes a while at first use, when the classifier is trained and the features
+    of the real images are computed.
+
+    Args:
+      config: the configuration of the run.
+      data: its training images.
+      run_dir: the run directory.
+      model: the model to evaluate.
+      stop: returns whether to stop now.
 
     Raises:
-      UsageError: if what it takes cannot be had.
-      StoppedError: if a stop is requested meanwhile.
+      UsageError: if the requested features are not available.
+      DataError: if there are too few images.
+      StoppedError: if a stop is requested while the evaluations are prepared.
     """
-    every = config.evaluate_every.images(config.batch_size, len(data)) if replicas.is_chief else 0
-    quality = Quality(config, run_dir, every, stop)
-    if not every:
-        return quality
+    every_images = 0
+    if model.replicas.is_chief:
+        every_images = config.evaluate_every.images(config.batch_size, len(data))
+    evaluations = TrainingEvaluations(config, run_dir, every_images, stop)
+    if not every_images:
+        return evaluations
 
-    def go_on() -> None:
+    def check_interrupt() -> None:
         if stop():
-            raise StoppedError("Stopped while evaluation was made ready. Start it again.")
+            raise StoppedError(
+                "Stopped on request while preparing the evaluations. Run the same command again "
+                "to resume."
+            )
 
-    quality.evaluator = evaluator.prepare(
-        config,
-        data,
+    options = EvaluationOptions(
         features=config.evaluate_features,
         inception_path=config.inception_path,
         num_samples=config.evaluate_samples,
         seed=config.seed,
-        check=go_on,
     )
-    quality.sampler = Sampler(config, generator, replicas)
-    quality.checkpoints = Checkpoints(
-        run_dir.best_checkpoints, checkpoint_items, keep=KEEP, spare=0
+    evaluations.evaluator = evaluator.create_evaluator(config, data, options, check_interrupt)
+    evaluations.sampler = Sampler(config, model.generator, model.replicas)
+    evaluations.checkpoints = Checkpoints(
+        run_dir.best_checkpoints, model.trackables, keep=KEEP, spare=0
     )
-    return quality
-
-
-def as_text(values: Mapping[str, float]) -> str:
-    """The metrics in one line."""
-    spreads = {"kid": "kid_std"}
-    parts = []
-    for name, value in values.items():
-        if name.endswith("_std"):
-            continue
-        spread = f" +- {values[spreads[name]]:.2g}" if name in spreads else ""
-        parts.append(f"{name} {value:.4g}{spread}")
-    return "  ".join(parts)
+    return evaluations

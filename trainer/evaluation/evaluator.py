@@ -1,9 +1,9 @@
-"""Draws images from a generator and measures how good they are."""
+"""Draws images from a generator and measures their quality."""
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,82 +14,117 @@ from trainer.config.dataset import ImageShape
 from trainer.data.images import ImageSet
 from trainer.errors import DataError, UsageError
 from trainer.evaluation import classifier, inception, reference
-from trainer.evaluation.features import FeatureNetwork, Features, extract_each
+from trainer.evaluation.features import (
+    CheckInterrupt,
+    FeatureNetwork,
+    Features,
+    extract_each,
+    never_interrupt,
+)
 from trainer.evaluation.reference import Reference
 from trainer.generation.sampler import Sampler
 from trainer.metrics import registry
 from trainer.storage.address import is_bucket
 from trainer.storage.location import cache_folder
 
-Check = Callable[[], None]
-MIN_REALS = 6  # metrics go by an image's fifth neighbour
+MIN_REALS = 6  # density and coverage need the fifth nearest neighbour of each image
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationOptions:
+    """The options of an evaluation.
+
+    Attributes:
+      features: "classifier", "inception", or "auto": inception if `inception_path` is given.
+      inception_path: file of the Inception network, also in a bucket; "" for none.
+      num_samples: number of images to draw.
+      seed: seed of their latent vectors.
+    """
+
+    features: str
+    inception_path: str
+    num_samples: int
+    seed: int
 
 
 @contextlib.contextmanager
 def in_full_precision() -> Iterator[None]:
-    """Products of float32 in float32, also on GPUs that would round them: numbers compare."""
-    rounded = tf.config.experimental.tensor_float_32_execution_enabled()
+    """Disables TensorFloat-32, so that results on different devices are comparable."""
+    was_enabled = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)
     try:
         yield
     finally:
-        tf.config.experimental.enable_tensor_float_32_execution(rounded)
+        tf.config.experimental.enable_tensor_float_32_execution(was_enabled)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Findings:
-    """What an evaluation found.
+class EvaluationResult:
+    """The result of an evaluation.
 
     Attributes:
-      values: the metrics by name, with the spreads of some.
-      features: of the images drawn, in their order.
-      judged: a classifier's logits of them, [N, classes], if there is one.
-      secs: how long it took.
+      values: metrics by name, and the standard deviations of some as NAME_std.
+      features: features of the generated images, in the order in which they were drawn.
+      classifier_logits: [N, classes] float32, logits of the data set's classifier for the
+        generated images; None without a classifier.
+      secs: duration in seconds.
     """
 
     values: dict[str, float]
     features: Features
-    judged: np.ndarray | None
+    classifier_logits: np.ndarray | None
     secs: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluator:
-    """Everything that evaluations of one run have in common.
+    """Evaluates generators of one run under the same conditions.
 
     Attributes:
-      network: by whose features images are compared.
-      judge: the classifier that says what images show, if the data have classes.
-      reals: what generated images are held against.
-      num_samples: images to draw.
-      seed: of their latents.
-      labels: [num_samples] int32, the classes to ask for, if the run is conditional; as
-        frequent as among the reals.
+      network: the network whose features are compared.
+      classifier: the classifier of the data set that predicts the classes of images; None
+        if it is not needed.
+      reals: the real images to compare with.
+      num_samples: number of images to draw.
+      seed: seed of their latent vectors.
+      labels: [num_samples] int32, the classes to request, which are as frequent as among
+        the real images; None for an unconditional run.
     """
 
     network: FeatureNetwork
-    judge: FeatureNetwork | None
+    classifier: FeatureNetwork | None
     reals: Reference
     num_samples: int
     seed: int
     labels: np.ndarray | None
 
     @in_full_precision()
-    def evaluate(self, sampler: Sampler, check: Check = lambda: None) -> Findings:
-        """Draws the images and measures them; `check` raises to break off."""
+    def evaluate(
+        self, sampler: Sampler, check_interrupt: CheckInterrupt = never_interrupt
+    ) -> EvaluationResult:
+        """Draws images and computes their metrics.
+
+        Args:
+          sampler: draws the images.
+          check_interrupt: called regularly; raises an exception to interrupt.
+        """
         started = time.monotonic()
         batches = sampler.draw(self.num_samples, self.seed, self.labels)
         networks = [self.network]
-        if self.judge is not None and self.judge is not self.network:
-            networks.append(self.judge)
-        found = extract_each(networks, batches, check)
-        judged = None if self.judge is None else found[-1].logits
-        values = registry.measure(self.reals.compare(found[0], self.labels, judged, check))
-        return Findings(values, found[0], judged, time.monotonic() - started)
+        if self.classifier is not None and self.classifier is not self.network:
+            networks.append(self.classifier)
+        outputs = extract_each(networks, batches, check_interrupt)
+        logits = None if self.classifier is None else outputs[-1].logits
+        comparison = self.reals.compare(outputs[0], self.labels, logits, check_interrupt)
+        values = registry.measure(comparison)
+        return EvaluationResult(values, outputs[0], logits, time.monotonic() - started)
 
     def describe(self) -> dict[str, Any]:
-        """What numbers depend on, besides the generator: only equals compare."""
-        described = {
+        """Returns the conditions of the evaluation.
+
+        Results are comparable only if their conditions are equal.
+        """
+        conditions = {
             "num_samples": self.num_samples,
             "reference_split": self.reals.split,
             "reference_images": len(self.reals),
@@ -98,81 +133,76 @@ class Evaluator:
             "feature_hash": self.network.digest,
             "seed": self.seed,
         }
-        if self.judge is not None:
-            described["classifier_hash"] = self.judge.digest
-            described["classifier_test_accuracy"] = self.judge.about["test_accuracy"]
-        return described
+        if self.classifier is not None:
+            conditions["classifier_hash"] = self.classifier.digest
+            conditions["classifier_test_accuracy"] = self.classifier.details["test_accuracy"]
+        return conditions
 
 
 def check_features(config: Config, shape: ImageShape, features: str, inception_path: str) -> bool:
-    """Whether to go by inception; arguments as of `prepare`.
+    """Returns whether to use Inception; see `EvaluationOptions` for the last two arguments.
 
     Raises:
-      UsageError: if the features asked for cannot be had.
+      UsageError: if the requested features are not available.
     """
     if features == "inception" and not inception_path:
         raise UsageError(
-            f"The features of inception need --inception_path: {inception.GRAPH}, or "
-            f"{inception.ARCHIVE} from {inception.ORIGIN}."
+            f"The features of Inception need --inception_path: the path of {inception.GRAPH}, or "
+            f"of {inception.ARCHIVE} from {inception.ORIGIN}."
         )
-    by_inception = features == "inception" or (features == "auto" and bool(inception_path))
-    if not by_inception:
+    uses_inception = features == "inception" or (features == "auto" and bool(inception_path))
+    if not uses_inception:
         classifier.check_labels(config, shape)
-    return by_inception
+    return uses_inception
 
 
 @in_full_precision()
-def prepare(
+def create_evaluator(
     config: Config,
     data: ImageSet,
-    *,
-    features: str,
-    inception_path: str,
-    num_samples: int,
-    seed: int,
-    check: Check,
+    options: EvaluationOptions,
+    check_interrupt: CheckInterrupt = never_interrupt,
 ) -> Evaluator:
-    """Gets the networks and the reals ready, which at first use takes a while.
+    """Loads or trains the networks and computes the features of the real images.
+
+    This takes a while at first use. Later calls use the cache.
 
     Args:
-      config: the run, with the split that is the reference.
+      config: the configuration of the run, with the split to compare with.
       data: the images of that split.
-      features: "classifier", "inception", or "auto": inception where its file is given.
-      inception_path: the file of inception; "" for none.
-      num_samples: images to draw.
-      seed: of their latents.
-      check: called now and then; raises to break off.
+      options: what to draw and which features to compare.
+      check_interrupt: called regularly; raises an exception to interrupt.
 
     Raises:
-      UsageError: if the features cannot be had.
+      UsageError: if the requested features are not available.
+      DataError: if there are too few real images.
     """
-    by_inception = check_features(config, data.shape, features, inception_path)
+    path = options.inception_path
     network = None
-    if by_inception:
-        network = inception.load(_local(inception_path), shown=inception_path)
-    judge = None
+    if check_features(config, data.shape, options.features, path):
+        network = inception.load(_local(path), shown=path)
+    class_network = None
     if network is None or (config.conditional and data.shape.classes > 1):
-        judge = classifier.load(config, data, check)
-    network = network or judge
+        class_network = classifier.load(config, data, check_interrupt)
+    network = network or class_network
     if network is None:
-        raise RuntimeError("neither inception nor a classifier is there")
+        raise RuntimeError("neither Inception nor a classifier was loaded")
     if len(data) < MIN_REALS:
         raise DataError(
-            f"--split={config.split}: {config.dataset} has {len(data)} images there, and quality "
-            f"is measured against {MIN_REALS} or more."
+            f"--split={config.split}: this split of {config.dataset} has {len(data)} images, but "
+            f"an evaluation needs {MIN_REALS} or more. Use another split."
         )
-    reals = reference.load(data, config.split, network, check)
-    labels = np.resize(reals.labels, num_samples) if config.conditional else None
-    return Evaluator(network, judge, reals, num_samples, seed, labels)
+    reals = reference.load(data, config.split, network, check_interrupt)
+    labels = np.resize(reals.labels, options.num_samples) if config.conditional else None
+    return Evaluator(network, class_network, reals, options.num_samples, options.seed, labels)
 
 
 def _local(inception_path: str) -> str:
-    """The file of inception on this machine; one in a bucket is downloaded once."""
+    """Returns the path on this machine; a file in a bucket is downloaded once."""
     if not is_bucket(inception_path):
         return inception_path
-    from trainer.storage import (
-        dataset_download,  # late, as the library is: only where there is a bucket
-    )
+    # Imported late, because only buckets need its library.
+    from trainer.storage import dataset_download
 
     folder = cache_folder("data")
     return str(

@@ -7,30 +7,39 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-BATCH = 100  # images that a network sees at once, always: the shape decides the rounding
+# Images in every call of a network.  The number is fixed, because the shape affects rounding.
+BATCH = 100
+
+# Called regularly during long work; raises an exception to interrupt it.
+CheckInterrupt = Callable[[], None]
+
+
+def never_interrupt() -> None:
+    """Does nothing, so that the work is not interrupted."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureNetwork:
-    """A network whose features stand for images.
+    """A network that computes the features by which images are compared.
 
     Attributes:
       name: "classifier" or "inception".
-      digest: a hash of its weights; numbers of different ones cannot be compared.
-      judge: maps images uint8 [BATCH, H, W, C] to features [BATCH, D] and logits
+      digest: hash of the weights; results of networks with different hashes are not
+        comparable.
+      apply: maps images uint8 [BATCH, H, W, C] to features [BATCH, D] and logits
         [BATCH, K], float32.
-      about: what else there is to say of it, such as its test accuracy.
+      details: further facts about the network, such as its test accuracy.
     """
 
     name: str
     digest: str
-    judge: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-    about: Mapping[str, Any]
+    apply: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+    details: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What a network says of N images: features [N, D] and logits [N, K], float32."""
+    """The outputs of a network for N images: features [N, D] and logits [N, K], float32."""
 
     features: np.ndarray
     logits: np.ndarray
@@ -42,38 +51,38 @@ class Features:
 def extract(
     network: FeatureNetwork,
     batches: Iterable[np.ndarray],
-    check: Callable[[], None] = lambda: None,
+    check_interrupt: CheckInterrupt = never_interrupt,
 ) -> Features:
-    """The features of images that come in batches; arguments as of `extract_each`."""
-    return extract_each([network], batches, check)[0]
+    """Returns the features and logits of batched images; see `extract_each` for arguments."""
+    return extract_each([network], batches, check_interrupt)[0]
 
 
 def extract_each(
     networks: Sequence[FeatureNetwork],
     batches: Iterable[np.ndarray],
-    check: Callable[[], None] = lambda: None,
+    check_interrupt: CheckInterrupt = never_interrupt,
 ) -> list[Features]:
     """Returns the features and logits of batched images by each network.
 
     Args:
       networks: networks to apply.
       batches: uint8 [B, H, W, C] with B <= BATCH.
-      check: called before each batch; raises to cancel.
+      check_interrupt: called before each batch; raises an exception to interrupt.
     """
-    found: list[list[tuple[np.ndarray, ...]]] = [[] for _ in networks]
+    outputs: list[list[tuple[np.ndarray, ...]]] = [[] for _ in networks]
     for images in batches:
-        check()
+        check_interrupt()
         padded = images
         if len(images) < BATCH:
-            rest = np.zeros((BATCH - len(images), *images.shape[1:]), np.uint8)
-            padded = np.concatenate([images, rest])
-        for parts, network in zip(found, networks, strict=True):
-            answer = network.judge(tf.constant(padded))
-            parts.append(tuple(part.numpy()[: len(images)] for part in answer))
-    return [Features(*(np.concatenate(part) for part in zip(*parts))) for parts in found]
+            padding = np.zeros((BATCH - len(images), *images.shape[1:]), np.uint8)
+            padded = np.concatenate([images, padding])
+        for parts, network in zip(outputs, networks, strict=True):
+            batch = network.apply(tf.constant(padded))
+            parts.append(tuple(part.numpy()[: len(images)] for part in batch))
+    return [Features(*(np.concatenate(part) for part in zip(*parts))) for parts in outputs]
 
 
 def in_batches(images: np.ndarray) -> Iterator[np.ndarray]:
-    """Images [N, H, W, C] in parts of BATCH."""
+    """Yields images [N, H, W, C] in batches of at most BATCH."""
     for start in range(0, len(images), BATCH):
         yield images[start : start + BATCH]

@@ -1,4 +1,4 @@
-"""Measures how good the pictures of a run are, and writes what it found."""
+"""Evaluates checkpoints of a run, and writes the results to the run directory."""
 
 import json
 import logging
@@ -10,17 +10,22 @@ from typing import Any
 import keras
 
 from trainer.config import Config
+from trainer.config.dataset import DatasetDescription
 from trainer.data.images import ImageSet
 from trainer.errors import CheckpointError, DataError
-from trainer.evaluation import evaluator, gallery
-from trainer.evaluation.during_training import as_text
-from trainer.evaluation.evaluator import Evaluator, Findings
+from trainer.evaluation import gallery
+from trainer.evaluation.evaluator import (
+    EvaluationOptions,
+    EvaluationResult,
+    Evaluator,
+    create_evaluator,
+)
 from trainer.files.atomic import write_text
 from trainer.generation import generate
 from trainer.generation.sampler import Sampler
 from trainer.machine.replicas import create_replicas
 from trainer.metrics import distances
-from trainer.metrics.registry import METRICS
+from trainer.metrics.registry import METRICS, format_metrics, format_value
 from trainer.run_dir import selection
 from trainer.run_dir.checkpoint_files import checkpoint_step
 from trainer.run_dir.checkpoints import load_networks_of
@@ -33,62 +38,61 @@ Record = dict[str, Any]
 
 
 def evaluate(
-    run_dir: RunDir,
-    config: Config,
-    data: ImageSet,
-    *,
-    which: str,
-    features: str,
-    inception_path: str,
-    num_samples: int,
-    seed: int,
+    run_dir: RunDir, config: Config, data: ImageSet, options: EvaluationOptions, which: str = ""
 ) -> None:
     """Evaluates checkpoints of a run; writes evaluation.json and the folder evaluation/.
 
     Args:
-      run_dir: the run.
-      config: its configuration, with the devices to use and the split to compare with.
+      run_dir: the run directory.
+      config: the configuration of the run, with the devices to use and the split to compare
+        with.
       data: the images of that split.
-      which: "best", "latest", a step, "all", or "": the best where the run kept one.
-      features, inception_path, num_samples, seed: as of `evaluator.prepare`.
+      options: what to draw and which features to compare.
+      which: "best", "latest", a step, "all", or "" for the best if the run has one, else the
+        latest.
 
     Raises:
-      TrainerError: if there is no such checkpoint, or its features cannot be had.
+      TrainerError: if the checkpoint cannot be loaded, or the requested features are not
+        available.
     """
     check_data(run_dir, data, config)
-    # The same number each time, on whatever device.
+    # Deterministic operations give the same results each time.
     replicas = create_replicas(config.replace(deterministic=True))
     with replicas.scope():
-        generator, name = generate.build_drawing(run_dir, config)
-    ready = evaluator.prepare(
-        config,
-        data,
-        features=features,
-        inception_path=inception_path,
-        num_samples=num_samples,
-        seed=seed,
-        check=lambda: None,
-    )
-    about = {**ready.describe(), "ema": name == "average", "compute_dtype": replicas.precision}
+        generator, name = generate.build_generator(run_dir, config)
+    evaluator = create_evaluator(config, data, options)
+    conditions = {
+        **evaluator.describe(),
+        "ema": name == "average",
+        "compute_dtype": replicas.precision,
+    }
     sampler = Sampler(config, generator, replicas)
     records = []
-    for path in load_each(run_dir, which, {name: generator}):
-        found = ready.evaluate(sampler)
-        records.append(record_of(path, config, data, ready, found, about))
-        log.info("Step %d: %s (%.1f s)", checkpoint_step(path), as_text(found.values), found.secs)
-    best = pick(records)
+    for path in load_checkpoints(run_dir, which, {name: generator}):
+        result = evaluator.evaluate(sampler)
+        records.append(create_record(path, config, data, evaluator, result, conditions))
+        metrics = format_metrics(result.values)
+        log.info("Step %d: %s (%.1f s)", checkpoint_step(path), metrics, result.secs)
+    best = select_best(records)
     with run_dir.converted_write_errors():
-        write(run_dir, records, best)
+        write_records(run_dir, records, best)
         if which != "all":
-            gallery.draw(run_dir, config, data, generator, ready, found)
-    report(run_dir, records, best)
+            gallery.draw(run_dir, config, data, generator, evaluator, result)
+    log_records(run_dir, records, best)
 
 
-def load_each(run_dir: RunDir, which: str, networks: dict[str, keras.Model]) -> Iterator[Path]:
-    """Reads networks from each checkpoint asked for in turn; yields the checkpoint's path.
+def load_checkpoints(
+    run_dir: RunDir, which: str, networks: dict[str, keras.Model]
+) -> Iterator[Path]:
+    """Loads networks from each selected checkpoint in turn, and yields its path.
+
+    Args:
+      run_dir: the run directory.
+      which: as for `evaluate`.
+      networks: networks to load, by their names in checkpoints.
 
     Raises:
-      TrainerError: if there is none that loads.
+      TrainerError: if no checkpoint can be loaded.
     """
     if which != "all":
         yield selection.load(run_dir, which, networks)
@@ -103,76 +107,84 @@ def load_each(run_dir: RunDir, which: str, networks: dict[str, keras.Model]) -> 
         loaded += 1
         yield path
     if not loaded:
-        raise CheckpointError(f"{run_dir.path} holds no checkpoint that loads.")
+        raise CheckpointError(f"{run_dir.path} has no checkpoint that can be loaded.")
 
 
 def check_data(run_dir: RunDir, data: ImageSet, config: Config) -> None:
-    """Holds the data against what the run was trained on.
+    """Compares the data with the data set that the run was trained on.
+
+    Other images of the same split cause a warning only.
 
     Raises:
-      DataError: if its images have another form.
+      DataError: if size, channels or classes differ.
     """
     old, new = run_dir.read_dataset(), data.describe()
     if not old.has_same_form(new):
         raise DataError(
-            f"--dataset={config.dataset} is {data.shape}, and the run in {run_dir.path} draws "
-            f"{old.shape}: give the data it was trained on."
+            f"--dataset={config.dataset} has {_form(new)}, but the run in {run_dir.path} was "
+            f"trained on {_form(old)}; class names must match, too. Use --data_dir to select the "
+            "folder of the data that the run was trained on."
         )
     if config.split == run_dir.read_config().split and old.fingerprint != new.fingerprint:
         log.warning(
-            "--dataset=%s is not what the run began with (fingerprint %s, it had %s).",
+            "--dataset=%s differs from what the run was trained on (fingerprint %s instead of %s).",
             config.dataset,
             new.fingerprint[:8],
             old.fingerprint[:8],
         )
 
 
-def record_of(
+def _form(data: DatasetDescription) -> str:
+    """Returns the size, channels and classes of a data set as text."""
+    return f"images of {data.size}x{data.size}x{data.channels} in {data.classes} classes"
+
+
+def create_record(
     path: Path,
     config: Config,
     data: ImageSet,
-    ready: Evaluator,
-    found: Findings,
-    about: Record,
+    evaluator: Evaluator,
+    result: EvaluationResult,
+    conditions: Record,
 ) -> Record:
-    """What evaluation.json holds of a checkpoint; no number stands without what made it."""
+    """Returns the entry of evaluation.json for a checkpoint: its results and their conditions."""
     step = checkpoint_step(path)
     record: Record = {
-        **found.values,
+        **result.values,
         "checkpoint": str(path),
         "step": step,
         "kimg": step * config.batch_size / 1000,
         "recipe": config.recipe,
         "dataset": config.dataset,
         "image_size": data.shape.size,
-        **about,
-        "secs": round(found.secs, 1),
+        **conditions,
+        "secs": round(result.secs, 1),
         "time": time.time(),
     }
-    labels = ready.labels
+    labels = evaluator.labels
     if labels is None:
         return record
-    if found.judged is not None:
-        counts = distances.confusion(found.judged, labels)
+    if result.classifier_logits is not None:
+        counts = distances.confusion(result.classifier_logits, labels)
         record["class_accuracy"] = {
             name: counts[k, k] / total
             for k, name in enumerate(data.class_names)
             if (total := int(counts[k].sum()))
         }
-    by_class = distances.class_fids(
-        ready.reals.features,
-        ready.reals.labels,
-        found.features.features,
+    class_fids = distances.class_fids(
+        evaluator.reals.features,
+        evaluator.reals.labels,
+        result.features.features,
         labels,
         data.shape.classes,
     )
-    if by_class:
-        record["class_fid"] = {data.class_names[k]: value for k, value in by_class.items()}
+    if class_fids:
+        record["class_fid"] = {data.class_names[k]: value for k, value in class_fids.items()}
     return record
 
 
-def pick(records: list[Record]) -> Record:
-    """The record of the least FID."""
+def select_best(records: list[Record]) -> Record:
+    """Returns the record with the lowest FID."""
     best = records[0]
     for record in records[1:]:
         if METRICS["fid"].is_better(record["fid"], best["fid"]):
@@ -180,42 +192,39 @@ def pick(records: list[Record]) -> Record:
     return best
 
 
-def write(run_dir: RunDir, records: list[Record], best: Record) -> None:
-    """Writes evaluation.json: the best record, and below "evaluations" all of them."""
+def write_records(run_dir: RunDir, records: list[Record], best: Record) -> None:
+    """Writes evaluation.json: the best record, and all records under "evaluations"."""
     content = {"format_version": FORMAT_VERSION, **best, "evaluations": records}
     write_text(run_dir.evaluation, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def report(run_dir: RunDir, records: list[Record], best: Record) -> None:
-    """Shows the numbers as tables."""
-    rows = [
-        ("fid", "kid", "inception_score"),
-        ("precision", "recall", "density", "coverage", "conditional_accuracy"),
-    ]
+def log_records(run_dir: RunDir, records: list[Record], best: Record) -> None:
+    """Logs the results as a table, and the conditions of the evaluation."""
+    names = [name for name in METRICS if name in best]
     if len(records) > 1:
-        names = ["kimg", *(name for row in rows for name in row if name in best)]
-        log.info("  ".join(f"{name:>{max(8, len(name))}}" for name in names))
+        columns = ["kimg", *names]
+        log.info("  ".join(f"{name:>{max(8, len(name))}}" for name in columns))
         for record in records:
-            cells = (f"{record[name]:{max(8, len(name))}.4g}" for name in names)
-            mark = "  least FID" if record is best else ""
+            cells = (f"{record[name]:{max(8, len(name))}.4g}" for name in columns)
+            mark = "  lowest FID" if record is best else ""
             log.info("%s%s", "  ".join(cells), mark)
     else:
-        for name in (name for row in rows for name in row if name in best):
-            spread = f" +- {best[f'{name}_std']:.2g}" if f"{name}_std" in best else ""
-            log.info("%-22s%.4g%s", name, best[name], spread)
-        for name, value in best.get("class_accuracy", {}).items():
-            by_itself = best.get("class_fid", {}).get(name)
-            more = "" if by_itself is None else f"   FID of the class {by_itself:.4g}"
-            log.info("  %-20s%.1f%%%s", name, 100 * value, more)
+        for name in names:
+            log.info("%-22s%s", name, format_value(name, best))
+        for name, accuracy in best.get("class_accuracy", {}).items():
+            class_fid = best.get("class_fid", {}).get(name)
+            fid_text = "" if class_fid is None else f"   FID of this class {class_fid:.4g}"
+            log.info("  %-20s%.1f%%%s", name, 100 * accuracy, fid_text)
     log.info(
-        "By %s %s: %s images (%s, seed %d, %s) against %s reals of the %s split",
+        "Compared by the features of %s %s: %s generated images (%s, seed %d, %s) with %s real "
+        "images of the %s split",
         best["feature_network"],
         best["feature_hash"],
         f"{best['num_samples']:,}",
-        "moving average" if best["ema"] else "no moving average",
+        "EMA of the weights" if best["ema"] else "no EMA of the weights",
         best["seed"],
         best["compute_dtype"],
         f"{best['reference_images']:,}",
         best["reference_split"],
     )
-    log.info("Written to %s", run_dir.evaluation)
+    log.info("Results written to %s", run_dir.evaluation)

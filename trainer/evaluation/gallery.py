@@ -1,4 +1,8 @@
-"""The pictures of an evaluation: does it memorise, mix classes up, jump between images?"""
+"""Draws the pictures of an evaluation: nearest neighbours, confusion matrix, interpolations.
+
+They show whether the generator memorizes images, confuses classes or changes abruptly between
+latent vectors.
+"""
 
 import logging
 
@@ -10,7 +14,7 @@ from PIL import Image
 from trainer.config import Config
 from trainer.data.images import ImageSet
 from trainer.evaluation import pictures
-from trainer.evaluation.evaluator import Evaluator, Findings
+from trainer.evaluation.evaluator import EvaluationResult, Evaluator
 from trainer.generation import sampler
 from trainer.generation.sampler import Sampler, save_picture
 from trainer.metrics import distances, neighbours
@@ -18,10 +22,10 @@ from trainer.run_dir.directory import RunDir
 
 log = logging.getLogger(__name__)
 
-SAMPLES = 10  # with their neighbours
+SAMPLES = 10  # number of samples shown with their neighbours
 NEIGHBOURS = 7
 STRIPS = 10
-STEPS = 10  # images of a strip, its ends included
+STEPS = 10  # number of images in a strip, including both ends
 
 
 def draw(
@@ -29,48 +33,50 @@ def draw(
     config: Config,
     data: ImageSet,
     generator: keras.Model,
-    ready: Evaluator,
-    found: Findings,
+    evaluator: Evaluator,
+    result: EvaluationResult,
 ) -> None:
-    """Draws what there is to see of an evaluation into RUN_DIR/evaluation/.
+    """Draws the pictures of an evaluation into RUN_DIR/evaluation/.
 
     Args:
-      run_dir: the run.
-      config: its configuration.
-      data: the reals.
-      generator: what was evaluated.
-      ready: how.
-      found: what was found.
+      run_dir: the run directory.
+      config: the configuration of the run.
+      data: the real images.
+      generator: the generator that was evaluated.
+      evaluator: the evaluator that was used.
+      result: its result.
     """
     folder = run_dir.evaluation_pictures
     folder.mkdir(exist_ok=True)
     sampler = Sampler(config, generator)
-    sheets = {"nearest.png": nearest(sampler, data, ready, found)}
-    if ready.labels is not None and found.judged is not None:
-        counts = distances.confusion(found.judged, ready.labels)
+    sheets = {"nearest.png": nearest(sampler, data, evaluator, result)}
+    if evaluator.labels is not None and result.classifier_logits is not None:
+        counts = distances.confusion(result.classifier_logits, evaluator.labels)
         sheets["confusion.png"] = pictures.confusion(counts, data.class_names)
-    sheets["interpolation.png"] = interpolation(config, data, generator, ready.seed)
+    sheets["interpolation.png"] = interpolation(config, data, generator, evaluator.seed)
     for name, picture in sheets.items():
         save_picture(picture, folder / name)
-        log.info("Drawn: %s", folder / name)
+        log.info("Wrote %s", folder / name)
 
 
-def nearest(sampler: Sampler, data: ImageSet, ready: Evaluator, found: Findings) -> Image.Image:
-    """The first samples, each with the reals whose features are nearest to its own."""
-    labels = None if ready.labels is None else ready.labels[:SAMPLES]
-    drawn = np.concatenate(list(sampler.draw(SAMPLES, ready.seed, labels)))
-    count = min(NEIGHBOURS, len(ready.reals))
-    rows = neighbours.nearest(found.features.features[:SAMPLES], ready.reals.features, count)
-    return pictures.neighbours(drawn, data.images[ready.reals.rows[rows]])
+def nearest(
+    sampler: Sampler, data: ImageSet, evaluator: Evaluator, result: EvaluationResult
+) -> Image.Image:
+    """Draws the first samples, each with the real images whose features are nearest to it."""
+    labels = None if evaluator.labels is None else evaluator.labels[:SAMPLES]
+    drawn = np.concatenate(list(sampler.draw(SAMPLES, evaluator.seed, labels)))
+    count = min(NEIGHBOURS, len(evaluator.reals))
+    rows = neighbours.nearest(result.features.features[:SAMPLES], evaluator.reals.features, count)
+    return pictures.neighbours(drawn, data.images[evaluator.reals.rows[rows]])
 
 
 def interpolation(config: Config, data: ImageSet, generator: keras.Model, seed: int) -> Image.Image:
-    """Strips from one latent to another, of one class each if the run is conditional."""
+    """Draws strips of images between two latent vectors, one class per strip if conditional."""
     first = tf.constant(0, tf.int64)
     ends = sampler.latents(config, tf.constant(seed, tf.int64), first).numpy()[: 2 * STRIPS]
     between = np.linspace(0.0, 1.0, STEPS, dtype=np.float32)
-    turned = config.latent_distribution != "uniform"
-    path = np.stack([_between(ends[:STRIPS], ends[STRIPS:], t, turned) for t in between], 1)
+    spherical = config.latent_distribution != "uniform"
+    path = np.stack([_between(ends[:STRIPS], ends[STRIPS:], t, spherical) for t in between], 1)
     labels = None
     if config.conditional:
         labels = np.repeat(np.arange(STRIPS) % data.shape.classes, STEPS)
@@ -80,13 +86,13 @@ def interpolation(config: Config, data: ImageSet, generator: keras.Model, seed: 
     return pictures.enlarge(sampler.grid(images, STEPS))
 
 
-def _between(start: np.ndarray, end: np.ndarray, t: float, turned: bool) -> np.ndarray:
-    """Latents [N, Z] a share `t` of the way from one to another.
+def _between(start: np.ndarray, end: np.ndarray, t: float, spherical: bool) -> np.ndarray:
+    """Returns the latent vectors [N, Z] at the fraction `t` of the way from `start` to `end`.
 
-    Of normal latents along the arc, where all have the length that the generator knows;
-    of uniform ones along the line.
+    Normal latent vectors are interpolated along the arc (`spherical`), which keeps the lengths
+    that the generator was trained on.  Uniform ones are interpolated along the line.
     """
-    if not turned:
+    if not spherical:
         return (1 - t) * start + t * end
     lengths = np.linalg.norm(start, axis=1) * np.linalg.norm(end, axis=1)
     angle = np.arccos(np.clip((start * end).sum(1) / lengths, -1.0, 1.0))[:, None]

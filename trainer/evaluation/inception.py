@@ -1,8 +1,8 @@
-"""The Inception network of 2015, by whose features FIDs are published.
+"""The Inception network of 2015, whose features published FIDs are computed with.
 
-Heusel et al. (arXiv:1706.08500) and Salimans et al. (arXiv:1606.03498) both take it from
-one frozen graph, so numbers by this file, on as many images, compare with published ones.
-Ports of its weights to other frameworks, and other ways to resize, do not.
+Heusel et al. (arXiv:1706.08500) and Salimans et al. (arXiv:1606.03498) both use the same frozen
+graph.  Results computed with this graph on the same number of images are therefore comparable
+with published ones.  Results of ports to other frameworks or of other ways to resize are not.
 """
 
 import functools
@@ -29,42 +29,42 @@ LOGITS = "softmax/logits/MatMul"  # its second input is [2048, 1008]
 
 
 def load(path: str, shown: str = "") -> FeatureNetwork:
-    """Reads the network from `path`: the graph, or the archive that it comes in.
+    """Loads the network from a file: the graph, or the archive that contains it.
 
     Args:
-      path: on this machine.
-      shown: what the user gave, if that was something else.
+      path: path of the file on this machine.
+      shown: path to name in messages, if the user gave another, such as a bucket's.
 
     Raises:
-      UsageError: if there is no such file, or it is another.
+      UsageError: if the file cannot be read or does not contain this network.
     """
     shown = shown or path
     content = _read(path, shown)
     try:
-        judge, size = _import(content)
+        apply, size = _import(content)
     except (ValueError, KeyError, TypeError, IndexError, tf.errors.OpError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(_wrong(shown, f"is not that network ({reason})")) from None
+        raise UsageError(_message(shown, f"is not the Inception network ({reason})")) from None
     digest = hashlib.sha256(content).hexdigest()[:16]
-    return FeatureNetwork("inception", digest, judge, {"path": shown, "size": size})
+    return FeatureNetwork("inception", digest, apply, {"path": shown, "size": size})
 
 
-def _wrong(path: str, what: str) -> str:
-    return f"--inception_path={path} {what}: give {GRAPH}, or {ARCHIVE} from {ORIGIN}."
+def _message(path: str, problem: str) -> str:
+    return f"--inception_path={path} {problem}. Use {GRAPH}, or {ARCHIVE} from {ORIGIN}."
 
 
 def _read(path: str, shown: str) -> bytes:
-    """The bytes of the graph.
+    """Returns the bytes of the graph in a file or archive.
 
     Raises:
-      UsageError: if it cannot be read.
+      UsageError: if the file cannot be read.
     """
     try:
         content = Path(path).read_bytes()
     except FileNotFoundError:
-        raise UsageError(_wrong(shown, "does not exist")) from None
+        raise UsageError(_message(shown, "does not exist")) from None
     except OSError as error:
-        raise UsageError(_wrong(shown, f"cannot be read ({error.strerror})")) from None
+        raise UsageError(_message(shown, f"cannot be read ({error.strerror})")) from None
     if not path.endswith((".tgz", ".tar.gz", ".tar")):
         return content
     try:
@@ -73,29 +73,29 @@ def _read(path: str, shown: str) -> bytes:
                 if member.isfile() and member.name.rpartition("/")[2] == GRAPH:
                     return archive.extractfile(member).read()  # type: ignore[union-attr]
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UsageError(_wrong(shown, f"cannot be unpacked ({error})")) from None
-    raise UsageError(_wrong(shown, f"holds no {GRAPH}"))
+        raise UsageError(_message(shown, f"cannot be unpacked ({error})")) from None
+    raise UsageError(_message(shown, f"does not contain {GRAPH}"))
 
 
 def _import(content: bytes) -> tuple[Callable, int]:
-    """What judges images by the graph in `content`, and the number of its features.
+    """Returns a function that applies the graph in `content`, and the number of features.
 
     Raises:
-      ValueError, KeyError, OpError: if it is no graph or lacks what is looked for.
+      ValueError, KeyError, OpError: if `content` is not a graph with the expected nodes.
     """
     graph_def = tf.compat.v1.GraphDef()
     try:
         graph_def.ParseFromString(content)
-    except Exception:  # of the protobuf package, which is not ours to import
-        raise ValueError("no TensorFlow graph") from None
-    known = {node.name for node in graph_def.node}
+    except Exception:  # the error class belongs to protobuf, which is not a direct dependency
+        raise ValueError("not a TensorFlow graph") from None
+    node_names = {node.name for node in graph_def.node}
     for name in (IMAGES, FEATURES, LOGITS):
-        if name.partition(":")[0] not in known:
-            raise ValueError(f"it has no {name.partition(':')[0]}")
+        if name.partition(":")[0] not in node_names:
+            raise ValueError(f"it has no node {name.partition(':')[0]}")
     _modernise(graph_def)
 
     def body(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Pool features and logits of images, by the graph's own tensors."""
+        """Returns the pool features and logits of images, from tensors of the graph."""
         pool, product = tf.graph_util.import_graph_def(
             graph_def,
             input_map={IMAGES: images},
@@ -103,18 +103,18 @@ def _import(content: bytes) -> tuple[Callable, int]:
             name="",
         )
         features = tf.reshape(pool, [-1, pool.shape[-1]])
-        # Without the bias, as the Inception Score was published.
+        # Without the bias, as for published Inception Scores.
         return features, tf.matmul(features, product.inputs[1])
 
     signature = [tf.TensorSpec([None, None, None, 3], tf.float32)]
     wrapped = tf.compat.v1.wrap_function(body, signature)
-    return functools.partial(_judge, wrapped), int(wrapped.outputs[0].shape[-1])
+    return functools.partial(_apply, wrapped), int(wrapped.outputs[0].shape[-1])
 
 
 def _modernise(graph_def: tf.compat.v1.GraphDef) -> None:
-    """Changes in a graph of 2015 what TensorFlow no longer runs; it computes the same."""
+    """Replaces parts of the graph that TensorFlow no longer runs by equivalent ones."""
     for node in list(graph_def.node):
-        # Shapes noted for one image at a time; here they come in batches.
+        # These shapes are for a single image, but the graph is applied to batches.
         node.attr.pop("_output_shapes", None)
         if node.op != OLD_NORM:
             continue
@@ -132,8 +132,11 @@ def _modernise(graph_def: tf.compat.v1.GraphDef) -> None:
         node.attr["is_training"].b = False
 
 
-def _judge(wrapped: Callable, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Features and logits of images uint8 [N, H, W, 1 or 3]; gray ones as three channels."""
+def _apply(wrapped: Callable, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the features and logits of images uint8 [N, H, W, 1 or 3].
+
+    The channel of grayscale images is repeated three times.
+    """
     pixels = tf.cast(images, tf.float32)
     if pixels.shape[-1] == 1:
         pixels = tf.repeat(pixels, 3, axis=-1)

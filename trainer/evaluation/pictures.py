@@ -1,4 +1,4 @@
-"""Pictures of quality: nearest neighbours, confusion of classes, interpolation."""
+"""Pictures of nearest neighbours and of confusion matrices."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,15 +9,15 @@ from PIL import Image, ImageDraw, ImageFont
 from trainer.generation.sampler import grid
 
 GAP = 6  # pixels between a sample and its neighbours
-MAX_CLASSES = 40  # of a confusion picture; of more classes the first are shown
-CELL = 34  # pixels of a cell, its text included
-TEXT = 12  # pixels of letters
+MAX_CLASSES = 40  # a confusion matrix shows the first classes only if there are more
+CELL = 34  # width and height of a cell in pixels
+TEXT = 12  # font size in pixels
 INK, PAPER, LIGHT = (20, 20, 20), (255, 255, 255), (235, 235, 235)
-FULL = np.array([33, 82, 140])  # the colour of a cell that holds all
+FULL = np.array([33, 82, 140])  # colour of a cell with 100%
 
 
 def neighbours(samples: np.ndarray, reals: np.ndarray) -> Image.Image:
-    """A row for each sample: itself, then the reals nearest to it.
+    """Draws a row for each sample: the sample and the real images nearest to it.
 
     Args:
       samples: [N, H, W, C] uint8.
@@ -32,19 +32,19 @@ def neighbours(samples: np.ndarray, reals: np.ndarray) -> Image.Image:
 
 
 def enlarge(picture: Image.Image) -> Image.Image:
-    """Doubles a picture's pixels."""
+    """Returns a picture of twice the width and height."""
     return picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST)
 
 
 def confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
-    """A table of which class was asked for (rows) and seen by the classifier (columns).
+    """Draws a confusion matrix of requested classes (rows) and predicted classes (columns).
 
-    Cells are percent of a row; at the right of each row is its accuracy, which is that of
-    the class.
+    Each cell shows its share of the row in percent.  The accuracy of a class stands to the
+    right of its row.
 
     Args:
-      counts: [K, K] int, images by class asked for and class seen.
-      names: of the classes.
+      counts: [K, K] int, number of images by requested and predicted class.
+      names: names of the classes.
     """
     shown = min(len(counts), MAX_CLASSES)
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
@@ -55,8 +55,8 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
     width, height = margin + CELL * shown + 70, top + CELL * shown + 10
     picture = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(picture)
-    right = np.trace(counts) / max(1, counts.sum())
-    title = f"rows: asked for; columns: seen (% of the row); right: {right:.1%}"
+    accuracy = np.trace(counts) / max(1, counts.sum())
+    title = f"rows: requested, columns: predicted (% of row), accuracy: {accuracy:.1%}"
     draw.text((8, 6), title, INK, font)
     for k, label in enumerate(labels):
         middle = top + CELL * k + CELL // 2
@@ -72,8 +72,8 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
 
 
 def _cell(draw: ImageDraw.ImageDraw, font: Any, left: int, top: int, share: float) -> None:
-    """Draws a cell, the darker the larger its share; shares under half a percent are empty."""
-    strength = share**0.5  # so that a few percent can be seen
+    """Draws a cell: darker for a larger share, and without text for less than half a percent."""
+    strength = share**0.5  # makes a few percent visible
     colour = tuple(int(c) for c in 255 + strength * (FULL - 255))
     draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), fill=colour, outline=LIGHT)
     if share >= 0.005:

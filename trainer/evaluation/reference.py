@@ -1,13 +1,19 @@
-"""The real images that generated ones are held against, as a network sees them."""
+"""The features of the real images that generated images are compared with."""
 
 import dataclasses
 import logging
-from collections.abc import Callable
 
 import numpy as np
 
 from trainer.data.images import ImageSet
-from trainer.evaluation.features import FeatureNetwork, Features, extract, in_batches
+from trainer.evaluation.features import (
+    CheckInterrupt,
+    FeatureNetwork,
+    Features,
+    extract,
+    in_batches,
+    never_interrupt,
+)
 from trainer.files import array_cache
 from trainer.metrics.moments import Moments
 from trainer.metrics.registry import Comparison
@@ -15,20 +21,20 @@ from trainer.metrics.registry import Comparison
 log = logging.getLogger(__name__)
 
 VERSION = 1
-MAX_IMAGES = 100_000  # of larger sets so many are taken, at random
+MAX_IMAGES = 100_000  # number of images taken at random from larger sets
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """Real images, in an order that is random and always the same.
+    """Real images in a random order that is always the same, and their features.
 
     Attributes:
-      split: what part of the data set they are.
-      fingerprint: of that part.
-      rows: [N] int64, their places in it.
-      labels: [N] int32, their classes.
+      split: name of the split that the images belong to.
+      fingerprint: hash of the images of that split.
+      rows: [N] int64, indices of the images in the split.
+      labels: [N] int32, classes of the images.
       features: [N, D] float32.
-      moments: of all the features.
+      moments: mean and covariance of all features.
     """
 
     split: str
@@ -46,9 +52,9 @@ class Reference:
         generated: Features,
         labels: np.ndarray | None,
         classifier_logits: np.ndarray | None,
-        interrupt: Callable[[], None] = lambda: None,
+        check_interrupt: CheckInterrupt = never_interrupt,
     ) -> Comparison:
-        """Returns these reals beside generated images; arguments as of `Comparison`."""
+        """Returns these real images and generated ones; see `Comparison` for the arguments."""
         return Comparison(
             real_features=self.features,
             real_moments=self.moments,
@@ -56,7 +62,7 @@ class Reference:
             logits=generated.logits,
             labels=labels,
             classifier_logits=classifier_logits,
-            interrupt=interrupt,
+            check_interrupt=check_interrupt,
         )
 
 
@@ -64,32 +70,32 @@ def load(
     data: ImageSet,
     split: str,
     network: FeatureNetwork,
-    check: Callable[[], None] = lambda: None,
+    check_interrupt: CheckInterrupt = never_interrupt,
 ) -> Reference:
-    """The features of real images, from the cache or made now.
+    """Returns the features of real images, from the cache or computed now.
 
     Args:
       data: the images.
-      split: what part of its data set that is.
-      network: what sees them.
-      check: called now and then; raises to break off.
+      split: name of the split that the images belong to.
+      network: the network that computes the features.
+      check_interrupt: called before each batch; raises an exception to interrupt.
     """
     rows = np.random.default_rng(0).permutation(len(data))[:MAX_IMAGES]
     parts = (VERSION, data.fingerprint, split, data.shape.size, network.name, network.digest)
     name = array_cache.key("reference", (*parts, len(rows)))
     labels = data.labels[rows]
     if entry := array_cache.read(name):
-        arrays, about = entry
+        arrays, description = entry
         moments = Moments(arrays["features"].shape[1])
-        moments.count = about["images"]
+        moments.count = description["images"]
         moments.mean, moments.scatter = arrays["mean"], arrays["scatter"]
         return Reference(split, data.fingerprint, rows, labels, arrays["features"], moments)
     log.info(
-        "Features of %s real images of the %s split, once (kept in the cache)",
+        "Computing the features of %s real images of the %s split (cached for later evaluations)",
         f"{len(rows):,}",
         split,
     )
-    features = extract(network, in_batches(data.images[rows]), check).features
+    features = extract(network, in_batches(data.images[rows]), check_interrupt).features
     moments = Moments.of(features)
     arrays = {"features": features, "mean": moments.mean, "scatter": moments.scatter}
     array_cache.write(name, arrays, {"images": len(rows), "split": split, "network": network.name})

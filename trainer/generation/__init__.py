@@ -1,1 +1,1 @@
-"""Drawing images from a generator, and exporting it."""
+"""Draws images from a generator, and exports the generator."""

@@ -1,7 +1,7 @@
-"""A run's generator for use without this package: a Keras file and a SavedModel.
+"""Exports the generator of a run as a Keras file and a SavedModel, for use without this package.
 
-Both are written beside their place, loaded again, held against what the run draws, and
-only then put in place: what --out holds is complete and draws right.
+Both are written to a temporary folder, loaded again and compared with what the run draws.  They
+are moved to --out only afterwards, so exported files are complete and draw the right images.
 """
 
 import logging
@@ -16,7 +16,7 @@ import tensorflow as tf
 from trainer.config import Config
 from trainer.errors import StorageError, TrainerError, UsageError, first_line
 from trainer.generation import sampler
-from trainer.generation.generate import load_drawing
+from trainer.generation.generate import load_generator
 from trainer.machine import replicas
 from trainer.models.plain import plain
 from trainer.run_dir.directory import RunDir
@@ -26,27 +26,27 @@ log = logging.getLogger(__name__)
 
 KERAS_FILE = "generator.keras"
 SAVED_MODEL = "saved_model"
-MODEL = "saved_model.pb"  # in it
+MODEL_FILE = "saved_model.pb"  # the file in a SavedModel that contains its graph
 SIGNATURE = "serving_default"
 
 
 def export(run_dir: RunDir, config: Config, out: Path, which: str = "") -> None:
-    """Writes the generator that the run draws from into the folder `out`, in both forms.
+    """Exports the generator that the run draws from to the folder `out`, in both formats.
 
     Args:
-      run_dir: the run.
-      config: its configuration, with the devices to check the files on.
-      out: the folder; what an earlier export left there is replaced.
-      which: the checkpoint, as of `selection.load`.
+      run_dir: the run directory.
+      config: the configuration of the run, with the device to verify the files on.
+      out: the folder; files of an earlier export are replaced.
+      which: the checkpoint, as for `selection.load`.
 
     Raises:
-      TrainerError: if the run has no checkpoint, `out` cannot be written, or a file does
-        not draw what the run draws.
+      TrainerError: if the checkpoint cannot be loaded, `out` cannot be written, or a file
+        does not draw the same images as the run.
     """
-    # The same bits are asked of three graphs: the kernels must not be chosen by their speed.
+    # Three graphs must draw the same bytes, so kernels must not be selected by their speed.
     replicas.create_replicas(config.replace(deterministic=True))
-    drawing, source = load_drawing(run_dir, config, which)
-    generator = plain(drawing)
+    run_generator, source = load_generator(run_dir, config, which)
+    generator = plain(run_generator)
     labels = None
     if config.conditional:
         labels = np.arange(sampler.BATCH, dtype=np.int32) % run_dir.read_dataset().classes
@@ -56,40 +56,45 @@ def export(run_dir: RunDir, config: Config, out: Path, which: str = "") -> None:
             scratch = Path(name)
             generator.save(scratch / KERAS_FILE)
             save_model(config, generator, scratch / SAVED_MODEL)
-            check(config, generator, labels, scratch)
-            _put_in_place(scratch, out)
+            verify_export(config, generator, labels, scratch)
+            _move_files(scratch, out)
     except OSError as error:
         reason = error.strerror or first_line(error)
-        raise UsageError(f"--out={out} cannot be written ({reason}).") from None
-    _report(config, generator, source, out)
+        raise UsageError(
+            f"--out={out} cannot be written ({reason}). Choose another folder."
+        ) from None
+    _log_export(config, generator, source, out)
 
 
-def is_delivered(config: Config) -> bool:
-    """Whether there is nothing to bring to --model_dir: it has a model, or is not asked for."""
-    return not config.model_dir or output_copies.has_file(config.model_dir, "model_dir", MODEL)
+def is_exported_to_model_dir(config: Config) -> bool:
+    """Returns whether --model_dir is not set, or has a SavedModel already."""
+    return not config.model_dir or output_copies.has_file(config.model_dir, "model_dir", MODEL_FILE)
 
 
-def deliver(run_dir: RunDir, config: Config) -> None:
-    """Writes the SavedModel of a complete run into --model_dir.
+def export_to_model_dir(run_dir: RunDir, config: Config) -> None:
+    """Exports the generator of a complete run as a SavedModel to --model_dir.
 
     Raises:
-      TrainerError: if that cannot be written.
+      TrainerError: if --model_dir cannot be written.
     """
-    drawing, source = load_drawing(run_dir, config, "")
+    generator, source = load_generator(run_dir, config)
     with tempfile.TemporaryDirectory(prefix="gan-trainer-model-") as name:
         try:
-            save_model(config, plain(drawing), Path(name))
+            save_model(config, plain(generator), Path(name))
         except OSError as error:
-            raise StorageError(f"{name} cannot be written ({error}).") from None
-        output_copies.copy_folder(Path(name), config.model_dir, "model_dir", last=MODEL)
-    log.info("The generator of %s is in %s for a server", source, config.model_dir)
+            raise StorageError(
+                f"The temporary folder {name} cannot be written ({error}). Free disk space or set "
+                "TMPDIR to another folder."
+            ) from None
+        output_copies.copy_folder(Path(name), config.model_dir, "model_dir", last=MODEL_FILE)
+    log.info("Exported the generator of %s to --model_dir=%s", source, config.model_dir)
 
 
 def save_model(config: Config, generator: keras.Model, folder: Path) -> None:
     """Writes a SavedModel with one signature: latents, labels if conditional -> images uint8.
 
     Raises:
-      OSError: if it cannot be written.
+      OSError: if the SavedModel cannot be written.
     """
 
     def serve(latents: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
@@ -98,27 +103,29 @@ def save_model(config: Config, generator: keras.Model, folder: Path) -> None:
     inputs = [tf.TensorSpec([None, config.latent_dim], tf.float32, name="latents")]
     if config.conditional:
         inputs.append(tf.TensorSpec([None], tf.int32, name="labels"))
-    # Plain variables, not the Keras model, whose classes a reader would need to have.
+    # Plain variables instead of the Keras model, because loading that needs its classes.
     module = tf.Module()
     module.weights = [variable.value for variable in generator.variables]
     module.serve = tf.function(serve, input_signature=inputs, autograph=False)
     try:
         tf.saved_model.save(module, str(folder), signatures={SIGNATURE: module.serve})
-    except tf.errors.OpError as error:  # TensorFlow's name for a full disk
+    except tf.errors.OpError as error:  # raised if the disk is full
         raise OSError(first_line(error)) from None
 
 
-def check(config: Config, generator: keras.Model, labels: np.ndarray | None, folder: Path) -> None:
-    """Loads both forms from `folder` and holds what they draw against `generator`.
+def verify_export(
+    config: Config, generator: keras.Model, labels: np.ndarray | None, folder: Path
+) -> None:
+    """Loads both formats from `folder` and compares what they draw with the generator.
 
     Args:
-      config: the run's.
-      generator: what the run draws from.
-      labels: [BATCH] int32, the classes to draw, if the run is conditional.
-      folder: where both forms are.
+      config: the configuration of the run.
+      generator: the generator that was exported.
+      labels: [BATCH] int32, classes to draw; None for an unconditional run.
+      folder: the folder with both formats.
 
     Raises:
-      TrainerError: naming the form that does not draw the same bytes.
+      TrainerError: if a format cannot be loaded or does not draw the same bytes.
     """
     first = tf.constant(0, tf.int64)
     inputs = {"latents": sampler.latents(config, first, first)}
@@ -131,35 +138,39 @@ def check(config: Config, generator: keras.Model, labels: np.ndarray | None, fol
     def serve(path: Path) -> np.ndarray:
         return tf.saved_model.load(str(path)).signatures[SIGNATURE](**inputs)["images"].numpy()
 
-    wanted = draw(generator)
-    for name, draw_again in (
+    expected = draw(generator)
+    for name, draw_exported in (
         (KERAS_FILE, lambda path: draw(keras.models.load_model(path))),
         (SAVED_MODEL, serve),
     ):
         try:
-            drawn = draw_again(folder / name)
-        except Exception as error:  # of any kind: readers of files raise what they like
+            drawn = draw_exported(folder / name)
+        except Exception as error:  # readers of damaged files raise errors of many types
             reason = first_line(error)
-            raise TrainerError(f"The exported {name} cannot be used again ({reason}).") from error
-        _compare(name, drawn, wanted)
+            raise TrainerError(
+                f"The exported {name} cannot be loaded and run ({reason})."
+            ) from error
+        _compare(name, drawn, expected)
 
 
-def _compare(name: str, drawn: np.ndarray, wanted: np.ndarray) -> None:
-    """Raises a TrainerError unless both, uint8 [N, H, W, C], are the same."""
-    if np.array_equal(drawn, wanted):
+def _compare(name: str, drawn: np.ndarray, expected: np.ndarray) -> None:
+    """Raises a TrainerError unless both arrays, uint8 [N, H, W, C], are equal."""
+    if np.array_equal(drawn, expected):
         return
-    what = f"shape {list(drawn.shape)} for {list(wanted.shape)}"
-    if drawn.shape == wanted.shape:
-        levels = np.abs(drawn.astype(np.int16) - wanted)
-        what = f"{np.mean(levels > 0):.2%} of the bytes differ, by up to {levels.max()} of 255"
+    difference = f"shape {list(drawn.shape)} instead of {list(expected.shape)}"
+    if drawn.shape == expected.shape:
+        levels = np.abs(drawn.astype(np.int16) - expected)
+        difference = (
+            f"{np.mean(levels > 0):.2%} of the bytes differ, by up to {levels.max()} of 255"
+        )
     raise TrainerError(
-        f"The exported {name} does not draw what the run draws ({what}): nothing was "
-        "exported; --devices=cpu leaves out what a GPU rounds."
+        f"The exported {name} does not draw the same images as the run ({difference}). Nothing "
+        "was exported. Use --devices=cpu to exclude rounding differences of a GPU."
     )
 
 
-def _put_in_place(scratch: Path, out: Path) -> None:
-    """Moves all files below `scratch` to the same place below `out`."""
+def _move_files(scratch: Path, out: Path) -> None:
+    """Moves all files below `scratch` to the same relative paths below `out`."""
     for path in sorted(scratch.rglob("*")):
         target = out / path.relative_to(scratch)
         if path.is_dir():
@@ -168,22 +179,24 @@ def _put_in_place(scratch: Path, out: Path) -> None:
             os.replace(path, target)
 
 
-def _report(config: Config, generator: keras.Model, source: Path, out: Path) -> None:
-    """Names what was written, what it takes and how to call it."""
+def _log_export(config: Config, generator: keras.Model, source: Path, out: Path) -> None:
+    """Logs the exported files, the signature, and how to call it."""
     side, _, channels = generator.output.shape[1:]
-    form = f"[None, {side}, {side}, {channels}]"
-    takes, given = f"latents float32 [None, {config.latent_dim}]", "latents=latents"
+    shape = f"[None, {side}, {side}, {channels}]"
+    inputs, arguments = f"latents float32 [None, {config.latent_dim}]", "latents=latents"
     if config.conditional:
-        takes, given = f"{takes}, labels int32 [None]", f"{given}, labels=labels"
+        inputs, arguments = f"{inputs}, labels int32 [None]", f"{arguments}, labels=labels"
     low = {"tanh": "-1", "sigmoid": "0"}[config.image_range]
-    drawn = {"normal": "N(0, 1)", "uniform": "uniform on [-1, 1]"}[config.latent_distribution]
-    loaded = f'tf.saved_model.load("{out / SAVED_MODEL}").signatures["{SIGNATURE}"]'
-    log.info("Exported %s; both forms draw the bytes that the run draws.", source)
-    for what, text in (
-        ("Keras file", f"{out / KERAS_FILE} (images float32 {form} in [{low}, 1])"),
+    distribution = {"normal": "N(0, 1)", "uniform": "uniform on [-1, 1]"}[
+        config.latent_distribution
+    ]
+    signature = f'tf.saved_model.load("{out / SAVED_MODEL}").signatures["{SIGNATURE}"]'
+    log.info("Exported %s. Both formats draw exactly the images that the run draws.", source)
+    for title, text in (
+        ("Keras file", f"{out / KERAS_FILE} (images float32 {shape} in [{low}, 1])"),
         ("SavedModel", str(out / SAVED_MODEL)),
-        ("Signature", f"{SIGNATURE}({takes}) -> images uint8 {form}"),
-        ("Latents", drawn),
-        ("Call it as", f'{loaded}({given})["images"]'),
+        ("Signature", f"{SIGNATURE}({inputs}) -> images uint8 {shape}"),
+        ("Latents", distribution),
+        ("Call it as", f'{signature}({arguments})["images"]'),
     ):
-        log.info("%-12s%s", what, text)
+        log.info("%-12s%s", title, text)

@@ -1,5 +1,6 @@
-"""Draws images from a run and writes them."""
+"""Draws images from a checkpoint of a run and writes them."""
 
+import dataclasses
 import itertools
 import logging
 import math
@@ -9,80 +10,102 @@ import keras
 import numpy as np
 from PIL import Image
 
-from trainer import models
 from trainer.config import Config
 from trainer.errors import UsageError
 from trainer.generation.sampler import Sampler, grid
 from trainer.machine import replicas
+from trainer.recipes import files
+from trainer.recipes.networks import build_networks
 from trainer.run_dir import selection
 from trainer.run_dir.directory import RunDir
 
 log = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class GenerationOptions:
+    """The images to draw.
+
+    Attributes:
+      count: number of images.
+      classes: classes to cycle through; None for an unconditional run.
+      seed: seed of the latent vectors.
+    """
+
+    count: int
+    classes: list[int] | None
+    seed: int
+
+
 def generate(
-    run_dir: RunDir,
-    config: Config,
-    *,
-    count: int,
-    classes: list[int] | None,
-    seed: int,
-    out: Path,
-    which: str = "",
+    run_dir: RunDir, config: Config, options: GenerationOptions, out: Path, which: str = ""
 ) -> None:
-    """Draws `count` images from a checkpoint of the run into `out`.
+    """Draws images from a checkpoint of a run and writes them to `out`.
 
     Args:
-      run_dir: the run.
-      config: its configuration, with the devices to draw on.
-      count: number of images.
-      classes: to cycle through, if the run is conditional.
-      seed: of the latents.
+      run_dir: the run directory.
+      config: the configuration of the run, with the device to draw on.
+      options: the images to draw.
       out: FILE.png (one grid), FILE.npz, or a folder (one picture per image).
-      which: the checkpoint, as of `selection.load`.
+      which: the checkpoint, as for `selection.load`.
 
     Raises:
-      TrainerError: if the run has no checkpoint, or `out` cannot be written.
+      TrainerError: if the checkpoint cannot be loaded, or `out` cannot be written.
     """
     replicas.create_replicas(config)
-    generator, source = load_drawing(run_dir, config, which)
+    generator, source = load_generator(run_dir, config, which)
+    count, classes = options.count, options.classes
     labels = None
     if classes is not None:
         labels = np.fromiter(itertools.cycle(classes), np.int32, count)
-    images = np.concatenate(list(Sampler(config, generator).draw(count, seed, labels)))
+    images = np.concatenate(list(Sampler(config, generator).draw(count, options.seed, labels)))
     try:
-        write(out, images, labels, columns=_columns(count, classes))
+        write_images(out, images, labels, columns=_columns(count, classes))
     except OSError as error:
-        raise UsageError(f"--out={out} cannot be written ({error.strerror}).") from None
-    log.info("Drew %d images from %s into %s", count, source, out)
+        raise UsageError(
+            f"--out={out} cannot be written ({error.strerror}). Choose another path."
+        ) from None
+    log.info("Drew %d images from %s and wrote them to %s", count, source, out)
 
 
-def load_drawing(run_dir: RunDir, config: Config, which: str = "") -> tuple[keras.Model, Path]:
-    """The generator that a run draws from, and the checkpoint that it comes from.
+def load_generator(run_dir: RunDir, config: Config, which: str = "") -> tuple[keras.Model, Path]:
+    """Returns the generator that a run draws from, and the path of its checkpoint.
 
     Args:
-      run_dir: the run.
-      config: its configuration.
-      which: the checkpoint, as of `selection.load`.
+      run_dir: the run directory.
+      config: the configuration of the run.
+      which: the checkpoint, as for `selection.load`.
 
     Raises:
-      TrainerError: if the run has no checkpoint that holds it.
+      TrainerError: if the checkpoint cannot be loaded.
     """
-    generator, name = build_drawing(run_dir, config)
+    generator, name = build_generator(run_dir, config)
     return generator, selection.load(run_dir, which, {name: generator})
 
 
-def build_drawing(run_dir: RunDir, config: Config) -> tuple[keras.Model, str]:
-    """The generator to read a run's into, and its name in checkpoints.
+def build_generator(run_dir: RunDir, config: Config) -> tuple[keras.Model, str]:
+    """Returns an untrained generator, and the name in checkpoints of the weights to load.
 
-    It is the average where the run keeps one.
+    The name is "average" if the run keeps an exponential moving average of the weights, and
+    "generator" if it does not.
     """
-    generator, _ = models.build(config, run_dir.read_dataset().shape)
+    files.load_copies(run_dir.recipes, config)
+    generator, _ = build_networks(config, run_dir.read_dataset().shape)
     return generator, "average" if config.ema_half_life_kimg else "generator"
 
 
-def write(out: Path, images: np.ndarray, labels: np.ndarray | None, columns: int) -> None:
-    """Writes uint8 [N, H, W, C] as one grid, as arrays or as a folder of pictures."""
+def write_images(out: Path, images: np.ndarray, labels: np.ndarray | None, columns: int) -> None:
+    """Writes images as one grid, as arrays or as a folder of pictures.
+
+    Args:
+      out: FILE.png, FILE.npz or a folder.
+      images: uint8 [N, H, W, C].
+      labels: [N] int32, class of each image; None for an unconditional run.
+      columns: number of columns of the grid.
+
+    Raises:
+      OSError: if the output cannot be written.
+    """
     if out.suffix == ".npz":
         out.parent.mkdir(parents=True, exist_ok=True)
         if labels is None:
@@ -102,7 +125,7 @@ def write(out: Path, images: np.ndarray, labels: np.ndarray | None, columns: int
 
 
 def _columns(count: int, classes: list[int] | None) -> int:
-    """Columns of the grid: one per class where they fit, else a square."""
+    """Returns the number of columns of the grid: one per class if they fit, else for a square."""
     if classes is not None and 1 < len(classes) <= 20 and count > len(classes):
         return len(classes)
     return math.ceil(math.sqrt(count))

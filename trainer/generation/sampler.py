@@ -1,4 +1,4 @@
-"""Images drawn from a generator, grids of them, and the GIF of a run's grids."""
+"""Draws images from a generator, and makes grids of them and the GIF of a run."""
 
 import dataclasses
 import logging
@@ -21,34 +21,35 @@ from trainer.randomness import Draws
 log = logging.getLogger(__name__)
 
 BATCH = 100
-GRID_ROWS = 100  # classes shown at most
-GIF_FRAMES = 200  # grids in a GIF at most
+GRID_ROWS = 100  # maximum number of classes in a grid
+GIF_FRAMES = 200  # maximum number of grids in a GIF
 GIF_SECS = 12.0
 
 
 class Sampler:
-    """Draws images from a generator, which may train on meanwhile."""
+    """Draws images from a generator, which may be training meanwhile."""
 
     def __init__(
         self, config: Config, generator: keras.Model, replicas: Replicas | None = None
     ) -> None:
-        """Draws from a generator.
+        """Creates a sampler.
 
         Args:
-          config: of its run.
+          config: the configuration of the run.
           generator: the generator.
-          devices: whose replicas, which must have the generator, draw a batch each at a
-            time; None for one device.
+          replicas: the replicas on which the generator was created, which draw one batch
+            each at a time; None to draw on one device.
         """
         self._conditional = config.conditional
-        self._at_once = BATCH * (replicas.num_local_replicas if replicas else 1)
+        self._num_parallel = BATCH * (replicas.num_local_replicas if replicas else 1)
 
         @tf.function(autograph=False)
         def images(seed: tf.Tensor, start: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
             def batch(number: tf.Tensor | int) -> tf.Tensor:
                 first = tf.cast(number * BATCH, tf.int64)
-                ours = latents(config, seed, start + first)
-                return draw_bytes(config, generator, ours, labels[first : first + BATCH])
+                batch_latents = latents(config, seed, start + first)
+                batch_labels = labels[first : first + BATCH]
+                return draw_bytes(config, generator, batch_latents, batch_labels)
 
             return tf.concat(replicas.run_on_local_replicas(batch), 0) if replicas else batch(0)
 
@@ -59,33 +60,36 @@ class Sampler:
 
         Args:
           count: number of images.
-          seed: image i is a function of the seed, i and its label.
-          labels: [count] int, the class of each image, if the run is conditional.
+          seed: seed of the latent vectors; image i depends only on the seed, i and its label.
+          labels: [count] int, class of each image; None for an unconditional run.
 
         Yields:
-          uint8 [B, H, W, C], `count` in all.
+          uint8 [B, H, W, C] with B <= BATCH, `count` images in total.
+
+        Raises:
+          ValueError: if labels are missing, or are given for an unconditional run.
         """
         if self._conditional != (labels is not None):
-            raise ValueError("labels are for conditional generators, and those need them")
-        padded = np.zeros(-(-count // self._at_once) * self._at_once, np.int32)
+            raise ValueError("conditional generators need labels, and others take none")
+        padded = np.zeros(-(-count // self._num_parallel) * self._num_parallel, np.int32)
         if labels is not None:
             padded[:count] = labels
-        for start in range(0, count, self._at_once):
-            asked = padded[start : start + self._at_once]
+        for start in range(0, count, self._num_parallel):
+            batch_labels = padded[start : start + self._num_parallel]
             key = tf.constant(seed, tf.int64)
-            images = self._images(key, tf.constant(start, tf.int64), tf.constant(asked))
+            images = self._images(key, tf.constant(start, tf.int64), tf.constant(batch_labels))
             images = images.numpy()[: count - start]
             for first in range(0, len(images), BATCH):
                 yield images[first : first + BATCH]
 
 
 def latents(config: Config, seed: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
-    """The latents of a batch of samples, [BATCH, latent_dim] float32.
+    """Returns the latent vectors of a batch of samples, [BATCH, latent_dim] float32.
 
     Args:
-      config: the run.
-      seed: of the samples, int64.
-      start: number of the first one, a multiple of BATCH, int64.
+      config: the configuration of the run.
+      seed: seed of the latent vectors, int64.
+      start: index of the first sample, a multiple of BATCH, int64.
     """
     return randomness.latents(config, Draws(seed, start, BATCH, scope="samples"))
 
@@ -93,19 +97,26 @@ def latents(config: Config, seed: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
 def draw_bytes(
     config: Config, generator: keras.Model, latents: tf.Tensor, labels: tf.Tensor | None
 ) -> tf.Tensor:
-    """Images uint8 [N, H, W, C] of latents [N, latent_dim] and, if conditional, labels [N]."""
+    """Draws images uint8 [N, H, W, C].
+
+    Args:
+      config: the configuration of the run.
+      generator: the generator.
+      latents: latent vectors [N, latent_dim].
+      labels: [N] int32, class of each image; not used by an unconditional run.
+    """
     inputs = [latents, labels] if config.conditional else latents
     return to_bytes(generator(inputs, training=False), config.image_range)
 
 
 def to_bytes(images: tf.Tensor, image_range: str) -> tf.Tensor:
-    """Images in [-1, 1] ("tanh") or [0, 1] ("sigmoid") to uint8."""
+    """Converts images in [-1, 1] ("tanh") or [0, 1] ("sigmoid") to uint8."""
     unit = (images + 1.0) / 2.0 if image_range == "tanh" else images
     return tf.cast(tf.round(tf.clip_by_value(unit, 0.0, 1.0) * 255.0), tf.uint8)
 
 
 def grid(images: np.ndarray, columns: int) -> Image.Image:
-    """Tiles [N, H, W, C] uint8 row by row into one picture."""
+    """Tiles images [N, H, W, C] uint8 row by row into one picture."""
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     tiles = np.zeros((rows * columns, height, width, channels), np.uint8)
@@ -117,35 +128,42 @@ def grid(images: np.ndarray, columns: int) -> Image.Image:
 
 @dataclasses.dataclass(frozen=True)
 class SampleSheet:
-    """A run's grid of samples: the same latents every time, a row per class if conditional."""
+    """The sample grid of a run, with one row for each class if the run is conditional.
+
+    Every grid uses the same latent vectors, so that grids show how training proceeds.
+
+    Attributes:
+      config: the configuration of the run.
+      classes: number of classes of its data set.
+    """
 
     config: Config
     classes: int
 
     @property
     def rows(self) -> int:
-        """Rows of the grid."""
+        """Number of rows in the grid."""
         if not self.config.conditional:
             return self.config.sample_grid
         return min(self.classes, GRID_ROWS)
 
     def labels(self) -> np.ndarray:
-        """The class of each image of the grid, [N] int32."""
+        """Returns the class of each image of the grid, [N] int32."""
         return np.repeat(np.arange(self.rows, dtype=np.int32), self.config.sample_grid)
 
     def fakes(self, sampler: Sampler) -> Image.Image:
-        """The grid as the generator draws it now."""
+        """Draws the grid with the current weights of the generator."""
         count = self.rows * self.config.sample_grid
         labels = self.labels() if self.config.conditional else None
         batches = sampler.draw(count, self.config.seed, labels)
         return grid(np.concatenate(list(batches)), self.config.sample_grid)
 
     def reals(self, data: ImageSet) -> Image.Image:
-        """A grid of the same form from the data."""
+        """Returns a grid of real images with the same layout."""
         columns = self.config.sample_grid
         if not self.config.conditional:
             count = self.rows * columns
-            spread = max(1, len(data) // count)  # a set may be sorted by class
+            spread = max(1, len(data) // count)  # data sets may be sorted by class
             return grid(data.images[::spread][:count], columns)
         empty = np.zeros_like(data.images[:columns])
         rows = []
@@ -155,21 +173,22 @@ class SampleSheet:
         return grid(np.concatenate(rows), columns)
 
     def diversity(self, picture: Image.Image) -> float:
-        """How much the images of a grid differ: their standard deviation over a pixel's values.
+        """Returns how much the images of a grid differ, in levels of uint8.
 
-        It is taken among images of a class if the run is conditional (and the grid shows
-        more than one), and averaged over classes and pixels; in bytes.
+        This is the standard deviation of a pixel over the images, averaged over all pixels.
+        If the run is conditional and the grid shows several images of a class, it is computed
+        within each class and averaged over the classes.
         """
         columns = self.config.sample_grid
         pixels = np.asarray(picture, np.float32)
         side = picture.width // columns
         tiles = pixels.reshape(self.rows, side, columns, side, -1)
-        among = (2,) if self.config.conditional and columns > 1 else (0, 2)
-        return float(tiles.std(axis=among).mean())
+        axes = (2,) if self.config.conditional and columns > 1 else (0, 2)
+        return float(tiles.std(axis=axes).mean())
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a picture whole, or says that the disk does not take it."""
+    """Writes a picture atomically as PNG; logs a warning if it cannot be written."""
     try:
         with replacing(path) as scratch:
             picture.save(scratch, "PNG")
@@ -178,20 +197,20 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def sheet_path(folder: Path, kimg: float) -> Path:
-    """Where the grid drawn after so many images goes."""
+    """Returns the path of the sample grid that was drawn after `kimg` thousand images."""
     return folder / f"fakes-{kimg:09.3f}.png"
 
 
 def last_sheet(folder: Path, kimg: float) -> Path | None:
-    """The newest grid in a folder drawn after no more than so many images, if there is one."""
+    """Returns the newest sample grid up to `kimg` thousand images; None if there is none."""
     limit = sheet_path(folder, kimg).name
     return max((path for path in folder.glob("fakes-*.png") if path.name <= limit), default=None)
 
 
 def frames(folder: Path) -> list[Path]:
-    """The grids in a folder that make the GIF, in order.
+    """Returns the sample grids in a folder that the GIF shows, in order.
 
-    Of more than GIF_FRAMES every second, third, ... is taken, and the last.
+    If there are more than GIF_FRAMES, every second, third, ... and the last are selected.
     """
     paths = sorted(p for p in folder.glob("fakes-*.png") if re.search(r"-[\d.]+\.png$", p.name))
     stride = -(-len(paths) // GIF_FRAMES)
@@ -199,7 +218,7 @@ def frames(folder: Path) -> list[Path]:
 
 
 def write_gif(folder: Path, target: Path) -> None:
-    """Makes a GIF of the grids in a folder; the last frame stays for two seconds."""
+    """Writes a GIF of the sample grids in a folder; the last frame lasts two seconds."""
     palette = Image.Palette.ADAPTIVE
     pictures = [Image.open(path).convert("P", palette=palette) for path in frames(folder)]
     pause = int(np.clip(1000 * GIF_SECS / len(pictures), 40, 500))

@@ -1,1 +1,1 @@
-"""The machine: devices, replicas, workers, signals, memory; and what keeps TensorFlow from GPUs."""
+"""The machine: devices, replicas, workers, signals, memory, and the diagnosis of missing GPUs."""

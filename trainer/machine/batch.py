@@ -1,15 +1,18 @@
-"""Whether the replicas can share the global batch.  Does not import TensorFlow."""
+"""Checks that the replicas can share the global batch, without TensorFlow."""
 
 from trainer.config import Config
 from trainer.errors import UsageError
 
 
 def check_batch_size(config: Config, replicas: int) -> None:
-    """Raises a UsageError unless the replicas can share the global batch.
+    """Checks that the replicas can share the global batch.
 
     Args:
-      config: the configuration of the run.
+      config: configuration of the run.
       replicas: number of replicas.
+
+    Raises:
+      UsageError: if the batch, or a replica's share of it, cannot be divided into equal parts.
     """
     if config.batch_size % replicas:
         raise UsageError(
@@ -20,5 +23,5 @@ def check_batch_size(config: Config, replicas: int) -> None:
     if at_once and at_once < share and share % at_once:
         raise UsageError(
             f"--batch_per_replica={at_once} does not divide a device's share of {share} images "
-            f"(--batch_size={config.batch_size} over {replicas})."
+            f"(--batch_size={config.batch_size} on {replicas} devices). Use a divisor of {share}."
         )

@@ -1,4 +1,4 @@
-"""The workers of a run and the index of this one, without TensorFlow."""
+"""Finds the workers of a run and the index of this worker, without TensorFlow."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from trainer.errors import PeerError, UsageError
 
 WAIT_SECS = 300.0  # how long to wait for the other workers
-JOB_WAIT_SECS = 3000.0  # Pods may have to wait for new nodes and image downloads
+JOB_WAIT_SECS = 3000.0  # Pods may wait for new nodes and image downloads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Cluster:
     """The workers of a run.
 
     Attributes:
-      workers: their addresses, HOST:PORT; the first one is the chief.
+      workers: addresses of the workers, HOST:PORT. The first one is the chief.
       index: index of this worker.
       wait_secs: how long to wait for the other workers, in seconds.
     """
@@ -30,10 +30,10 @@ class Cluster:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this worker writes the run directory."""
+        """Whether this worker is the chief, which writes the run directory."""
         return self.index == 0
 
-    def wait_for_names(
+    def wait_for_host_names(
         self,
         *,
         resolve: Callable[[str, int], Any] = socket.getaddrinfo,
@@ -43,12 +43,12 @@ class Cluster:
         """Waits until all workers' host names resolve, then checks that this worker's port is free.
 
         Raises:
-          PeerError: if a host name does not resolve in time.
-          UsageError: if the port is taken.
+          PeerError: if a host name does not resolve within `wait_secs`.
+          UsageError: if the port cannot be used.
         """
         deadline = clock() + self.wait_secs
         for worker in self.workers:
-            host, port = _host_port(worker)
+            host, port = _parse_address(worker)
             while True:
                 try:
                     resolve(host, port)
@@ -56,8 +56,9 @@ class Cluster:
                 except OSError as error:
                     if clock() > deadline:
                         raise PeerError(
-                            f"--workers: {host} has no address after {self.wait_secs:g} s "
-                            f"({error.strerror}): check the name, and that its machine runs."
+                            f"--workers: the host name {host} does not resolve after "
+                            f"{self.wait_secs:g} s ({error.strerror}). Check the name and whether "
+                            "that machine is running."
                         ) from None
                     sleep(1.0)
         self._check_port()
@@ -67,32 +68,33 @@ class Cluster:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("", _host_port(worker)[1]))
+                probe.bind(("", _parse_address(worker)[1]))
             except OSError as error:
                 raise UsageError(
-                    f"--workers: the port of {worker} cannot be used here ({error.strerror}): "
-                    "another process has it, or --worker_index is wrong."
+                    f"--workers: the port of {worker} cannot be used on this machine "
+                    f"({error.strerror}). Stop the process that uses the port, or correct "
+                    "--worker_index."
                 ) from None
 
 
-def find(workers: str, index: int | None, environment: Mapping[str, str]) -> Cluster | None:
+def find_cluster(workers: str, index: int | None, environment: Mapping[str, str]) -> Cluster | None:
     """Returns the cluster from TF_CONFIG or the flags, or None for a single machine.
 
     Args:
-      workers: of --workers: addresses separated by commas, where HOST-{0..3}:PORT stands
-        for four.
-      index: of --worker_index, else JOB_COMPLETION_INDEX says it.
-      environment: where TF_CONFIG, if there is one, goes before the flags.
+      workers: value of --workers: addresses separated by commas. HOST-{0..3}:PORT stands for
+        four addresses.
+      index: value of --worker_index. If it is None, the environment variable
+        JOB_COMPLETION_INDEX is used.
+      environment: environment variables. TF_CONFIG takes precedence over the flags.
 
     Raises:
-      UsageError: if they do not describe a valid cluster.
+      UsageError: if the flags or variables do not describe a valid cluster.
     """
     if config := environment.get("TF_CONFIG"):
         cluster = _from_tf_config(config)
     elif workers:
-        cluster = Cluster(tuple(_expanded(workers)), _own_index(index, environment))
-        source = "--workers"
-        _check(cluster, f"{source}={workers}")
+        cluster = Cluster(tuple(_expand_workers(workers)), _worker_index(index, environment))
+        _check_cluster(cluster, f"--workers={workers}")
     else:
         return None
     in_a_pod = "KUBERNETES_SERVICE_HOST" in environment
@@ -100,7 +102,7 @@ def find(workers: str, index: int | None, environment: Mapping[str, str]) -> Clu
     return cluster if len(cluster.workers) > 1 else None
 
 
-def _expanded(workers: str) -> Iterator[str]:
+def _expand_workers(workers: str) -> Iterator[str]:
     for part in workers.split(","):
         match = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", part.strip())
         if match:
@@ -110,56 +112,60 @@ def _expanded(workers: str) -> Iterator[str]:
             yield part.strip()
 
 
-def _own_index(index: int | None, environment: Mapping[str, str]) -> int:
+def _worker_index(index: int | None, environment: Mapping[str, str]) -> int:
     if index is not None:
         return index
     value = environment.get("JOB_COMPLETION_INDEX", "")
     if not value.isdecimal():
         raise UsageError(
-            "--workers names several machines: say by --worker_index, or by "
-            "JOB_COMPLETION_INDEX in the environment, which of them this is."
+            "--workers names several machines, but the index of this one is unknown. Set "
+            "--worker_index or the environment variable JOB_COMPLETION_INDEX."
         )
     return int(value)
 
 
 def _from_tf_config(text: str) -> Cluster:
-    """Reads TF_CONFIG; a chief, where there is one, comes before the workers."""
+    """Returns the cluster that TF_CONFIG describes; a chief precedes the workers."""
     try:
         content = json.loads(text)
         jobs = {name: list(hosts) for name, hosts in content["cluster"].items()}
         task, index = content["task"]["type"], int(content["task"]["index"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"TF_CONFIG={text!r} is not understood ({error}): it must be JSON with cluster, a "
-            "list of HOST:PORT by job, and task, a type and an index."
+            f"TF_CONFIG={text!r} is not valid ({error}). Use a JSON object with a cluster, which "
+            "lists the addresses HOST:PORT of each job, and a task with a type and an index."
         ) from None
     known = ("chief", "master", "worker")
     for name in [*jobs, task]:
         if name not in known:
-            raise UsageError(f"TF_CONFIG names the job {name!r}; known are {', '.join(known)}.")
+            raise UsageError(
+                f"TF_CONFIG names the job {name!r}. Only the jobs {', '.join(known)} are supported."
+            )
     if task not in jobs or not 0 <= index < len(jobs[task]):
-        raise UsageError(f"TF_CONFIG: its cluster has no task {task} {index}.")
+        raise UsageError(
+            f"TF_CONFIG: the cluster has no task {task} {index}. Use a task of the cluster."
+        )
     order = [(name, k) for name in known for k in range(len(jobs.get(name, [])))]
     workers = tuple(str(jobs[name][k]) for name, k in order)
     cluster = Cluster(workers, order.index((task, index)))
-    _check(cluster, "TF_CONFIG")
+    _check_cluster(cluster, "TF_CONFIG")
     return cluster
 
 
-def _check(cluster: Cluster, source: str) -> None:
+def _check_cluster(cluster: Cluster, source: str) -> None:
     for worker in cluster.workers:
-        _host_port(worker, source)
+        _parse_address(worker, source)
     if len(set(cluster.workers)) < len(cluster.workers):
-        raise UsageError(f"{source} names a worker twice.")
+        raise UsageError(f"{source} repeats an address. Name each worker once.")
     if not 0 <= cluster.index < len(cluster.workers):
         raise UsageError(
-            f"{source} names {len(cluster.workers)} workers, from 0 on; there is no worker "
-            f"{cluster.index}."
+            f"{source} names {len(cluster.workers)} workers, but the index of this worker is "
+            f"{cluster.index}. Use an index from 0 to {len(cluster.workers) - 1}."
         )
 
 
-def _host_port(worker: str, source: str = "--workers") -> tuple[str, int]:
+def _parse_address(worker: str, source: str = "--workers") -> tuple[str, int]:
     host, colon, port = worker.rpartition(":")
     if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
-        raise UsageError(f"{source}: {worker!r} is not HOST:PORT.")
+        raise UsageError(f"{source}: {worker!r} is not valid. Use HOST:PORT.")
     return host.strip("[]"), int(port)

@@ -1,4 +1,4 @@
-"""Selects the devices of a run and the matching precision."""
+"""Selects the devices of a run and the precision that suits them."""
 
 import logging
 import os
@@ -13,8 +13,14 @@ from trainer.machine import nvidia
 log = logging.getLogger(__name__)
 
 
-def choose(wanted: str) -> list[str]:
-    """Makes only the devices selected by --devices visible; returns their names.
+def select_devices(wanted: str) -> list[str]:
+    """Makes only the selected devices visible to TensorFlow.
+
+    Args:
+      wanted: value of --devices.
+
+    Returns:
+      The names of the devices, such as "GPU:0".
 
     Raises:
       UsageError: if the value is invalid or a device does not exist.
@@ -22,23 +28,25 @@ def choose(wanted: str) -> list[str]:
     match = re.fullmatch(r"auto|cpu(?::([1-9]\d?))?|gpu(?::(\d+(?:,\d+)*))?", wanted)
     if not match:
         raise UsageError(
-            f"--devices={wanted!r} is not understood: auto, gpu, gpu:0,1, cpu or cpu:2."
+            f"--devices={wanted!r} is not valid. Use auto, gpu, gpu:0,1, cpu or cpu:2."
         )
     if wanted.startswith("cpu"):
         tf.config.set_visible_devices([], "GPU")
-        return _logical_cpus(int(match[1] or 1))
+        return _create_cpu_devices(int(match[1] or 1))
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         if wanted == "auto":
-            if reason := _unlisted():
+            if reason := _explain_no_gpus():
                 log.warning("Training on the CPU. %s", reason)
-            return _logical_cpus(1)
-        raise UsageError(f"--devices={wanted}: TensorFlow lists no GPU here; use --devices=cpu.")
+            return _create_cpu_devices(1)
+        raise UsageError(
+            f"--devices={wanted}: TensorFlow lists no GPU on this machine. Use --devices=cpu."
+        )
     chosen = [int(k) for k in match[2].split(",")] if match[2] else list(range(len(gpus)))
     if len(set(chosen)) < len(chosen) or max(chosen) >= len(gpus):
         raise UsageError(
-            f"--devices={wanted}: name each GPU once; there are {len(gpus)}, from 0 "
-            f"to {len(gpus) - 1}."
+            f"--devices={wanted} repeats a GPU or names one that does not exist. Name each GPU "
+            f"once; this machine has {len(gpus)}, numbered from 0 to {len(gpus) - 1}."
         )
     visible = [gpus[k] for k in chosen]
     tf.config.set_visible_devices(visible, "GPU")
@@ -47,12 +55,12 @@ def choose(wanted: str) -> list[str]:
     return [f"GPU:{k}" for k in range(len(visible))]
 
 
-def _unlisted() -> str | None:
-    """Returns why TensorFlow lists none of the machine's GPUs, or None if it has none."""
+def _explain_no_gpus() -> str | None:
+    """Explains why TensorFlow lists no GPU; returns None if the machine has none."""
     files = nvidia.device_files()
     if not files:
         return None
-    return nvidia.diagnose(
+    return nvidia.explain_unlisted_gpus(
         files,
         listed=0,
         missing=nvidia.missing_libraries(),
@@ -62,7 +70,7 @@ def _unlisted() -> str | None:
     )
 
 
-def _logical_cpus(count: int) -> list[str]:
+def _create_cpu_devices(count: int) -> list[str]:
     cpu = tf.config.list_physical_devices("CPU")[0]
     if count > len(tf.config.get_logical_device_configuration(cpu) or [cpu]):
         wanted = [tf.config.LogicalDeviceConfiguration()] * count

@@ -1,10 +1,9 @@
-"""What this machine has: versions, GPUs, memory, disk; and what keeps TensorFlow from GPUs."""
+"""Reports versions, GPUs, memory and disk space, and explains why TensorFlow lists no GPU."""
 
 import ctypes
 import logging
 import os
 import platform
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,15 +13,14 @@ import tensorflow as tf
 
 from trainer import __version__
 from trainer.errors import TrainerError
-from trainer.machine import devices, nvidia
+from trainer.machine import devices, memory, nvidia
 
 log = logging.getLogger(__name__)
 
 GIB = 2**30
-MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # a container's; "max" for none
 
 
-def examine(
+def log_report(
     files: Sequence[str],
     load: nvidia.Load = ctypes.CDLL,
     environment: Mapping[str, str] = os.environ,
@@ -30,27 +28,27 @@ def examine(
     """Logs the versions, GPUs, memory and disk space of this machine.
 
     Args:
-      files: the device files of NVIDIA GPUs.
-      load: opens a shared library by its name, or raises an OSError.
+      files: paths of the device files of NVIDIA GPUs.
+      load: function that loads a shared library by name, or raises an OSError.
       environment: environment variables of the process.
 
     Raises:
-      TrainerError: if TensorFlow does not list a GPU that is there; it names the remedy.
+      TrainerError: if TensorFlow does not list a GPU of the machine; it names the remedy.
     """
     gpus = tf.config.list_physical_devices("GPU")
-    # After the list: TensorFlow then holds open what it found by a path of its own, and the
-    # loader finds what is open by its name.
+    # TensorFlow finds libraries on search paths of its own. Once it has loaded them, which listing
+    # the GPUs does, the loader also finds them by name. So this check must come second.
     missing = nvidia.missing_libraries(load)
     build = tf.sysconfig.get_build_info()
     lines = [
         *_versions(build),
         *_gpus(gpus, files, missing, load),
-        ("Precision", f"--precision=auto means {devices.auto_precision()} here"),
+        ("Precision", f"--precision=auto selects {devices.auto_precision()} on this machine"),
         *_host(),
     ]
-    for what, text in lines:
-        log.info("%-12s%s", what, text)
-    trouble = nvidia.diagnose(
+    for label, text in lines:
+        log.info("%-12s%s", label, text)
+    problem = nvidia.explain_unlisted_gpus(
         files,
         listed=len(gpus),
         missing=missing,
@@ -58,8 +56,8 @@ def examine(
         built_for_cuda=bool(build["is_cuda_build"]),
         environment=environment,
     )
-    if trouble:
-        raise TrainerError(trouble)
+    if problem:
+        raise TrainerError(problem)
 
 
 def _versions(build: Mapping[str, object]) -> list[tuple[str, str]]:
@@ -80,21 +78,21 @@ def _gpus(
     missing: Sequence[str],
     load: nvidia.Load,
 ) -> list[tuple[str, str]]:
-    """The driver, the device files, the GPUs that TensorFlow lists, and its libraries."""
+    """Returns lines on the driver, the device files, the libraries and the listed GPUs."""
     count = len(nvidia.LIBRARIES)
-    libraries = f"{count - len(missing)} of {count} load"
+    libraries = f"{count - len(missing)} of {count} can be loaded"
     if 0 < len(missing) < count:
-        libraries += f"; not {', '.join(missing)}"
+        libraries += f"; missing: {', '.join(missing)}"
     lines = [
-        ("Driver", nvidia.driver_version() or "none in /proc/driver/nvidia"),
+        ("Driver", nvidia.driver_version() or "none listed in /proc/driver/nvidia"),
         ("Devices", ", ".join(files) or "no NVIDIA device in /dev"),
         ("Libraries", libraries),
     ]
     for index, gpu in enumerate(gpus):
         details = tf.config.experimental.get_device_details(gpu)
         capability = ".".join(map(str, details.get("compute_capability", ("unknown",))))
-        memory = nvidia.total_memory(index, load)
-        size = f"{memory / GIB:.1f} GiB" if memory else "unknown memory"
+        total = nvidia.total_memory(index, load)
+        size = f"{total / GIB:.1f} GiB" if total else "unknown memory"
         name = details.get("device_name", gpu.name)
         lines.append((f"GPU:{index}", f"{name}, compute capability {capability}, {size}"))
     return lines if gpus else [*lines, ("GPU", "none listed by TensorFlow")]
@@ -110,12 +108,11 @@ def _host() -> list[tuple[str, str]]:
 
 
 def _memory() -> str:
-    text = Path("/proc/meminfo").read_text(encoding="ascii")
-    kib = {name: int(size) for name, size in re.findall(r"^(\w+): +(\d+) kB", text, re.M)}
-    total, free = (kib[name] * 1024 / GIB for name in ("MemTotal", "MemAvailable"))
-    line = f"{total:.1f} GiB, {free:.1f} GiB of it available"
-    limit = MEMORY_LIMIT.read_text(encoding="ascii").strip() if MEMORY_LIMIT.exists() else "max"
-    return line if limit == "max" else f"{line}; limited to {int(limit) / GIB:.1f} GiB"
+    sizes = memory.read_meminfo()
+    total, available = (sizes[name] / GIB for name in ("MemTotal", "MemAvailable"))
+    line = f"{total:.1f} GiB, of which {available:.1f} GiB are available"
+    limit = memory.container_limit()
+    return line if limit is None else f"{line}; limited to {limit / GIB:.1f} GiB"
 
 
 def _disk(folder: Path) -> str:

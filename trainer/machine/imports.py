@@ -13,12 +13,12 @@ CHATTER = (b"I0000", b"WARNING: All log messages before absl", b"To enable the f
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps TensorFlow's start-up messages off standard error while it is imported.
+    """Suppresses TensorFlow's start-up messages on standard error during the block.
 
-    TF_CPP_MIN_LOG_LEVEL does not affect what TensorFlow's C++ prints while it is loaded,
-    so the output is captured and only warnings and errors are passed on.
+    TF_CPP_MIN_LOG_LEVEL does not affect what TensorFlow's C++ code prints while it is loaded,
+    so the output is captured and only other messages are printed afterwards.
     """
-    # Without an NVIDIA device, TensorFlow also reports its absence as an error.
+    # Without an NVIDIA device, TensorFlow logs an error about the missing driver.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if nvidia.device_files() else "3")
     sys.stderr.flush()
     kept = os.dup(2)

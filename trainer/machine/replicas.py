@@ -237,20 +237,28 @@ def sum_over_replicas(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
     return [tf.reshape(part, t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
-def create_replicas(config: Config, cluster: Cluster | None = None) -> Replicas:
+def create_replicas(
+    config: Config, cluster: Cluster | None = None, *, small_operations: bool = False
+) -> Replicas:
     """Selects the devices and the number format of the process, and joins the other workers.
 
     Call it before anything else uses a device.
+
+    Args:
+      config: the configuration of the run.
+      cluster: the workers, if several machines train together.
+      small_operations: whether an operation uses half of the CPU cores, because two run at a
+        time; --operation_threads takes precedence.
 
     Raises:
       UsageError: if a device of --devices does not exist.
       PeerError: if the host of another worker has no address.
     """
-    _share_cores(config)
+    _share_cores(config.operation_threads, small_operations)
     if config.xla == "on":  # XLA on CPUs needs this flag
         flags = os.environ.get("TF_XLA_FLAGS", "")
         os.environ["TF_XLA_FLAGS"] = f"{flags} --tf_xla_cpu_global_jit".strip()
-    names = devices.choose(config.devices)
+    names = devices.select_devices(config.devices)
     workers = len(cluster.workers) if cluster else 1
     if cluster and names[1:] and names[0].startswith("CPU"):
         raise UsageError(
@@ -266,7 +274,7 @@ def create_replicas(config: Config, cluster: Cluster | None = None) -> Replicas:
         tf.config.experimental.enable_op_determinism()
     if cluster is None:
         return Replicas(_strategy(tuple(names)), tuple(names), precision, deterministic)
-    cluster.wait_for_names()
+    cluster.wait_for_host_names()
     secs = cluster.wait_secs
     with _time_limit(secs, f"not all of {', '.join(cluster.workers)} joined within {secs:g} s"):
         strategy = _joined(cluster, gpus=len(names) if names[0].startswith("GPU") else 0)
@@ -277,10 +285,9 @@ def create_replicas(config: Config, cluster: Cluster | None = None) -> Replicas:
     return replicas
 
 
-def _share_cores(config: Config) -> None:
+def _share_cores(threads: int, small_operations: bool) -> None:
     """Sets how many threads an operation uses, unless an operation has run before."""
-    threads = config.operation_threads
-    if not threads and config.is_fully_connected:
+    if not threads and small_operations:
         threads = max(1, len(os.sched_getaffinity(0)) // 2)
     with contextlib.suppress(RuntimeError):
         tf.config.threading.set_intra_op_parallelism_threads(threads)

@@ -1,1 +1,1 @@
-"""How good pictures are: feature networks, distances between sets of features, pictures of both."""
+"""Metrics of generated images, computed from features and logits."""

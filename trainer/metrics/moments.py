@@ -1,39 +1,40 @@
-"""Mean and covariance of features, gathered batch by batch."""
+"""Mean and covariance of features, accumulated batch by batch."""
 
 import numpy as np
 
-ROWS = 4096  # features taken in at a time: in float64 a copy of 64 MiB at 2,048 dimensions
+ROWS = 4096  # features added at once; their copy in float64 is 64 MiB at 2,048 dimensions
 
 
 class Moments:
     """Mean and covariance of a set of features [N, D], in float64.
 
     Attributes:
-      count: features taken in.
+      count: number of features added.
       mean: [D].
-      scatter: [D, D], the sum of the products of deviations from the mean.
+      scatter: [D, D], sum of the outer products of the deviations from the mean.
     """
 
     def __init__(self, size: int) -> None:
-        """Starts with no features of `size` dimensions."""
+        """Creates the moments of an empty set of features of `size` dimensions."""
         self.count = 0
         self.mean = np.zeros(size)
         self.scatter = np.zeros((size, size))
 
     @classmethod
     def of(cls, features: np.ndarray) -> "Moments":
-        """The moments of features [N, D]."""
+        """Returns the moments of features [N, D]."""
         moments = cls(features.shape[1])
         for start in range(0, len(features), ROWS):
             moments.add(features[start : start + ROWS])
         return moments
 
     def add(self, features: np.ndarray) -> None:
-        """Takes in features [N, D].
+        """Adds features [N, D].
 
-        A batch's own mean is taken off before products are formed, and batches are joined
-        as Chan, Golub and LeVeque do ("Updating formulae and a pairwise algorithm for
-        computing sample variances", 1979): features far from zero lose no digits.
+        The mean of a batch is subtracted before products are computed, and batches are
+        combined as by Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for
+        computing sample variances", 1979).  Features far from zero therefore lose no
+        precision.
         """
         added = len(features)
         if not added:
@@ -52,8 +53,8 @@ class Moments:
         """The unbiased covariance [D, D].
 
         Raises:
-          ValueError: of fewer than two features.
+          ValueError: if fewer than two features were added.
         """
         if self.count < 2:
-            raise ValueError(f"a covariance needs 2 features or more, not {self.count}")
+            raise ValueError(f"a covariance needs 2 or more features, not {self.count}")
         return self.scatter / (self.count - 1)

@@ -1,4 +1,4 @@
-"""Fidelity and variety by nearest neighbours: precision, recall, density, coverage."""
+"""Metrics based on nearest neighbours: precision, recall, density and coverage."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -7,19 +7,20 @@ import numpy as np
 
 PRECISION_NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
-CHUNK_BYTES = 2**28  # of distances held at a time
-EXACT_PRODUCTS = 10**12  # beyond so many multiplications distances are formed in float32
+CHUNK_BYTES = 2**28  # bytes of distances in memory at once
+EXACT_PRODUCTS = 10**12  # above this number of multiplications, distances use float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifold:
-    """Scores of generated images against real ones.
+    """Nearest-neighbour metrics of generated images compared with real ones.
 
     Attributes:
-      precision: share of generated images within the reals' manifold.
-      recall: share of reals within the generated images' manifold.
-      density: how many reals' balls hold a generated image, over k; may exceed 1.
-      coverage: share of reals whose ball holds a generated image.
+      precision: share of generated images within the manifold of the real images.
+      recall: share of real images within the manifold of the generated images.
+      density: mean number of real images whose ball contains a generated image, divided by
+        k; may exceed 1.
+      coverage: share of real images whose ball contains a generated image.
     """
 
     precision: float
@@ -34,35 +35,36 @@ def manifold(
     *,
     k: int = PRECISION_NEIGHBOURS,
     dense_k: int = DENSITY_NEIGHBOURS,
-    check: Callable[[], None] = lambda: None,
+    check_interrupt: Callable[[], None] = lambda: None,
 ) -> Manifold:
-    """Compares generated images with reals by balls that reach to a k-th neighbour.
+    """Compares generated images with real ones by the balls around their features.
 
-    B_k(x) is the ball round x that reaches to the k-th nearest other image of its set.
-    Precision is the share of generated y in B_k(x) of any real x, and recall the share of
-    real x in B_k(y) of any generated y: Kynkaanniemi et al., arXiv:1904.06991, equations 1
-    and 2, with k = 3.  Density is the mean over y of the number of reals x whose B_k(x)
-    holds y, over k; coverage the share of reals x whose B_k(x) holds any y: Naeem et al.,
-    arXiv:2002.09797, equations 3 and 4, with k = 5.
+    B_k(x) is the ball around x whose radius is the distance to the k-th nearest other image
+    of the same set.  Precision is the share of generated y in B_k(x) of any real x, and
+    recall is the share of real x in B_k(y) of any generated y: Kynkaanniemi et al.,
+    arXiv:1904.06991, equations 1 and 2, with k = 3.  Density is the mean over y of the number
+    of real x whose B_k(x) contains y, divided by k.  Coverage is the share of real x whose
+    B_k(x) contains any y: Naeem et al., arXiv:2002.09797, equations 3 and 4, with k = 5.
 
     Args:
-      real, fake: features [N, D] and [M, D]; N and M should be alike, for all four depend
-        on how close images of a set lie.
-      k: for precision and recall.
-      dense_k: for density and coverage.
-      check: called before each band of distances; raises to break off.
+      real, fake: features [N, D] and [M, D].  N and M should be equal, because all four
+        metrics depend on how densely the features of a set lie.
+      k: number of neighbours for precision and recall.
+      dense_k: number of neighbours for density and coverage.
+      check_interrupt: called before each block of distances; raises an exception to
+        interrupt.
 
     Raises:
-      ValueError: for sets without so many neighbours.
+      ValueError: if an image of a set has fewer neighbours than requested.
     """
-    real, fake = _prepared(real, fake)
-    real_radii = radii(real, (k, dense_k), check)
-    fake_radii = radii(fake, (k, dense_k), check)[0]
+    real, fake = _centred(real, fake)
+    real_radii = radii(real, (k, dense_k), check_interrupt)
+    fake_radii = radii(fake, (k, dense_k), check_interrupt)[0]
     precise = balls = 0
     recalled = np.zeros(len(real), bool)
     nearest = np.full(len(real), np.inf)
-    for start, squares in _squares(fake, real):
-        check()
+    for start, squares in _blocks_of_squares(fake, real):
+        check_interrupt()
         rows = slice(start, start + len(squares))
         precise += int((squares <= real_radii[0]).any(1).sum())
         balls += int((squares <= real_radii[1]).sum())
@@ -77,65 +79,88 @@ def manifold(
 
 
 def radii(
-    features: np.ndarray, ks: tuple[int, ...], check: Callable[[], None] = lambda: None
+    features: np.ndarray,
+    ks: tuple[int, ...],
+    check_interrupt: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """The squared distances from each image [N, D] to its k-th nearest others, [len(ks), N].
+    """Returns the squared distance of each image to its k-th nearest other image.
+
+    Args:
+      features: [N, D].
+      ks: numbers of neighbours.
+      check_interrupt: called before each block of distances; raises an exception to
+        interrupt.
+
+    Returns:
+      [len(ks), N].
 
     Raises:
-      ValueError: for a set without so many neighbours.
+      ValueError: if an image has fewer neighbours than requested.
     """
     if len(features) <= max(ks):
-        raise ValueError(f"{len(features)} images have no {max(ks)} neighbours each")
-    found = np.empty((len(ks), len(features)))
-    for start, squares in _squares(features, features):
-        check()
+        raise ValueError(f"{len(features)} images do not have {max(ks)} neighbours each")
+    distances = np.empty((len(ks), len(features)))
+    for start, squares in _blocks_of_squares(features, features):
+        check_interrupt()
         rows = np.arange(len(squares))
-        squares[rows, start + rows] = np.inf  # none is its own neighbour
+        squares[rows, start + rows] = np.inf  # an image is not its own neighbour
         squares.partition([k - 1 for k in ks], axis=1)
         for row, k in enumerate(ks):
-            found[row, start : start + len(squares)] = squares[:, k - 1]
-    return found
+            distances[row, start : start + len(squares)] = squares[:, k - 1]
+    return distances
 
 
 def nearest(queries: np.ndarray, features: np.ndarray, count: int) -> np.ndarray:
-    """The numbers of the nearest `count` of features [N, D] to each query [Q, D].
+    """Returns the indices of the features nearest to each query.
+
+    Args:
+      queries: [Q, D].
+      features: [N, D].
+      count: number of neighbours, at most N.
 
     Returns:
       [Q, count] int, nearest first.
     """
-    queries, features = _prepared(queries, features)
-    found = [
+    queries, features = _centred(queries, features)
+    indices = [
         np.argsort(squares, axis=1, kind="stable")[:, :count]
-        for _, squares in _squares(queries, features)
+        for _, squares in _blocks_of_squares(queries, features)
     ]
-    return np.concatenate(found)
+    return np.concatenate(indices)
 
 
-def _prepared(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both sets as floats round the mean of both, so that distances lose few digits."""
+def _centred(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both sets with the mean of both subtracted, so that distances lose few digits."""
     work = max(len(first), len(second)) ** 2 * first.shape[1]
-    kind = np.float64 if work <= EXACT_PRODUCTS else np.float32
+    dtype = np.float64 if work <= EXACT_PRODUCTS else np.float32
     means = [part.mean(0, dtype=np.float64) for part in (first, second)]
     middle = 0.5 * (means[0] + means[1])
 
-    def centred(part: np.ndarray) -> np.ndarray:
-        # Without a copy in float64, which would be larger than all else.
-        return np.subtract(part, middle, out=np.empty(part.shape, kind), casting="same_kind")
+    def centre(part: np.ndarray) -> np.ndarray:
+        # Avoids a copy in float64, which would be the largest array in memory.
+        return np.subtract(part, middle, out=np.empty(part.shape, dtype), casting="same_kind")
 
-    return centred(first), centred(second)
+    return centre(first), centre(second)
 
 
-def _squares(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Squared distances, a band [B, M] of `first`'s rows at a time, with its first row.
+def _blocks_of_squares(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the squared distances in blocks of rows of `first`.
 
-    A band lies where the one before it did: use it before the next, or copy it.
+    All blocks share one array, so a block is valid only until the next is requested.
+
+    Args:
+      first: [N, D].
+      second: [M, D].
+
+    Yields:
+      The index of the first row of a block, and its squared distances [B, M].
     """
     lengths = np.einsum("nd,nd->n", second, second)
     rows = min(len(first), max(1, CHUNK_BYTES // (8 * len(second))))
-    band = np.empty((rows, len(second)), second.dtype)  # memory that is new costs time
+    block = np.empty((rows, len(second)), second.dtype)  # allocated once, which saves time
     for start in range(0, len(first), rows):
         part = first[start : start + rows]
-        squares = np.matmul(-2.0 * part, second.T, out=band[: len(part)])
+        squares = np.matmul(-2.0 * part, second.T, out=block[: len(part)])
         squares += np.einsum("nd,nd->n", part, part)[:, None]
         squares += lengths
         np.maximum(squares, 0.0, out=squares)

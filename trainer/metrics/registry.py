@@ -1,19 +1,19 @@
-"""The metrics of generated images, one entry each.
+"""The metrics of generated images, with one entry for each metric.
 
-To add a metric, add an entry to METRICS.  Evaluations, the record of a run, TensorBoard, the
-status command and `--best_metric` all read this table.  No TensorFlow.
+To add a metric, add an entry to METRICS.  Evaluations, the log, TensorBoard, the `status`
+command and `--best_metric` all read this table.  This module does not import TensorFlow.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from trainer.metrics import distances, neighbours
 from trainer.metrics.moments import Moments
 
-INCEPTION_SCORE_SPLITS = 10  # as published, where each split has 1,000 images
+INCEPTION_SCORE_SPLITS = 10  # as in published scores; one split below 1,000 images each
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Comparison:
       logits: [N, K] float32, of the generated images by the same network.
       labels: [N] int, the requested classes; None for an unconditional generator.
       classifier_logits: [N, classes] float32, by a classifier of the data set; None without one.
-      interrupt: called between steps; raises an exception to interrupt the evaluation.
+      check_interrupt: called between steps; raises an exception to interrupt the evaluation.
     """
 
     real_features: np.ndarray
@@ -36,19 +36,19 @@ class Comparison:
     logits: np.ndarray
     labels: np.ndarray | None = None
     classifier_logits: np.ndarray | None = None
-    interrupt: Callable[[], None] = lambda: None
+    check_interrupt: Callable[[], None] = lambda: None
 
     @functools.cached_property
     def equal_counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """As many real as generated features, for metrics that depend on their density."""
+        """Equally many real and generated features, for metrics that depend on their number."""
         count = min(len(self.features), len(self.real_features))
         return self.real_features[:count], self.features[:count]
 
     @functools.cached_property
     def manifold(self) -> neighbours.Manifold:
-        """Precision, recall, density and coverage, which share their distances."""
+        """Precision, recall, density and coverage, which use the same distances."""
         real, fake = self.equal_counts
-        return neighbours.manifold(real, fake, check=self.interrupt)
+        return neighbours.manifold(real, fake, check_interrupt=self.check_interrupt)
 
 
 Value = float | tuple[float, float] | None
@@ -63,11 +63,13 @@ class Metric:
         metric does not apply.
       lower_is_better: the direction of improvement.
       has_spread: whether `compute` may return a standard deviation, named NAME_std.
+      needs_labels: whether the metric applies to conditional generators only.
     """
 
     compute: Callable[[Comparison], Value]
     lower_is_better: bool = False
     has_spread: bool = False
+    needs_labels: bool = False
 
     def is_better(self, value: float, other: float) -> bool:
         """Returns whether `value` is better than `other`."""
@@ -79,7 +81,7 @@ def _fid(images: Comparison) -> Value:
 
 
 def _kid(images: Comparison) -> Value:
-    return distances.kid(*images.equal_counts, check=images.interrupt)
+    return distances.kid(*images.equal_counts, check_interrupt=images.check_interrupt)
 
 
 def _inception_score(images: Comparison) -> Value:
@@ -102,15 +104,15 @@ METRICS = {
     "recall": Metric(lambda images: images.manifold.recall),
     "density": Metric(lambda images: images.manifold.density),
     "coverage": Metric(lambda images: images.manifold.coverage),
-    "conditional_accuracy": Metric(_conditional_accuracy),
+    "conditional_accuracy": Metric(_conditional_accuracy, needs_labels=True),
 }
 
 
 def measure(images: Comparison) -> dict[str, float]:
-    """Returns every metric that applies by its name, and its standard deviation as NAME_std."""
+    """Returns all applicable metrics by name, and their standard deviations as NAME_std."""
     values = {}
     for name, metric in METRICS.items():
-        images.interrupt()
+        images.check_interrupt()
         value = metric.compute(images)
         if isinstance(value, tuple):
             values[name], values[f"{name}_std"] = value
@@ -123,3 +125,14 @@ def column_names() -> Sequence[str]:
     """Returns the names of all values that `measure` may return."""
     spreads = [f"{name}_std" for name, metric in METRICS.items() if metric.has_spread]
     return [*METRICS, *spreads]
+
+
+def format_value(name: str, values: Mapping[str, float]) -> str:
+    """Returns the value of a metric as text, with its standard deviation if there is one."""
+    spread = values.get(f"{name}_std") if METRICS[name].has_spread else None
+    return f"{values[name]:.4g}" + ("" if spread is None else f" +- {spread:.2g}")
+
+
+def format_metrics(values: Mapping[str, float]) -> str:
+    """Returns the metrics that `measure` returned as one line of text."""
+    return "  ".join(f"{name} {format_value(name, values)}" for name in METRICS if name in values)

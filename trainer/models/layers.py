@@ -15,6 +15,11 @@ from trainer.models.convolutions import register
 Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor
 
 
+def scaled(filters: int, width: float) -> int:
+    """Returns the number of filters multiplied by the width setting, at least 1."""
+    return max(1, round(filters * width))
+
+
 def initializer(config: Config) -> keras.initializers.Initializer:
     """Returns a kernel initializer with its own seed."""
     return {

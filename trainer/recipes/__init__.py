@@ -1,23 +1,36 @@
-"""Published systems by name: what differs from the default configuration."""
+"""Recipes: published systems by name, and those that users define in files."""
 
-import dataclasses
+import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.config import Config
+from trainer.config import Config, hyperparameters
 from trainer.errors import one_of
-from trainer.recipes import cgan, dcgan, dcgan_kstep, dcgan_sigmoid, dcgan_studiogan, mlp, mlp_small
+from trainer.models.objective import OBJECTIVES
+from trainer.recipes import builtin, files
 from trainer.recipes.recipe import Recipe
 
-RECIPES: dict[str, Recipe] = {
-    "dcgan": dcgan.RECIPE,
-    "dcgan-sigmoid": dcgan_sigmoid.RECIPE,
-    "mlp-small": mlp_small.RECIPE,
-    "dcgan-kstep": dcgan_kstep.RECIPE,
-    "cgan": cgan.RECIPE,
-    "mlp": mlp.RECIPE,
-    "dcgan-studiogan": dcgan_studiogan.RECIPE,
-}
+
+def _builtin() -> dict[str, Recipe]:
+    """Returns the recipes of the folder builtin/ by name."""
+    found = {}
+    for info in pkgutil.iter_modules(builtin.__path__):
+        module = importlib.import_module(f"{builtin.__name__}.{info.name}")
+        found[info.name.replace("_", "-")] = files.of_module(module, module.__name__)
+    return found
+
+
+RECIPES: dict[str, Recipe] = _builtin()
+
+
+def get(name: str) -> Recipe:
+    """Returns a recipe by its name, or by the name of its copy if it was loaded from a file.
+
+    Raises:
+      UsageError: if there is no such recipe.
+    """
+    return files.get(name) if files.is_file(name) else RECIPES[one_of("--recipe", name, RECIPES)]
 
 
 def resolve(given: Mapping[str, Any], stored: Config | None = None) -> Config:
@@ -33,22 +46,32 @@ def resolve(given: Mapping[str, Any], stored: Config | None = None) -> Config:
     Raises:
       UsageError: for an unknown recipe or a value that is out of range.
     """
-    if stored is not None:
-        kept = {
-            field.name: getattr(stored, field.name)
-            for field in dataclasses.fields(Config)
-            if not field.metadata["per_start"]
-        }
-        return Config(**Config.parse_values({**kept, **given}))
-    name = one_of("--recipe", given.get("recipe", "dcgan"), RECIPES)
-    networks = one_of("--networks", given.get("networks") or name, RECIPES)
-    recipe = RECIPES[name]
-    values = {
-        **RECIPES[networks].networks,
-        **recipe.loop,
-        **recipe.by_dataset.get(given.get("dataset", "digits"), {}),
-        **given,
-        "recipe": name,
-        "networks": networks,
-    }
-    return Config(**Config.parse_values(values))
+    given = dict(given)
+    for flag in ("recipe", "networks"):
+        if given.get(flag):
+            given[flag] = _load(f"--{flag}", given[flag])
+    if stored is None:
+        name = given.setdefault("recipe", "dcgan")
+        networks = given["networks"] = given.get("networks") or name
+        settings = _defaults(name, networks, given.get("dataset", "digits"))
+    else:
+        settings = stored.per_run_settings()
+        networks = given.get("networks") or stored.networks
+    given["hyperparameters"] = hyperparameters.merge(
+        get(networks).hyperparameters,
+        stored.hyperparameters if stored else "",
+        given.get("hyperparameters", ""),
+    )
+    config = Config(**Config.parse_values({**settings, **given}))
+    one_of("--loss", config.loss, OBJECTIVES)
+    return config
+
+
+def _defaults(name: str, networks: str, dataset: str) -> dict[str, Any]:
+    recipe = get(name)
+    return {**get(networks).networks, **recipe.loop, **recipe.by_dataset.get(dataset, {})}
+
+
+def _load(flag: str, value: str) -> str:
+    """Returns a recipe's name, or the name of the copy of a file, which is loaded."""
+    return files.load_file(flag, value) if files.is_file(value) else one_of(flag, value, RECIPES)

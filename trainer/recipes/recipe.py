@@ -1,22 +1,42 @@
 """The form of a recipe."""
 
+from __future__ import annotations
+
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from trainer.config import Config
+from trainer.config.dataset import ImageShape
+
+if TYPE_CHECKING:
+    import keras
+
+    Network = Callable[[Config, ImageShape], keras.Model]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The settings of a published system that differ from the defaults.
+    """The networks of a published system, and its settings that differ from the defaults.
+
+    The file of a recipe assigns an instance to the name RECIPE, and defines the functions
+    `generator(config, shape)` and `discriminator(config, shape)`, which build Keras models.
 
     Attributes:
       source: where the system was published.
       architecture: its networks, in a sentence.
       updates: its training loop, in a sentence.
       differences: how the recipe differs from its source and why, a sentence each.
-      networks: settings that belong to its networks (trainer/models/NAME.py).
+      networks: settings that belong to its networks.
       loop: settings of the data, the objective, the updates and the intervals.
       by_dataset: further settings for the named data sets.
+      hyperparameters: names and defaults of its networks' own hyper-parameters, which are read
+        as `config.hyperparameter_values[name]`.  Each is an int, a float, a bool or a str.  A
+        hyper-parameter that is added later must default to what the networks did before.
+      fully_connected: whether the networks have no convolutions.  Their operations are small
+        and use half of the CPU cores each, because two of them run at a time.
+      generator: builds the generator; the file's function, set when the file is loaded.
+      discriminator: builds the discriminator, likewise.
     """
 
     source: str
@@ -26,3 +46,11 @@ class Recipe:
     networks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     loop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     by_dataset: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fully_connected: bool = False
+    generator: Network | None = None
+    discriminator: Network | None = None
+
+    def with_networks(self, generator: Network, discriminator: Network) -> Recipe:
+        """Returns a copy with the functions that build the networks."""
+        return dataclasses.replace(self, generator=generator, discriminator=discriminator)

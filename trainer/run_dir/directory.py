@@ -14,7 +14,7 @@ from trainer.config import Config
 from trainer.config.compatibility import frozen_differences
 from trainer.config.dataset import DatasetDescription
 from trainer.errors import CheckpointError, StorageError, UsageError
-from trainer.files.atomic import free_name, write_text
+from trainer.files.atomic import free_name, replacing, write_text
 from trainer.run_dir.lock import Lock
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,11 @@ class RunDir:
     def config(self) -> Path:
         """File of the resolved configuration."""
         return self.path / "config.json"
+
+    @property
+    def recipes(self) -> Path:
+        """Folder of the copies of recipe files that the run trains."""
+        return self.path / "recipes"
 
     @property
     def dataset(self) -> Path:
@@ -224,6 +229,7 @@ class RunDir:
         dataset: DatasetDescription,
         provenance: Mapping[str, Any],
         *,
+        recipe_files: Mapping[str, bytes] | None = None,
         accept_changed_data: bool = False,
     ) -> None:
         """Writes the files that define the run, after comparing them with those of an old run.
@@ -232,6 +238,7 @@ class RunDir:
           config: the configuration of the run.
           dataset: the data set that it trains on.
           provenance: versions and devices of this start.
+          recipe_files: the recipes that the run takes from files, content by name.
           accept_changed_data: whether to resume with other images of the same shape.
 
         Raises:
@@ -246,12 +253,16 @@ class RunDir:
             self._check_settings(config, old, provenance)
             self._check_dataset(dataset, config.dataset, accept_changed_data)
             _report_version_change(old, provenance)
-        content = {**provenance, "began_with": began_with}
+        start = {**provenance, "began_with": began_with}
         with self.converted_write_errors():
             self.samples.mkdir(exist_ok=True)
+            for name, content in (recipe_files or {}).items():
+                self.recipes.mkdir(exist_ok=True)
+                with replacing(self.recipes / name) as scratch:
+                    scratch.write_bytes(content)
             write_text(self.dataset, dataset.to_json())
             write_text(self.config, config.to_json())
-            write_text(self.provenance, json.dumps(content, indent=2) + "\n")
+            write_text(self.provenance, json.dumps(start, indent=2) + "\n")
 
     @contextlib.contextmanager
     def converted_write_errors(self) -> Iterator[None]:

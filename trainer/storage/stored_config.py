@@ -2,12 +2,17 @@
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.config import Config
 from trainer.errors import CheckpointError, UsageError
 from trainer.machine import imports
+from trainer.recipes import files
 from trainer.run_dir.directory import RunDir
 from trainer.storage.address import Address, is_bucket
+
+if TYPE_CHECKING:
+    from trainer.storage.bucket import Bucket
 
 
 def read_stored_config(run_dir: str) -> Config | None:
@@ -32,12 +37,19 @@ def read_stored_config(run_dir: str) -> Config | None:
     with tempfile.TemporaryDirectory(prefix="gan-trainer-config-") as folder:
         copy = RunDir(Path(folder))
         for path in (copy.config, copy.provenance):
-            if stored := bucket.read(path.name):
-                path.write_bytes(stored[0])
-        return _read(copy)
+            _download(bucket, path.name, path)
+        return _read(copy, bucket)
 
 
-def _read(run_dir: RunDir) -> Config | None:
+def _download(bucket: "Bucket", name: str, path: Path) -> None:
+    """Downloads a file of the run if it exists."""
+    if stored := bucket.read(name):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(stored[0])
+
+
+def _read(run_dir: RunDir, bucket: "Bucket | None" = None) -> Config | None:
+    """Reads the configuration, and loads the recipe files of the run."""
     try:
         if not run_dir.config.exists():
             return None
@@ -46,6 +58,10 @@ def _read(run_dir: RunDir) -> Config | None:
         return None  # training reports a directory that it cannot use
     except UsageError as error:
         raise CheckpointError(f"{error} Correct the file, or use --fresh.") from None
+    if bucket is not None:
+        for name in files.names_of(config):
+            _download(bucket, f"{run_dir.recipes.name}/{name}", run_dir.recipes / name)
+    files.load_copies(run_dir.recipes, config)
     selected = run_dir.read_provenance().get("precision")
     if config.precision == "auto" and selected in ("float32", "bfloat16", "float16"):
         return config.replace(precision=selected)

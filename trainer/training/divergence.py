@@ -7,6 +7,7 @@ import numpy as np
 
 from trainer.config import Config
 from trainer.errors import NotFiniteError
+from trainer.models.objective import OBJECTIVES
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,7 @@ class CollapseAlarm:
 
     def __init__(self, config: Config) -> None:
         self._detector = CollapseDetector(round(1000 * config.collapse_kimg))
-        # The critic of the Wasserstein loss has no threshold between real and fake.
-        self._has_accuracy = config.loss != "wasserstein"
+        self._has_accuracy = OBJECTIVES[config.loss].classifies
         self._stop_on_collapse = config.stop_on_collapse
         self.sign = ""
         self.on_collapse: Callable[[], None] = lambda: None

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from trainer import randomness
 from trainer.config import Config
+from trainer.models.objective import OBJECTIVES, Loss, gradient_penalty, share_real, towards
 from trainer.randomness import Draws
-from trainer.training.objective import OBJECTIVES, Loss, gradient_penalty, share_real, towards
 from trainer.training.state import TrainState
 
 PENALTY_SCALE = 1024.0  # scales the inner gradient of a penalty in half precision
@@ -178,7 +178,7 @@ class MicroBatch:
         self, reals: tf.Tensor, fakes: tf.Tensor, labels: tf.Tensor, draws: Draws
     ) -> Logits:
         """Returns the logits of reals and fakes, judged as one batch or as two."""
-        if self.config.d_update == "joint":
+        if self.config.updates.batches == "joint":
             both = tf.concat([reals, fakes], 0), tf.concat([labels, labels], 0)
             real_logits, fake_logits = tf.split(self.judge(*both, draws), 2)
             return real_logits, fake_logits
@@ -205,7 +205,7 @@ class MicroBatch:
         """Returns the mean over one joint batch, or the sum of the means over two batches."""
         on_reals, on_fakes = self._d_losses(draws)
         total = self._mean(on_reals(logits[0]) + on_fakes(logits[1]))
-        return 0.5 * total if self.config.d_update == "joint" else total
+        return 0.5 * total if self.config.updates.batches == "joint" else total
 
     def _penalty(
         self, reals: tf.Tensor, fakes: tf.Tensor, labels: tf.Tensor, draws: Draws

@@ -16,7 +16,7 @@ from trainer.config.settings import Duration
 from trainer.data import pipeline
 from trainer.data.images import ImageSet
 from trainer.errors import DivergedError, NotFiniteError, StoppedError, StorageError
-from trainer.evaluation.during_training import Quality
+from trainer.evaluation.during_training import TrainingEvaluations
 from trainer.generation.sampler import Sampler, SampleSheet, last_sheet, save_picture, sheet_path
 from trainer.machine.replicas import Replicas
 from trainer.reporting.console import Console
@@ -96,7 +96,7 @@ class Run:
     terminal: Console
     telemetry: Telemetry
     last_step: int
-    quality: Quality
+    quality: TrainingEvaluations
 
     def train(self, stop: Callable[[], bool], reason: Callable[[], str]) -> None:
         """Trains to the end of the run, and rolls back when values are not finite.
@@ -130,7 +130,7 @@ class Run:
             save = SaveAction(self.saver, recorder, self.uploads, self.telemetry)
 
             def stop_early() -> bool:
-                return stop() or alarm.stops_run or self.quality.is_over
+                return stop() or alarm.stops_run or self.quality.stopped_improving
 
             steps = recorder.steps
             self.quality.resume(steps.start, recorder.evaluated)
@@ -138,7 +138,7 @@ class Run:
                 save(steps.start)  # a checkpoint to roll back to, and proof that the run started
             done = self._advance_to(steps, sample, save, recorder, stop_early)
             # A run that has stopped improving is complete, too.
-            over = self.replicas.broadcast(int(self.quality.is_over))
+            over = self.replicas.broadcast(int(self.quality.stopped_improving))
             complete = done == steps.stop or bool(over)
             complete = complete and self.quality.evaluate(done)
             saved = save(done) or (complete and save(done))
@@ -306,14 +306,14 @@ class Run:
 
         def batches(fed: range) -> tf.data.Dataset:
             """Returns the batches of reals of some replicas, from the current step."""
-            return pipeline.batches(
-                self.data,
+            plan = pipeline.BatchPlan(
                 seed=config.seed,
-                first_step=self.state.steps_done(config.batch_size),
                 batch_size=config.batch_size,
                 batches_per_step=step.real_batches_per_step(config),
-                replicas=fed,
-                num_replicas=self.replicas.num_replicas,
+                first_step=self.state.steps_done(config.batch_size),
+            )
+            return pipeline.batches(
+                self.data, plan, replicas=fed, num_replicas=self.replicas.num_replicas
             )
 
         iterator = self.replicas.make_iterator(batches)

@@ -5,9 +5,9 @@ import dataclasses
 import keras
 import tensorflow as tf
 
-from trainer import models
 from trainer.config import Config
 from trainer.config.dataset import ImageShape
+from trainer.recipes.networks import build_networks
 from trainer.training import optimizers
 from trainer.training.updates import LossScale, Updater
 
@@ -84,7 +84,7 @@ def create_state(config: Config, shape: ImageShape, precision: str) -> TrainStat
       shape: the shape of its images.
       precision: the number format; float16 scales the losses.
     """
-    generator, discriminator = models.build(config, shape)
+    generator, discriminator = build_networks(config, shape)
     images, rollbacks = _counter("images"), _counter("rollbacks")
 
     def updater(network: keras.Model, name: str, clip: float) -> Updater:

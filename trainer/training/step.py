@@ -67,6 +67,7 @@ class Step:
         # step waits for them is measured.
         with tf.control_dependencies([images]):
             draws = self._draws()
+        rule = self.config.updates
         d_updates = []
         g_metrics = None
         for k in range(self.config.d_steps):
@@ -74,9 +75,9 @@ class Step:
             reals = (images[batch], labels[batch])
             update_draws = draws.within(f"d{k}")
             is_last = k == self.config.d_steps - 1
-            if self.config.simultaneous:
+            if rule.fakes == "simultaneous":
                 d_metrics, g_metrics = self._update_both(reals, update_draws)
-            elif self.config.reuse_fakes and is_last:
+            elif rule.fakes == "reuse" and is_last:
                 d_metrics, g_metrics = self._update_d_then_g(reals, update_draws)
             else:
                 d_metrics = self._update_d(reals, update_draws)
@@ -102,7 +103,7 @@ class Step:
         Returns:
           Loss, accuracy on reals, accuracy on fakes and norm of the gradient, [4] float32.
         """
-        if self.config.d_update != "sequential":
+        if self.config.updates.batches != "sequential":
             return self._update_d_by(self._micro_batch.discriminator, batch, draws)
         on_reals = self._update_d_by(self._micro_batch.discriminator_on_reals, batch, draws)
         on_fakes = self._update_d_by(self._micro_batch.discriminator_on_fakes, batch, draws)

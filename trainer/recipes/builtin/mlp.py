@@ -1,10 +1,32 @@
-"""Networks of `mlp`, and the functions that `mlp-small` shares."""
+"""Multi-layer perceptrons, both networks updated together."""
 
-import keras
+from __future__ import annotations
 
 from trainer.config import Config
 from trainer.config.dataset import ImageShape
-from trainer.models import layers, scaled
+from trainer.models.lazy import keras, layers
+from trainer.recipes.recipe import Recipe
+
+RECIPE = Recipe(
+    source="Lornatang, Generative-Adversarial-Networks (TensorFlow 2.0)",
+    architecture="Fully connected layers of 256, 512 and 1024 units in the generator, 1024, 512 "
+    "and 256 in the discriminator.",
+    updates="Both networks are updated together, from the same weights and the same fakes.",
+    differences=("Each step draws new latent vectors; the source trained on 16 fixed ones.",),
+    fully_connected=True,
+    networks=dict(latent_dim=100),
+    loop=dict(
+        batch_size=128,
+        length="50 epochs",
+        update_rule="separate-simultaneous",
+        g_lr=1e-4,
+        d_lr=1e-4,
+        checkpoint_every="15 epochs",
+        sample_every="1 epochs",
+        sample_grid=4,
+    ),
+    by_dataset=dict(cifar10=dict(batch_size=64)),
+)
 
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
@@ -14,7 +36,7 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
     """
     inputs, x, onehot = layers.generator_inputs(config, shape)
     for count in (256, 512, 1024):
-        x = layers.g_dense(x, config, scaled(count, config.g_width))
+        x = layers.g_dense(x, config, layers.scaled(count, config.g_width))
         x = x if count == 256 else layers.g_norm(x, config, onehot)
         x = keras.layers.LeakyReLU(0.2)(x)
     return keras.Model(inputs, to_image(x, config, shape), name="generator")
@@ -38,6 +60,6 @@ def dense_discriminator(config: Config, shape: ImageShape, units: tuple[int, ...
     x = keras.layers.Flatten()(x)
     for count in units:
         first = count == units[0]
-        x = layers.dense(x, config, scaled(count, config.d_width), first=first)
+        x = layers.dense(x, config, layers.scaled(count, config.d_width), first=first)
         x = layers.d_norm_activation(x, config, first=first)
     return keras.Model(inputs, layers.logit(x, config, onehot), name="discriminator")

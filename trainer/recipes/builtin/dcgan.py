@@ -1,10 +1,41 @@
-"""Networks of `dcgan`, whose depth depends on the image size."""
+"""This project's default: the DCGAN guidelines with today's stabilisers."""
 
-import keras
+from __future__ import annotations
 
 from trainer.config import Config
 from trainer.config.dataset import ImageShape
-from trainer.models import layers, scaled
+from trainer.models.lazy import keras, layers
+from trainer.recipes.recipe import Recipe
+
+RECIPE = Recipe(
+    source="Radford et al., arXiv:1511.06434; spectral norm and hinge: Miyato et al., "
+    "arXiv:1802.05957; projection: Miyato and Koyama, arXiv:1802.05637",
+    architecture="Transposed convolutions up to the image size and strided convolutions down from "
+    "it, sized to 28 to 128 pixels; batch norm in the generator, spectral norm in the "
+    "discriminator.",
+    updates="One discriminator update per step on a joint batch, hinge loss; the generator is "
+    "updated with the same fakes.",
+    differences=(
+        "This project's default: the DCGAN guidelines with spectral norm, hinge loss, "
+        "projection and EMA, sized for a workstation.",
+    ),
+    networks=dict(
+        latent_dim=100,
+        g_conditioning="batchnorm",
+        d_conditioning="projection",
+        d_weights="spectral",
+        initializer="normal",
+    ),
+    loop=dict(
+        conditional=True,
+        batch_size=64,
+        length="150 kimg",
+        loss="hinge",
+        update_rule="joint-reuse",
+        beta1=0.5,
+        ema_half_life_kimg=10.0,
+    ),
+)
 
 
 def halvings(size: int) -> int:
@@ -20,7 +51,7 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
     ups = halvings(shape.size)
     side = shape.size >> ups
     # 64 filters at half the image size, doubled at each smaller size up to 512.
-    filters = [scaled(min(512, 32 << k), config.g_width) for k in range(ups, 0, -1)]
+    filters = [layers.scaled(min(512, 32 << k), config.g_width) for k in range(ups, 0, -1)]
     inputs, x, onehot = layers.generator_inputs(config, shape)
     x = layers.g_dense(x, config, side * side * filters[0], use_bias=False)
     x = keras.layers.Reshape([side, side, filters[0]])(x)
@@ -38,7 +69,7 @@ def discriminator(config: Config, shape: ImageShape) -> keras.Model:
     count, side = 32, shape.size
     while side > 4:
         first = count == 32
-        x = layers.conv(x, config, scaled(count, config.d_width), 4, 2, first=first)
+        x = layers.conv(x, config, layers.scaled(count, config.d_width), 4, 2, first=first)
         x = layers.d_norm_activation(x, config, first=first)
         count, side = 2 * count, -(-side // 2)
     x = keras.layers.Flatten()(x)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.training.objective import OBJECTIVES, share_real
+from trainer.models.objective import OBJECTIVES, share_real
 
 LOG3 = math.log(3.0)  # sigmoid(log 3) = 3/4
 

@@ -1,11 +1,37 @@
-"""Networks of `dcgan-studiogan`."""
+"""The DCGAN of the StudioGAN benchmark on CIFAR-10."""
 
-import keras
+from __future__ import annotations
 
 from trainer.config import Config
 from trainer.config.dataset import ImageShape
 from trainer.errors import UsageError
-from trainer.models import layers, scaled
+from trainer.models.lazy import keras, layers
+from trainer.recipes.recipe import Recipe
+
+RECIPE = Recipe(
+    source="Kang et al., StudioGAN, arXiv:2206.09479; after Radford et al., arXiv:1511.06434",
+    architecture="4x4 transposed convolutions from 4x4x512 to 32 pixels; pairs of 3x3 and strided "
+    "4x4 convolutions with batch norm in the discriminator.",
+    updates="Two discriminator updates per step, each on its own reals, then one generator "
+    "update; cross-entropy.",
+    differences=("None is known, apart from rounding.",),
+    networks=dict(
+        latent_dim=128,
+        image_size=32,
+        initializer="orthogonal",
+        d_norm="batch",
+        d_activation="relu",
+        bn_momentum=0.9,  # PyTorch's default, which it writes as 0.1
+    ),
+    loop=dict(
+        horizontal_flip=True,
+        batch_size=64,
+        length="200000 steps",
+        update_rule="separate",
+        d_steps=2,
+        beta1=0.5,
+    ),
+)
 
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
@@ -14,7 +40,7 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
         raise UsageError(
             f"--image_size={shape.size}: the networks of dcgan-studiogan make 32 pixels only."
         )
-    filters = [scaled(count, config.g_width) for count in (512, 256, 128, 64)]
+    filters = [layers.scaled(count, config.g_width) for count in (512, 256, 128, 64)]
     inputs, x, onehot = layers.generator_inputs(config, shape)
     x = layers.g_dense(x, config, 16 * filters[0])
     x = keras.layers.Reshape([4, 4, filters[0]])(x)
@@ -31,7 +57,7 @@ def discriminator(config: Config, shape: ImageShape) -> keras.Model:
     pairs = [(count, *kind) for count in (64, 128, 256) for kind in ((3, 1), (4, 2))]
     for count, size, stride in [*pairs, (512, 3, 1)]:
         first = (count, size) == (64, 3)
-        x = layers.conv(x, config, scaled(count, config.d_width), size, stride, first=first)
+        x = layers.conv(x, config, layers.scaled(count, config.d_width), size, stride, first=first)
         x = layers.d_norm_activation(
             x, config
         )  # the published network also has it on the first layer

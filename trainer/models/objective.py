@@ -3,21 +3,31 @@
 D denotes the discriminator's logit.  A positive logit means "real".
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 
-import tensorflow as tf
+from trainer.models.lazy import tf
 
-Loss = Callable[[tf.Tensor], tf.Tensor]
+Loss = Callable[["tf.Tensor"], "tf.Tensor"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Losses [N] of logits [N]: of D on reals and on fakes, and of G on fakes."""
+    """An adversarial loss: functions from logits [N] to losses [N].
+
+    Attributes:
+      d_real: loss of D on reals.
+      d_fake: loss of D on fakes.
+      g_fake: loss of G on fakes.
+      classifies: whether the sign of a logit tells real from fake, so that D has an accuracy.
+    """
 
     d_real: Loss
     d_fake: Loss
     g_fake: Loss
+    classifies: bool = True
 
 
 OBJECTIVES = {
@@ -41,6 +51,7 @@ OBJECTIVES = {
         d_real=lambda logits: -logits,
         d_fake=lambda logits: logits,
         g_fake=lambda logits: -logits,
+        classifies=False,
     ),
     # max(0, 1 - D(x)); max(0, 1 + D(G(z))); -D(G(z)).
     # Lim and Ye, arXiv:1705.02894; Miyato et al., arXiv:1802.05957, equations 16 and 17.

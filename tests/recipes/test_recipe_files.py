@@ -1,0 +1,186 @@
+"""Recipes that users define in files: training, the copy in the run directory, wrong files."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.runs import records
+from trainer import recipes
+from trainer.config import Config
+from trainer.config.dataset import ImageShape
+from trainer.errors import CheckpointError, ExitCode, UsageError
+from trainer.recipes import files
+from trainer.recipes.networks import build_networks
+
+RECIPE = '''
+"""A small multi-layer perceptron."""
+
+import keras
+
+from trainer.models import layers
+from trainer.recipes.recipe import Recipe
+
+RECIPE = Recipe(
+    source="this test",
+    architecture="Fully connected layers.",
+    updates="One update of each network.",
+    networks=dict(latent_dim=6),
+    loop=dict(batch_size=8, length="4 steps", loss="least_squares"),
+    hyperparameters=dict(units=12, slope=0.25, norm=True, kind="plain"),
+)
+
+
+def generator(config, shape):
+    own = config.hyperparameter_values
+    inputs, x, onehot = layers.generator_inputs(config, shape)
+    x = keras.layers.LeakyReLU(own["slope"])(layers.g_dense(x, config, own["units"]))
+    if own["norm"]:
+        x = layers.g_norm(x, config, onehot)
+    x = layers.g_dense(x, config, shape.size**2 * shape.channels)
+    x = keras.layers.Reshape([shape.size, shape.size, shape.channels])(x)
+    return keras.Model(inputs, layers.image_output(x, config), name="generator")
+
+
+def discriminator(config, shape):
+    inputs, x, onehot = layers.discriminator_inputs(config, shape)
+    x = layers.dense(keras.layers.Flatten()(x), config, 4, first=True)
+    x = layers.d_activation(x, config)
+    return keras.Model(inputs, layers.logit(x, config, onehot), name="discriminator")
+'''
+TRAIN = ["train", "--devices=cpu", "--sample_grid=2", "--image_size=8"]
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    path = tmp_path / "mygan.py"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_a_recipe_file_is_trained_resumed_and_used_from_its_copy(trainer, recipe_file, tmp_path):
+    first = trainer(*TRAIN, "--recipe=mygan.py", "--hyperparameters=units=7,norm=false")
+    assert first.returncode == 0, first.stderr
+    run_dir = tmp_path / "runs" / "mygan-digits"
+    config = json.loads((run_dir / "config.json").read_text())
+    digest = hashlib.sha256(recipe_file.read_bytes()).hexdigest()[:16]
+    assert config["recipe"] == config["networks"] == f"mygan-{digest}.py"
+    assert (config["latent_dim"], config["loss"]) == (6, "least_squares")
+    assert config["hyperparameters"] == "units=7,slope=0.25,norm=false,kind=plain"
+    copy = run_dir / "recipes" / config["recipe"]
+    assert copy.read_bytes() == recipe_file.read_bytes()
+
+    # The original is gone: the copy resumes, draws, exports and evaluates.
+    recipe_file.unlink()
+    resumed = trainer(*TRAIN[:2], f"--run_dir={run_dir}", "--steps=6")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [line["step"] for line in records(run_dir)][-1] == 6
+    on_cpu = [f"--run_dir={run_dir}", "--devices=cpu"]
+    for command in (["generate", "--num=4"], ["export"], ["evaluate", "--num_samples=100"]):
+        answer = trainer(*command, *on_cpu)
+        assert answer.returncode == 0, answer.stderr
+
+
+def test_another_content_is_refused(trainer, recipe_file, tmp_path):
+    assert trainer(*TRAIN, "--recipe=mygan.py").returncode == 0
+    run_dir = tmp_path / "runs" / "mygan-digits"
+    recipe_file.write_text(RECIPE.replace("slope=0.25", "slope=0.5"))
+    changed = trainer(*TRAIN, "--recipe=mygan.py", "--steps=6")
+    assert changed.returncode == ExitCode.CHECKPOINT
+    assert "recipe: mygan-" in changed.stderr
+    (copy,) = (run_dir / "recipes").iterdir()
+    copy.write_text(RECIPE + "\n")
+    for command in ("train --steps=6", "generate"):
+        damaged = trainer(*command.split(), "--devices=cpu", f"--run_dir={run_dir}")
+        assert damaged.returncode == ExitCode.CHECKPOINT
+        assert f"{copy.name}, the recipe of this run, was changed" in damaged.stderr
+    # A status does not need the networks, so it runs no code of the run directory.
+    assert trainer("status", f"--run_dir={run_dir}").returncode == 0
+    shutil.rmtree(copy.parent)
+    missing = trainer("generate", "--devices=cpu", f"--run_dir={run_dir}")
+    assert missing.returncode == ExitCode.CHECKPOINT
+    assert "cannot be read" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("import keras", "import keras\nimport no_such_module", "line 5: ModuleNotFoundError"),
+        ("RECIPE = Recipe(", "RECIPE = = Recipe(", "line 9: SyntaxError"),
+        ("RECIPE = Recipe(", "OTHER = Recipe(", "does not define RECIPE"),
+        ("def generator", "def generate", "does not define the function generator"),
+        ("batch_size=8", "batchsize=8", "'batchsize' is not a setting. Did you mean batch_size?"),
+        ("batch_size=8", "batch_size=0", "--batch_size=0 is too small"),
+        ("units=12", "units=[12]", "hyper-parameter 'units' must have"),
+        ('kind="plain"', 'kind="7"', "the default '7' of 'kind' reads as a number"),
+        ('own["slope"]', 'own["slop"]', "generator(config, shape) failed (line 22: KeyError"),
+        ("[shape.size, shape.size, shape", "[shape.size**2, 1, shape", "must return a keras.Model"),
+        ('name="discriminator")', 'name="discriminator"), None', "(None,), not tuple"),
+    ],
+)
+def test_wrong_recipe_files_are_named(recipe_file, old, new, message):
+    assert old in RECIPE
+    recipe_file.write_text(RECIPE.replace(old, new))
+    with pytest.raises(UsageError) as error:
+        build_networks(recipes.resolve(dict(recipe=str(recipe_file))), ImageShape(8, 1, 10))
+    assert str(error.value).startswith(f"--recipe={recipe_file}")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_recipe_file_leaves_nothing_behind(trainer, recipe_file):
+    recipe_file.write_text(RECIPE.replace('own["slope"]', 'own["slop"]'))
+    answer = trainer(*TRAIN, "--recipe=mygan.py")
+    assert answer.returncode == ExitCode.USAGE
+    assert answer.stderr.startswith("error: --recipe=mygan.py: generator(config, shape) failed")
+    assert answer.stderr.count("\n") == 1
+    assert not (recipe_file.parent / "runs").exists()
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(UsageError, match=r"--recipe=nowhere/x\.py cannot be read \(No such file"):
+        recipes.resolve(dict(recipe="nowhere/x.py"))
+    config = recipes.resolve({}).replace(recipe="x-0123456789abcdef.py")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        files.load_copies(Path("nowhere"), config)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("units", "--hyperparameters=units is not valid at 'units'"),
+        ("unit=3", "--hyperparameters: name='unit' is not known. Did you mean units?"),
+        ("units=3.5", "units=3.5 must be of type int, such as units=12"),
+        ("norm=1", "norm=1 must be of type bool, such as norm=true"),
+    ],
+)
+def test_wrong_hyperparameters_are_named(recipe_file, given, message):
+    with pytest.raises(UsageError) as error:
+        recipes.resolve(dict(recipe=str(recipe_file), hyperparameters=given))
+    assert message in str(error.value)
+
+
+def test_hyperparameters_of_a_resumed_run_are_kept(recipe_file):
+    given = dict(recipe=str(recipe_file), hyperparameters="slope=1,kind=wide")
+    stored = recipes.resolve(given)
+    assert stored.hyperparameters == "units=12,slope=1.0,norm=true,kind=wide"
+    again = Config.from_json(stored.to_json(), "config.json")
+    assert again.hyperparameter_values == dict(units=12, slope=1.0, norm=True, kind="wide")
+    assert recipes.resolve({}, stored).hyperparameters == stored.hyperparameters
+    same = recipes.resolve(dict(hyperparameters="slope=1.0"), stored)
+    assert same.hyperparameters == stored.hyperparameters
+    other = recipes.resolve(dict(hyperparameters="slope=2"), stored)
+    assert other.hyperparameters == "units=12,slope=2.0,norm=true,kind=wide"
+
+
+def test_a_recipe_without_hyperparameters_takes_none():
+    with pytest.raises(UsageError, match="the recipe has no hyper-parameters of its own"):
+        recipes.resolve(dict(recipe="mlp", hyperparameters="units=3"))
+
+
+def test_its_networks_train_under_another_loop(recipe_file):
+    config = recipes.resolve(dict(recipe="mlp", networks=str(recipe_file)))
+    assert (config.latent_dim, config.batch_size, config.loss) == (6, 128, "nonsaturating")
+    assert set(files.copies(config)) == {config.networks}

@@ -1,0 +1,172 @@
+"""The flags of the settings of `Config`, and the configuration that they select."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from trainer import recipes
+from trainer.commands.flags.command_line import CommandLine
+from trainer.config import Config, replaced, value_types
+from trainer.config.replaced import REPLACEMENTS, Replacement
+from trainer.config.settings import Duration
+from trainer.data.sources import SOURCES
+from trainer.errors import UsageError, one_of
+from trainer.metrics.registry import METRICS
+from trainer.models.objective import OBJECTIVES
+from trainer.recipes import files
+
+LENGTHS = {
+    "steps": "length of training in steps (generator updates)",
+    "epochs": "length of training in passes over the data set",
+    "kimg": "length of training in thousands of images",
+}
+
+VERTEX = {  # environment variables by which Vertex AI names the output locations of a job
+    "run_dir": "AIP_CHECKPOINT_DIR",
+    "tensorboard_dir": "AIP_TENSORBOARD_LOG_DIR",
+    "model_dir": "AIP_MODEL_DIR",
+}
+
+
+# Settings whose values are entries of tables above the configuration, or also PATHS.
+PATHS = ("recipe", "networks", "dataset")
+TABLES: Mapping[str, Collection[str]] = {
+    "recipe": recipes.RECIPES,
+    "networks": recipes.RECIPES,
+    "dataset": SOURCES,
+    "loss": OBJECTIVES,
+    "best_metric": METRICS,
+}
+
+
+def define_settings(parser: CommandLine) -> None:
+    """Defines a flag for each setting of `Config`, and the flags of the length of training."""
+    for name, meaning in LENGTHS.items():
+        parser.real(name, f"{meaning}; use at most one of --{', --'.join(LENGTHS)}")
+    defines: dict[type, Callable[..., None]] = {
+        int: parser.integer,
+        float: parser.real,
+        bool: parser.boolean,
+        str: parser.text,
+    }
+    for field in dataclasses.fields(Config):
+        kind = value_types()[field.name][0]
+        if kind is Duration:
+            if field.name != "length":
+                parser.real(f"{field.name}_kimg", _explain(field))
+        else:
+            defines[kind](field.name, _explain(field))
+    for replacement in REPLACEMENTS:
+        for name, old_type in replacement.old.items():
+            defines[old_type](name, f"replaced by --{replacement.new}")
+            parser.hide(name)
+
+
+def _explain(field: "dataclasses.Field[Any]") -> str:
+    rules = field.metadata
+    parts = [rules["help"]]
+    if choices := rules["choices"] or TABLES.get(field.name):
+        known = "known names are" if field.name in PATHS else "one of"
+        parts.append(f"{known} {', '.join(choices)}")
+    if rules["low"] is not None and rules["high"] is not None:
+        parts.append(f"{rules['low']} to {rules['high']}")
+    if field.default not in ("", None):
+        parts.append(f"default {field.default}")
+    if rules["per_start"]:
+        parts.append("applies to this start only")
+    elif rules["may_change"]:
+        parts.append("may change when a run is resumed")
+    return "; ".join(parts)
+
+
+def config_from_flags(
+    values: Mapping[str, Any],
+    environment: Mapping[str, str] = os.environ,
+    stored_config: Callable[[str], Config | None] = lambda run_dir: None,
+) -> Config:
+    """Returns the configuration that the flags select.
+
+    A new run takes the settings of its recipe.  A resumed run keeps its own settings, also
+    where the recipe or a default has changed since.  Flags take precedence over both.
+
+    Args:
+      values: the flags by name; None for those that were not given.
+      environment: environment variables.
+      stored_config: returns the configuration of the run in a run directory, if there is one.
+
+    Raises:
+      UsageError: for settings that are wrong, or wrong together.
+    """
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(Config):
+        flag = field.name
+        if value_types()[field.name][0] is Duration:
+            flag = f"{field.name}_kimg"
+        value = values.get(flag)
+        if value is not None:
+            given[field.name] = Duration(value, "kimg") if flag != field.name else value
+        if field.name == "best_metric" and value is not None:
+            one_of(f"--{field.name}", value, METRICS)
+    lengths = [unit for unit in LENGTHS if values[unit] is not None]
+    if len(lengths) > 1:
+        raise UsageError(
+            f"--{' and --'.join(lengths)} both set the length of training. Use at most one of them."
+        )
+    if lengths:
+        given["length"] = Duration(values[lengths[0]], lengths[0])
+    if data_dir := environment.get("TRAINER_DATA_DIR"):
+        given.setdefault("data_dir", data_dir)
+    for name, variable in VERTEX.items():
+        if values.get(name) is None and environment.get(variable):
+            given[name] = environment[variable].rstrip("/")
+    if not given.get("run_dir"):
+        recipe = files.stem(given.get("recipe", "dcgan"))
+        name = f"{recipe}-{_short_name(given.get('dataset', 'digits'))}"
+        given["run_dir"] = os.path.join("runs", name)
+    stored = stored_config(given["run_dir"])
+    config = recipes.resolve(given, stored)
+    if old := _replaced_flags(values):
+        both = sorted(given.keys() & {replacement.new for replacement in old})
+        if both:
+            raise UsageError(f"--{both[0]} replaces {_names(old)}. Leave out the replaced flags.")
+        given |= replaced.translate(
+            {name: values[name] for names in old.values() for name in names},
+            without=lambda name: getattr(config, name),
+        )
+        config = recipes.resolve(given, stored)
+    return config
+
+
+def warnings_of_replaced_flags(values: Mapping[str, Any], config: Config) -> list[str]:
+    """Returns a warning for each setting whose replaced flags are given.
+
+    Args:
+      values: the flags by name; None for those that were not given.
+      config: the configuration that they select.
+    """
+    return [
+        f"{_names({replacement: names})} will be removed in version {replacement.removed_in}. "
+        f"Use --{replacement.new}={getattr(config, replacement.new)}."
+        for replacement, names in _replaced_flags(values).items()
+    ]
+
+
+def _replaced_flags(values: Mapping[str, Any]) -> dict[Replacement, list[str]]:
+    """Returns the replaced flags that are given."""
+    given = {
+        replacement: [name for name in replacement.old if values.get(name) is not None]
+        for replacement in REPLACEMENTS
+    }
+    return {replacement: names for replacement, names in given.items() if names}
+
+
+def _names(old: Mapping[Replacement, list[str]]) -> str:
+    return " and ".join(f"--{name}" for names in old.values() for name in names)
+
+
+def _short_name(dataset: str) -> str:
+    """Returns the name of a data set, or the last part of its path."""
+    last = os.path.basename(os.path.abspath(os.path.expanduser(dataset)))
+    stem, suffix = os.path.splitext(last)
+    return stem if suffix.lower() in (".zip", ".npz") else last

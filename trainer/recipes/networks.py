@@ -1,0 +1,63 @@
+"""Builds the generator and the discriminator of a run."""
+
+import keras
+
+from trainer import randomness, recipes
+from trainer.config import Config
+from trainer.config.dataset import ImageShape
+from trainer.errors import TrainerError, UsageError
+from trainer.models import norms
+from trainer.recipes import files
+
+
+def build_networks(config: Config, shape: ImageShape) -> tuple[keras.Model, keras.Model]:
+    """Builds the generator and the discriminator named by `config.networks`.
+
+    The generator maps [latents, labels] to images [N, H, W, C] float32 in the image
+    range. The discriminator maps [images, labels] to logits [N] float32.  Both take
+    labels only if the run is conditional.
+
+    Raises:
+      UsageError: if the networks do not support the image size or the conditioning, or if the
+        functions of a recipe file fail or build something else.
+    """
+    if shape.size < 8 or shape.size % 4:
+        raise UsageError(
+            f"--image_size={shape.size}: the image size must be a multiple of 4 and at least 8."
+        )
+    generator = _build(config, shape, "generator")
+    conditional_norm = config.conditional and config.g_conditioning == "batchnorm"
+    kinds = {type(layer) for layer in generator.layers}
+    if conditional_norm and norms.BatchNorm not in kinds:
+        raise UsageError(
+            f"--g_conditioning=batchnorm: the generator of {config.networks} has no batch norm. "
+            "Use concat or multiply."
+        )
+    return generator, _build(config, shape, "discriminator")
+
+
+def _build(config: Config, shape: ImageShape, name: str) -> keras.Model:
+    """Builds one network by the function of its recipe, and checks its inputs and outputs."""
+    shown = files.shown(config.networks)
+    function = getattr(recipes.get(config.networks), name)
+    try:
+        with randomness.initial_values(config.seed, name):
+            network = function(config, shape)
+    except TrainerError:
+        raise
+    except Exception as error:
+        if not files.is_file(config.networks):
+            raise
+        reason = files.failure(error, function.__code__.co_filename)
+        raise UsageError(f"{shown}: {name}(config, shape) failed ({reason}).") from None
+    image = (None, shape.size, shape.size, shape.channels)
+    expected = {"generator": image, "discriminator": (None,)}[name]
+    if not isinstance(network, keras.Model) or network.output_shape != expected:
+        built = getattr(network, "output_shape", type(network).__name__)
+        raise UsageError(
+            f"{shown}: {name}(config, shape) must return a keras.Model with "
+            f"outputs of shape {expected}, not {built}."
+        )
+    if config.conditional and len(network.inputs) < 2:
+        raise UsageError(f"{shown}: the {name} has no input for labels. Use --noconditional.")
+    return network
