@@ -444,7 +444,7 @@ def stopped(job, *steps, secs=1.0):
     assert time.monotonic() - began < secs + location.LEAVE_SECS + 1
 
 
-def test_what_did_not_get_there_is_made_up_for(server, caplog):
+def test_failed_uploads_are_repeated_by_the_next_job(server, caplog):
     job = Job(max_failed=100).run(1)
     server.faults = [Fault(503, "upload", "checkpoints|metrics")]
     stopped(job, 2, 3)
