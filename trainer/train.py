@@ -29,6 +29,7 @@ from trainer.reporting.heartbeat import Heartbeat
 from trainer.reporting.prometheus import Telemetry
 from trainer.run_dir import provenance
 from trainer.run_dir.checkpoints import Checkpoints, load_networks
+from trainer.run_dir.definition import Definition
 from trainer.run_dir.directory import RunDir
 from trainer.run_dir.saver import NoSaver, Saver
 from trainer.storage import output_copies
@@ -213,16 +214,19 @@ def _restore_checkpoint(
     """
     config, data, replicas = session.config, session.data, session.replicas
     versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
-    start = provenance.collect(versions, replicas.device_names, replicas.precision)
-    definition = run_dir.compare(
-        config, data.describe(), start, accept_changed_data=options.accept_changed_data
+    definition = Definition(
+        config=config,
+        dataset=data.describe(),
+        start=provenance.collect(versions, replicas.device_names, replicas.precision),
+        recipe_files=files.copies(config),
     )
+    definition.compare(run_dir, accept_changed_data=options.accept_changed_data)
     restored = saver.restore_newest()
     if restored:
         log.info("Resuming from %s", restored)
     elif config.init_from:
         _copy_networks(config, session.state)
-    run_dir.write_definition(definition, files.copies(config))
+    definition.write(run_dir)
     return run_dir.is_complete(restored)
 
 

@@ -17,6 +17,7 @@ from trainer.config import Config, value_types
 from trainer.data.images import ImageSet
 from trainer.errors import CheckpointError, ExitCode, HelpRequested, TrainerError, UsageError
 from trainer.models.objective import OBJECTIVES
+from trainer.run_dir.definition import Definition
 from trainer.run_dir.directory import RunDir
 
 NAMES = [*value_types(), *config_flags.LENGTHS, "help", "fresh", "dry_run", "nonsense", "", "-"]
@@ -92,7 +93,7 @@ def test_any_damage_to_a_run_directory(tmp_path, name, draws):
         content = content or bytearray(b"x")
     path.write_bytes(bytes(content))
     try:
-        run_dir.compare(config, data.describe(), {})
+        Definition(config=config, dataset=data.describe(), start={}).compare(run_dir)
     except CheckpointError as error:
         assert "\n" not in str(error)
 

@@ -164,7 +164,7 @@ def test_the_manifest_describes_the_files(folder):
 def test_too_many_failed_saves_end_the_run(folder, caplog):
     run, checks = OneVariableRun(folder), []
     run.restore()
-    saver = Saver(run.checkpoints, max_failed=2, check=lambda: checks.append(1))
+    saver = Saver(run.checkpoints, max_failed=2, check_ownership=lambda: checks.append(1))
     away = folder.with_name("away")
 
     def fail():
@@ -193,7 +193,9 @@ def test_too_many_failed_saves_end_the_run(folder, caplog):
     def full():
         raise OSError(28, "No space left on device")
 
-    assert not Saver(run.checkpoints, max_failed=2, check=lambda: None).save(10, flush=full)
+    assert not Saver(run.checkpoints, max_failed=2, check_ownership=lambda: None).save(
+        10, flush=full
+    )
     assert (
         list_checkpoints(folder)[0].name == "ckpt-6"
     )  # no checkpoint is saved without its metrics

@@ -1,4 +1,4 @@
-"""A run directory: the paths of its files, and whether a run may be started or resumed in it."""
+"""A run directory: the paths of its files, its lock, and what reads them."""
 
 import contextlib
 import dataclasses
@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import Config
-from trainer.config.compatibility import frozen_differences
 from trainer.config.dataset import DatasetDescription
 from trainer.errors import CheckpointError, StorageError, UsageError
-from trainer.files.atomic import free_name, replacing, write_text
+from trainer.files.atomic import free_name, write_text
 from trainer.run_dir.lock import Lock
 
 log = logging.getLogger(__name__)
@@ -22,21 +21,6 @@ log = logging.getLogger(__name__)
 # Consecutive starts without progress after which a start fails: a cluster would retry for ever.
 MAX_STARTS = 20
 TRANSIENT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # disk errors that a retry may survive
-
-
-@dataclasses.dataclass(frozen=True)
-class Definition:
-    """What defines a run.
-
-    Attributes:
-      config: the configuration.
-      dataset: the data set that it trains on.
-      provenance: versions and devices of the latest start, and the version of the first one.
-    """
-
-    config: Config
-    dataset: DatasetDescription
-    provenance: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,58 +222,6 @@ class RunDir:
         self.path.rename(target)
         log.info("Renamed the existing run directory to %s", target)
 
-    def compare(
-        self,
-        config: Config,
-        dataset: DatasetDescription,
-        provenance: Mapping[str, Any],
-        *,
-        accept_changed_data: bool = False,
-    ) -> Definition:
-        """Compares a run with the one in this directory, if there is one.
-
-        Args:
-          config: the configuration of the run.
-          dataset: the data set that it trains on.
-          provenance: versions and devices of this start.
-          accept_changed_data: whether to resume with other images of the same shape.
-
-        Returns:
-          What defines the run, for `write_definition`.
-
-        Raises:
-          CheckpointError: if the directory holds a run with other settings or other data.
-        """
-        began_with = provenance.get("trainer")
-        if self.config.exists():
-            old = self.read_provenance()
-            # The first version did not record by which version a run was started.
-            began_with = old.get("began_with", old.get("trainer", "0.1.0"))
-            self._check_settings(config, old, provenance)
-            self._check_dataset(dataset, config.dataset, accept_changed_data)
-            _report_version_change(old, provenance)
-        return Definition(config, dataset, {**provenance, "began_with": began_with})
-
-    def write_definition(self, definition: Definition, recipe_files: Mapping[str, bytes]) -> None:
-        """Writes the files that define the run.
-
-        Args:
-          definition: what `compare` returned.
-          recipe_files: the recipes that the run takes from files, content by name.
-
-        Raises:
-          UsageError, StorageError: if the directory cannot be written.
-        """
-        with self.converted_write_errors():
-            self.samples.mkdir(exist_ok=True)
-            for name, content in recipe_files.items():
-                self.recipes.mkdir(exist_ok=True)
-                with replacing(self.recipes / name) as scratch:
-                    scratch.write_bytes(content)
-            write_text(self.dataset, definition.dataset.to_json())
-            write_text(self.config, definition.config.to_json())
-            write_text(self.provenance, json.dumps(definition.provenance, indent=2) + "\n")
-
     @contextlib.contextmanager
     def converted_write_errors(self) -> Iterator[None]:
         """Converts file-system errors inside the block into errors for the user."""
@@ -305,55 +237,3 @@ class RunDir:
                 f"--run_dir={self.path} cannot be written ({error.strerror}). Choose another "
                 "directory."
             ) from None
-
-    def _check_settings(
-        self, config: Config, old_start: Mapping[str, Any], this_start: Mapping[str, Any]
-    ) -> None:
-        try:
-            old = self.read_config()
-        except UsageError as error:
-            raise CheckpointError(f"{error} Correct the file, or use --fresh.") from None
-        # --precision=auto may select another number format on other devices.
-        with contextlib.suppress(KeyError, UsageError):
-            selected = old.replace(precision=old_start["precision"])
-            config, old = config.replace(precision=this_start["precision"]), selected
-        if differences := frozen_differences(old, config):
-            raise CheckpointError(
-                f"{self.path} holds a run with other settings ({'; '.join(differences)}). Leave "
-                "out these flags to resume it, or choose another --run_dir, or use --fresh."
-            )
-
-    def _check_dataset(self, new: DatasetDescription, name: str, accept_changed: bool) -> None:
-        if not self.dataset.exists():
-            return
-        old = self.read_dataset()
-        if old.fingerprint == new.fingerprint:
-            return
-        changed = (
-            f"--dataset={name} has changed since the run in {self.path} was started: it has "
-            f"{new.images:,} images (fingerprint {new.fingerprint[:8]}) and had "
-            f"{old.images:,} ({old.fingerprint[:8]})"
-        )
-        if not old.has_same_form(new):
-            raise CheckpointError(
-                f"{changed}, and its image shape or classes differ. Restore the old data, choose "
-                "another --run_dir, or use --fresh."
-            )
-        if not accept_changed:
-            raise CheckpointError(
-                f"{changed}. Use --accept_changed_data to resume with the new data, or restore "
-                "the old data, choose another --run_dir, or use --fresh."
-            )
-        log.warning("%s. Training continues with the new data.", changed)
-
-
-def _report_version_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    before, now = old.get("trainer", "unknown"), new.get("trainer")
-    if now and before != now:
-        log.warning(
-            "This run was last trained by version %s and is resumed by version %s. Training "
-            "continues, but only within one version is a resumed run bit-identical to an "
-            "uninterrupted one.",
-            before,
-            now,
-        )
