@@ -64,7 +64,7 @@ def train(
             dataclasses.replace(plan, periodic=due),
             dataclasses.replace(
                 functions,
-                advance=noted("steps", functions.advance),
+                run_steps=noted("steps", functions.run_steps),
                 observe=noted("summaries", functions.observe),
             ),
         )

@@ -195,6 +195,9 @@ def test_functions_fit_a_screen_and_files_have_one_subject():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 75, f"{path}: {node.name}"
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                names = [argument.arg for argument in given if argument.arg not in ("self", "cls")]
+                assert len(names) <= 6, f"{path}: {node.name}"
 
 
 def test_readme_has_the_table_of_exit_codes():

@@ -353,7 +353,7 @@ def test_divergence_is_named_with_its_step(tiny, run, monkeypatch):
 def test_the_loop_calls_what_is_due_at_its_step():
     done, observed, now = [], [], [0.0]
 
-    def advance(count):
+    def run_steps(count):
         now[0] += 0.1 * count
         return np.zeros((count, 1))
 
@@ -367,7 +367,7 @@ def test_the_loop_calls_what_is_due_at_its_step():
         ],
     )
     functions = LoopFunctions(
-        advance=advance,
+        run_steps=run_steps,
         observe=lambda rows, secs: observed.append(len(rows)),
         stop_requested=lambda: False,
     )

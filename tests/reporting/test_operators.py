@@ -68,18 +68,18 @@ def test_status_of_runs_that_live_and_that_died(tiny, run, tmp_path):
     folder.config.write_text(config.replace(length=steps(10)).to_json())
     note = folder.path / "lock.json"
     note.write_text("{}")
-    living = status.look(folder, "run")
+    living = status.read_status(folder, "run")
     assert living.state == "running"
     assert living.secs_left > 0
     assert not living.health
     os.utime(note, (0, time.time() - 100))
-    dead = status.look(folder, "run")
+    dead = status.read_status(folder, "run")
     assert dead.state == "stopped"
     assert dead.health == ["it ended without saying so, 1:40 ago"]
     record = folder.path / "metrics.jsonl"
     line = json.loads(record.read_text().splitlines()[-1])
     record.write_text(json.dumps({**line, "failed_saves": 2, "collapse": 1.0}) + "\n{torn")
-    troubled = status.look(folder, "run")
+    troubled = status.read_status(folder, "run")
     assert troubled.health[1:] == ["2 saves failed", "it looks collapsed"]
     assert troubled.evaluation == {}
 
@@ -89,13 +89,13 @@ def test_status_takes_the_end_and_odd_files_for_what_they_are(tiny, run, tmp_pat
     folder = RunDir(tmp_path / "run")
     config = folder.read_config()
     folder.config.write_text(config.replace(length=steps(9)).to_json())
-    assert status.look(folder, "x").state == "complete"  # it stopped gaining, say
+    assert status.read_status(folder, "x").state == "complete"  # it stopped gaining, say
     (folder.checkpoints / "ckpt-2 (copy).json").write_text("{}")
     for text in ("[]", "{}", '{"kimg": "?"}'):
         folder.evaluation.write_text(text)
-        assert status.look(folder, "x").evaluation == {}
+        assert status.read_status(folder, "x").evaluation == {}
     os.utime(folder.generator, (0, 0))  # the next steps are saved, and not all trained
-    found = status.look(folder, "x")
+    found = status.read_status(folder, "x")
     assert (found.state, found.checkpoint_step) == ("stopped", 2)
 
 
@@ -111,11 +111,11 @@ def test_status_shows_the_newest_evaluation(tiny, run, tmp_path):
     folder = RunDir(tmp_path / "run")
     line = json.loads(folder.metrics.read_text().splitlines()[-1])
     folder.metrics.write_text(json.dumps({**line, "evaluated_kimg": 2.0, "fid": 7.5}) + "\n")
-    assert status.look(folder, "x").evaluation == {"kimg": 2.0, "fid": 7.5}
+    assert status.read_status(folder, "x").evaluation == {"kimg": 2.0, "fid": 7.5}
     folder.evaluation.write_text('{"kimg": 1.0, "fid": 9.0}')  # of an earlier checkpoint
-    assert status.look(folder, "x").evaluation["fid"] == 7.5
+    assert status.read_status(folder, "x").evaluation["fid"] == 7.5
     folder.evaluation.write_text('{"kimg": 2.0, "fid": 5.25, "precision": 0.5, "seed": 0}')
-    shown = status.look(folder, "gs://b/r").screen()
+    shown = status.read_status(folder, "gs://b/r").screen()
     assert "Evaluation  kimg 2, fid 5.25, precision 0.5" in shown
     assert "gs://b/r: mlp on digits" in shown
 

@@ -39,17 +39,17 @@ def poison(monkeypatch):
         left = [times]
 
         def make(config, devices, variables, *rest):
-            advance = real(config, devices, variables, *rest)
+            run_steps = real(config, devices, variables, *rest)
 
             def poisoned(count):
                 done = variables.steps_done(config.batch_size)
                 if left[0] and done <= step < done + count:
                     left[0] -= 1
-                    advance(step - done)
+                    run_steps(step - done)
                     weight = variables.generator.trainable_variables[0]
                     weight.assign(tf.fill(weight.shape, np.nan))
                     count -= step - done
-                return advance(count)
+                return run_steps(count)
 
             return poisoned
 
@@ -119,12 +119,12 @@ def test_weights_are_looked_at(tiny, run, monkeypatch):
     real = run_module.compile_steps
 
     def make(config, devices, variables, *rest):
-        advance = real(config, devices, variables, *rest)
+        run_steps = real(config, devices, variables, *rest)
 
         def poisoned(count):
             statistics = variables.generator.non_trainable_variables[0]
             statistics.assign(tf.fill(statistics.shape, np.inf))
-            return advance(count)
+            return run_steps(count)
 
         return poisoned
 
@@ -202,7 +202,7 @@ import sys, time
 from trainer.machine import signals
 signals.GRACE_SECS = float(sys.argv[1])
 stop = signals.StopRequest()
-stop.answer()
+stop.allow_graceful_stop()
 import tensorflow as tf
 
 @tf.function

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.training import utilisation
-from trainer.training.utilisation import Meter, flops
+from trainer.training.utilisation import UtilisationMeter, flops
 
 
 def count(function, *shapes):
@@ -33,7 +33,7 @@ def test_products_and_convolutions_are_counted():
 def test_the_share_is_of_the_best_product_measured(monkeypatch):
     rates = iter([100.0, 400.0])
     monkeypatch.setattr(utilisation, "matmul_flops_per_sec", lambda *_: next(rates))
-    meter = Meter(("CPU:0", "CPU:1"), "float32")
+    meter = UtilisationMeter(("CPU:0", "CPU:1"), "float32")
     meter.flops = 50
     assert meter.utilisation(1.0) == pytest.approx(0.5)
     # More than was measured: the machine was busy then.
