@@ -101,6 +101,27 @@ def test_packages_import_each_other_in_no_cycle():
     assert not cycle(packages())
 
 
+def closure(edges: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Everything that each node of a graph leads to."""
+    reached = {node: set(others) for node, others in edges.items()}
+    for _ in reached:
+        for node, others in reached.items():
+            reached[node] = others.union(*(reached.get(other, set()) for other in others))
+    return {node: others for node, others in reached.items() if others}
+
+
+def test_the_diagram_shows_the_imports():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    block = re.search(r"```mermaid\n(.*?)```", text, re.S)[1]
+    names = dict(re.findall(r"(\w+)\[(\w+)\.py\]", block))
+    shown: dict[str, set[str]] = {}
+    for first, second in re.findall(r"^ +(\w+)\S* --> (\w+)", block, re.M):
+        shown.setdefault(names.get(first, first), set()).add(names.get(second, second))
+    imported = {name: known - {"trainer"} for name, known in packages().items()}
+    del imported["trainer"]
+    assert closure(shown) == closure(imported)
+
+
 def test_a_cycle_is_found():
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
     assert not cycle({"a": {"b", "c"}, "b": {"c"}})
