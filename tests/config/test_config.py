@@ -140,7 +140,6 @@ def test_recipes_are_as_published():
             d_lr=1e-4,
             batch_size=128,
             length=Duration(50, "epochs"),
-            checkpoint_every=Duration(15, "epochs"),
             sample_every=Duration(1, "epochs"),
             sample_grid=4,
         ),

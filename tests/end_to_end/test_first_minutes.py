@@ -7,9 +7,11 @@ import sys
 import time
 
 import pytest
+from PIL import Image
 
-from tests.helpers.runs import TINY_FLAGS, Process, records
+from tests.helpers.runs import TINY_FLAGS, Process, records, steps
 from trainer.errors import ExitCode
+from trainer.training.loop import Periodic
 
 TRAIN = ["train", "--recipe=mlp", *TINY_FLAGS, "--devices=cpu", "--run_dir=run"]
 
@@ -76,3 +78,68 @@ def test_a_second_signal_ends_without_a_save(tmp_path):
         ended_at_once
     )
     assert ("which are saved in run" in process.output) != ended_at_once
+
+
+def test_an_interrupted_run_has_a_gif(tmp_path):
+    process = Process(tmp_path, *TRAIN[1:-1], "--steps=100000", "--sample_every_kimg=0.08")
+    process.wait_for("images/s")
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.end() == ExitCode.STOPPED, process.output
+    grids = list((tmp_path / "run/samples").glob("fakes-*.png"))
+    with Image.open(tmp_path / "run/training.gif") as gif:
+        assert 1 <= gif.n_frames <= len(grids)
+
+
+def test_a_killed_run_is_not_shown_as_running(tmp_path, trainer):
+    process = Process(tmp_path, *TRAIN[1:-1], "--steps=1000000")
+    process.wait_for("images/s")
+    assert "State       running" in trainer("status", "--run_dir=run").stdout
+    process.popen.kill()
+    process.end()
+    status = trainer("status", "--run_dir=run").stdout
+    assert "State       stopped" in status
+    assert "the job was killed; its last heartbeat was 0:0" in status
+
+
+def test_a_second_job_says_at_once_what_it_waits_for(tmp_path):
+    first = Process(tmp_path, *TRAIN[1:-1], "--steps=1000000")
+    first.wait_for("images/s")
+    second = Process(tmp_path, *TRAIN[1:-1], "--steps=1000000")
+    second.wait_for(f"run is held by process {first.popen.pid} on")
+    assert second.popen.poll() is None
+    second.popen.kill()
+    first.popen.kill()
+    assert "Waiting up to 15 s for it to end." in second.output
+
+
+def test_the_newest_evaluation_is_shown(tiny, run, tmp_path, trainer):
+    config = tiny(recipe="mlp", length=steps(40), evaluate_every="0.16 kimg", evaluate_samples=100)
+    run(config)
+    evaluations = [
+        json.loads(line) for line in (tmp_path / "run/evaluations.jsonl").read_text().splitlines()
+    ]
+    last = records(tmp_path / "run")[-1]
+    assert (last["step"], last["evaluated_kimg"]) == (40, 0.32)
+    assert last["fid"] == evaluations[-1]["fid"]
+    assert sum(line["steps"] for line in records(tmp_path / "run")) == 40
+    status = json.loads(trainer("status", "--run_dir=run", "--json").stdout)
+    assert status["evaluation"]["fid"] == evaluations[-1]["fid"]
+
+
+def test_early_sample_grids_are_at_fixed_positions():
+    every = Periodic(20_000, lambda step: None, early=(1_000, 2_000, 5_000, 10_000))
+    positions, step = [], 0
+    while step < 700:
+        step = every.next_due(step, 64)
+        positions.append(step)
+    assert positions == [16, 32, 79, 157, 313, 625, 938]
+    assert Periodic(3_000, lambda step: None, early=(1_000, 5_000)).next_due(47, 64) == 94
+    assert Periodic(0, lambda step: None, early=(1_000,)).next_due(0, 64) is None
+
+
+def test_the_first_grids_come_early(tiny, run, tmp_path):
+    run(tiny(recipe="mlp", length=steps(130), batch_size=16, sample_every="20 kimg"))
+    names = sorted(path.name for path in (tmp_path / "run/samples").glob("fakes-*"))
+    assert names == [
+        "fakes-00000.000.png", "fakes-00001.008.png", "fakes-00002.000.png", "fakes-00002.080.png",
+    ]  # fmt: skip

@@ -75,12 +75,12 @@ def test_status_of_runs_that_live_and_that_died(tiny, run, tmp_path):
     os.utime(note, (0, time.time() - 100))
     dead = status.read_status(folder, "run")
     assert dead.state == "stopped"
-    assert dead.health == ["it ended without saying so, 1:40 ago"]
+    assert dead.health == ["the job was killed; its last heartbeat was 1:40 ago"]
     record = folder.path / "metrics.jsonl"
     line = json.loads(record.read_text().splitlines()[-1])
     record.write_text(json.dumps({**line, "failed_saves": 2, "collapse": 1.0}) + "\n{torn")
     troubled = status.read_status(folder, "run")
-    assert troubled.health[1:] == ["2 saves failed", "it looks collapsed"]
+    assert troubled.health[1:] == ["2 failed saves", "signs of collapse"]
     assert troubled.evaluation == {}
 
 

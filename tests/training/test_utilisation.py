@@ -43,3 +43,12 @@ def test_the_share_is_of_the_best_product_measured(monkeypatch):
 
 def test_the_rate_of_a_product_is_measured():
     assert 1e8 < utilisation.matmul_flops_per_sec("CPU:0", "float32") < 1e14
+
+
+def test_steps_that_beat_the_matrix_product_use_all_of_the_device(monkeypatch):
+    monkeypatch.setattr(utilisation, "matmul_flops_per_sec", lambda device, precision: 1000.0)
+    meter = UtilisationMeter(("CPU:0",), "float32")
+    meter.flops = 100
+    assert meter.utilisation(5.0) == 0.5
+    assert meter.utilisation(20.0) == 1.0
+    assert meter.utilisation(10.0) == 0.5

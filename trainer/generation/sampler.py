@@ -221,6 +221,8 @@ def write_gif(folder: Path, target: Path) -> None:
     """Writes a GIF of the sample grids in a folder; the last frame lasts two seconds."""
     palette = Image.Palette.ADAPTIVE
     pictures = [Image.open(path).convert("P", palette=palette) for path in frames(folder)]
+    if not pictures:  # none could be written
+        return
     pause = int(np.clip(1000 * GIF_SECS / len(pictures), 40, 500))
     durations = [pause] * (len(pictures) - 1) + [2000]
     with replacing(target) as scratch:
