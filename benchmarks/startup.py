@@ -89,13 +89,13 @@ def phases(run_dir: str) -> dict[str, float]:
         return made
 
     def marked(plan: loop.LoopPlan, functions: loop.LoopFunctions) -> int:
-        def advanced(steps: int) -> Any:
+        def marked_steps(steps: int) -> Any:
             mark("first samples and save" if not steps else "")
-            rows = functions.advance(steps)
+            rows = functions.run_steps(steps)
             mark("tracing and compiling the step" if not steps else "first step")
             return rows
 
-        return train_steps(plan, dataclasses.replace(functions, advance=advanced))
+        return train_steps(plan, dataclasses.replace(functions, run_steps=marked_steps))
 
     with (
         mock.patch.object(trainer, "create_state", created),

@@ -55,9 +55,9 @@ class Parts:
     def advance(self, batches: Iterator[Any]) -> Any:
         """Returns the function that runs compiled steps on these batches, as in the trainer."""
         from trainer.training.compiled_steps import compile_steps
-        from trainer.training.data_wait import Stopwatch
+        from trainer.training.data_wait import DataWaitTimer
 
-        watch = Stopwatch()
+        watch = DataWaitTimer()
         return compile_steps(
             self.config,
             self.devices,

@@ -64,7 +64,7 @@ def train(
             dataclasses.replace(plan, periodic=due),
             dataclasses.replace(
                 functions,
-                advance=timed_function("steps", functions.advance),
+                run_steps=timed_function("steps", functions.run_steps),
                 observe=timed_function("summaries", functions.observe),
             ),
         )

@@ -101,6 +101,27 @@ def test_package_imports_have_no_cycle():
     assert not find_cycle(packages())
 
 
+def closure(edges: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Returns, by node, all nodes of a graph that can be reached from it."""
+    reached = {node: set(others) for node, others in edges.items()}
+    for _ in reached:
+        for node, others in reached.items():
+            reached[node] = others.union(*(reached.get(other, set()) for other in others))
+    return {node: others for node, others in reached.items() if others}
+
+
+def test_architecture_diagram_matches_the_imports():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    block = re.search(r"```mermaid\n(.*?)```", text, re.S)[1]
+    names = dict(re.findall(r"(\w+)\[(\w+)\.py\]", block))
+    shown: dict[str, set[str]] = {}
+    for first, second in re.findall(r"^ +(\w+)\S* --> (\w+)", block, re.M):
+        shown.setdefault(names.get(first, first), set()).add(names.get(second, second))
+    imported = {name: known - {"trainer"} for name, known in packages().items()}
+    del imported["trainer"]
+    assert closure(shown) == closure(imported)
+
+
 def test_find_cycle_detects_a_cycle():
     assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
     assert not find_cycle({"a": {"b", "c"}, "b": {"c"}})
@@ -196,6 +217,11 @@ def test_functions_and_files_do_not_exceed_their_size_limits():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 75, f"{path}: {node.name}"
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                names = [
+                    argument.arg for argument in arguments if argument.arg not in ("self", "cls")
+                ]
+                assert len(names) <= 6, f"{path}: {node.name}"
 
 
 def test_readme_lists_all_exit_codes():

@@ -187,7 +187,7 @@ def _restore(
         )
         return None
     run_messages.start(config, replicas, state, session.data, last_step)
-    model = EvaluatedModel(state.drawing, state.trackables(), replicas)
+    model = EvaluatedModel(state.sampling_generator, state.trackables(), replicas)
     evaluations = during_training.create(config, session.data, run_dir, model, stop, upkeep)
     evaluations.restore(done)
     if replicas.broadcast(int(evaluations.stopped_improving and finished)):
@@ -270,8 +270,8 @@ def _open_run_dir(
     ):
 
         def check_ownership() -> None:
-            lock.check()
-            uploads.check()
+            lock.check_ownership()
+            uploads.check_ownership()
 
         yield _Opened(RunDir(location.folder, events), uploads, check_ownership)
 
@@ -296,4 +296,4 @@ def _finish(config: Config, state: TrainState, run_dir: RunDir) -> None:
         export_to_model_dir(run_dir, config)
     # Written last, because its presence marks the run as complete.
     with run_dir.converted_write_errors(), replacing(run_dir.generator) as scratch:
-        plain(state.drawing).save(scratch)
+        plain(state.sampling_generator).save(scratch)

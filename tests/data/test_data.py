@@ -16,7 +16,7 @@ from trainer.data import order, pipeline, sources
 from trainer.data.images import ImageSet, resize
 from trainer.errors import DataError, StorageError
 from trainer.machine import memory
-from trainer.training.data_wait import Stopwatch
+from trainer.training.data_wait import DataWaitTimer
 
 RNG = np.random.default_rng(0)
 
@@ -210,7 +210,7 @@ def test_what_steps_wait_for_slow_data_is_counted():
     def slow(index):
         return tf.ensure_shape(tf.numpy_function(late, [index], tf.int64), [])
 
-    watch = Stopwatch()
+    watch = DataWaitTimer()
     elements = iter(tf.data.Dataset.range(100).map(slow).prefetch(2))
 
     @tf.function(autograph=False)

@@ -359,7 +359,7 @@ def test_divergence_error_names_the_metrics_and_the_step(tiny, run, monkeypatch)
 def test_training_loop_calls_periodic_actions_at_their_steps():
     done, observed, now = [], [], [0.0]
 
-    def advance(count):
+    def run_steps(count):
         now[0] += 0.1 * count
         return np.zeros((count, 1))
 
@@ -373,7 +373,7 @@ def test_training_loop_calls_periodic_actions_at_their_steps():
         ],
     )
     functions = LoopFunctions(
-        advance=advance,
+        run_steps=run_steps,
         observe=lambda rows, secs: observed.append(len(rows)),
         stop_requested=lambda: False,
     )

@@ -125,8 +125,10 @@ def trajectory(config, steps=STEPS):
             data, plan, replicas=replicas, num_replicas=devices.num_replicas
         )
     )
-    advance = compile_steps(config, devices, variables, data.shape.classes, lambda k: next(batches))
-    return advance(steps), variables
+    run_steps = compile_steps(
+        config, devices, variables, data.shape.classes, lambda k: next(batches)
+    )
+    return run_steps(steps), variables
 
 
 def weights(network):

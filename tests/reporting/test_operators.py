@@ -68,18 +68,18 @@ def test_status_of_running_and_killed_runs(tiny, run, tmp_path):
     folder.config.write_text(config.replace(length=steps(10)).to_json())
     lock_note = folder.path / "lock.json"
     lock_note.write_text("{}")
-    running = status.look(folder, "run")
+    running = status.read_status(folder, "run")
     assert running.state == "running"
     assert running.secs_left > 0
     assert not running.health
     os.utime(lock_note, (0, time.time() - 100))
-    stopped = status.look(folder, "run")
+    stopped = status.read_status(folder, "run")
     assert stopped.state == "stopped"
     assert stopped.health == ["it ended without saying so, 1:40 ago"]
     record = folder.path / "metrics.jsonl"
     line = json.loads(record.read_text().splitlines()[-1])
     record.write_text(json.dumps({**line, "failed_saves": 2, "collapse": 1.0}) + "\n{torn")
-    unhealthy = status.look(folder, "run")
+    unhealthy = status.read_status(folder, "run")
     assert unhealthy.health[1:] == ["2 saves failed", "it looks collapsed"]
     assert unhealthy.evaluation == {}
 
@@ -90,13 +90,13 @@ def test_status_of_complete_runs_and_invalid_files(tiny, run, tmp_path):
     config = folder.read_config()
     folder.config.write_text(config.replace(length=steps(9)).to_json())
     # A run can end before its length, for example because its metrics stopped improving.
-    assert status.look(folder, "x").state == "complete"
+    assert status.read_status(folder, "x").state == "complete"
     (folder.checkpoints / "ckpt-2 (copy).json").write_text("{}")
     for text in ("[]", "{}", '{"kimg": "?"}'):
         folder.evaluation.write_text(text)
-        assert status.look(folder, "x").evaluation == {}
+        assert status.read_status(folder, "x").evaluation == {}
     os.utime(folder.generator, (0, 0))  # older than the newest checkpoint: training is not complete
-    actual = status.look(folder, "x")
+    actual = status.read_status(folder, "x")
     assert (actual.state, actual.checkpoint_step) == ("stopped", 2)
 
 
@@ -112,11 +112,11 @@ def test_status_shows_the_latest_evaluation(tiny, run, tmp_path):
     folder = RunDir(tmp_path / "run")
     line = json.loads(folder.metrics.read_text().splitlines()[-1])
     folder.metrics.write_text(json.dumps({**line, "evaluated_kimg": 2.0, "fid": 7.5}) + "\n")
-    assert status.look(folder, "x").evaluation == {"kimg": 2.0, "fid": 7.5}
+    assert status.read_status(folder, "x").evaluation == {"kimg": 2.0, "fid": 7.5}
     folder.evaluation.write_text('{"kimg": 1.0, "fid": 9.0}')  # evaluates an earlier checkpoint
-    assert status.look(folder, "x").evaluation["fid"] == 7.5
+    assert status.read_status(folder, "x").evaluation["fid"] == 7.5
     folder.evaluation.write_text('{"kimg": 2.0, "fid": 5.25, "precision": 0.5, "seed": 0}')
-    shown = status.look(folder, "gs://b/r").screen()
+    shown = status.read_status(folder, "gs://b/r").screen()
     assert "Evaluation  kimg 2, fid 5.25, precision 0.5" in shown
     assert "gs://b/r: mlp on digits" in shown
 

@@ -37,7 +37,7 @@ def write_heartbeat(folder, **changes):
 def test_a_free_directory_is_locked_at_once_and_released(tmp_path):
     clock = FakeClock()
     with clock.held(tmp_path) as held:
-        held.check()
+        held.check_ownership()
         assert json.loads((tmp_path / "lock.json").read_text())["beats"] == 1
     assert clock.now == 0
     assert not (tmp_path / "lock.json").exists()
@@ -109,7 +109,7 @@ def test_a_job_notices_that_it_was_taken_over(tmp_path, monkeypatch):
         write_heartbeat(tmp_path, token="other")
         time.sleep(0.1)  # time in which it must not overwrite the other job's heartbeat
         with pytest.raises(BusyError, match="was taken over by process"):
-            held.check()
+            held.check_ownership()
     assert json.loads((tmp_path / "lock.json").read_text())["token"] == "other"
 
 

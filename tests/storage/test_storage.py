@@ -83,7 +83,7 @@ def test_uploaded_objects_can_be_listed_read_and_deleted(server, tmp_path):
     assert (tmp_path / "copy").read_bytes() == CONTENT * 1000
     assert (tmp_path / "copy").stat().st_mtime == pytest.approx(big.updated, abs=1e-3)
     assert there.read("a/b.bin") == (CONTENT, item)
-    assert there.read("no") is there.look("no") is None
+    assert there.read("no") is there.stat("no") is None
     there.delete(item)
     there.delete(item)
     assert server.names() == ["runs/one/big"]
@@ -228,7 +228,7 @@ def test_a_live_job_is_not_taken_over_and_a_dead_one_is(server, tmp_path, caplog
             BusyError, match=r"^gs://bucket/runs/one is held by process \d+ on "
         ) as e:
             Lease(address, folders[1]).held().__enter__()
-        first.check()
+        first.check_ownership()
     assert e.value.exit_code == ExitCode.BUSY == 75
     assert not server.names()
 
@@ -250,11 +250,11 @@ def test_a_job_notices_that_it_was_taken_over(server, tmp_path):
     with Lease(address, tmp_path).held() as held:
         server.faults = [Fault(503, "upload", times=3)]  # transient failures do not lose the lease
         time.sleep(0.5)
-        held.check()
+        held.check_ownership()
         server.put("runs/one/lock.json", b'{"token": "other", "pid": 1, "host": "h", "since": "s"}')
         time.sleep(1.0)
         with pytest.raises(BusyError, match=r"was taken over by process 1 on h since s"):
-            held.check()
+            held.check_ownership()
     assert server.names() == ["runs/one/lock.json"]  # the lease of the other job stays
 
 
@@ -532,7 +532,7 @@ def test_a_bucket_that_keeps_failing_ends_the_run(server, kind, expected, monkey
     def save_on():
         with job.working(**stop_with(0.5)):
             for step in range(50):
-                job.uploads.check()
+                job.uploads.check_ownership()
                 job.save(step)
                 time.sleep(0.2)
 
@@ -553,7 +553,7 @@ def test_transient_upload_failures_do_not_end_the_run(server, monkeypatch, caplo
             deadline = time.monotonic() + 20
             while job.uploads.failures < (step + 1) // 2 and time.monotonic() < deadline:
                 time.sleep(0.02)
-            job.uploads.check()
+            job.uploads.check_ownership()
         assert job.uploads.failures == 3
     assert "The checkpoint of step 1 could not be uploaded to gs://bucket/runs/one: " in caplog.text
     assert "Training continues; the uploads of 0 more checkpoints may fail." in caplog.text
@@ -566,7 +566,7 @@ def test_a_slow_bucket_is_not_a_failure(server):
     with job.working():
         for step in range(1, 40):
             job.save(step)
-            job.uploads.check()
+            job.uploads.check_ownership()
             time.sleep(0.01)
     assert saved(server) == [39]
     assert job.uploads.failures == 0

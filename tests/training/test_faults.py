@@ -39,17 +39,17 @@ def make_weight_nan(monkeypatch):
         remaining = [times]
 
         def make(config, devices, variables, *rest):
-            advance = real(config, devices, variables, *rest)
+            run_steps = real(config, devices, variables, *rest)
 
             def with_bad_weight(count):
                 done = variables.steps_done(config.batch_size)
                 if remaining[0] and done <= step < done + count:
                     remaining[0] -= 1
-                    advance(step - done)
+                    run_steps(step - done)
                     weight = variables.generator.trainable_variables[0]
                     weight.assign(tf.fill(weight.shape, np.nan))
                     count -= step - done
-                return advance(count)
+                return run_steps(count)
 
             return with_bad_weight
 
@@ -119,12 +119,12 @@ def test_weights_that_are_not_finite_stop_the_run(tiny, run, monkeypatch):
     real = run_module.compile_steps
 
     def make(config, devices, variables, *rest):
-        advance = real(config, devices, variables, *rest)
+        run_steps = real(config, devices, variables, *rest)
 
         def with_bad_weight(count):
             statistics = variables.generator.non_trainable_variables[0]
             statistics.assign(tf.fill(statistics.shape, np.inf))
-            return advance(count)
+            return run_steps(count)
 
         return with_bad_weight
 
@@ -204,7 +204,7 @@ import sys, time
 from trainer.machine import signals
 signals.GRACE_SECS = float(sys.argv[1])
 stop = signals.StopRequest()
-stop.answer()
+stop.allow_graceful_stop()
 import tensorflow as tf
 
 @tf.function

@@ -168,18 +168,18 @@ def test_ema_half_life_is_measured_in_images(tiny):
     data = sources.load(config)
     with devices.scope():
         variables = state.create_state(config, data.shape, devices.precision)
-    before = [v.numpy() for v in variables.average.variables]
+    before = [v.numpy() for v in variables.ema_generator.variables]
     variables.images.assign(10**6)  # far beyond the ramp
     for variable in variables.generator.variables:
         variable.assign_add(tf.ones_like(variable))
-    tf.function(step.Step(config, variables, data.shape.classes, 1)._update_average)()
-    for old, new in zip(before, variables.average.variables, strict=True):
+    tf.function(step.Step(config, variables, data.shape.classes, 1)._update_ema)()
+    for old, new in zip(before, variables.ema_generator.variables, strict=True):
         np.testing.assert_allclose(new.numpy(), old + 0.5, rtol=1e-5, atol=1e-6)
 
 
 def test_ema_includes_batch_norm_statistics(tiny):
     _, variables = trajectory(tiny())
-    moving = [v for v in variables.average.variables if "moving_mean" in v.path]
+    moving = [v for v in variables.ema_generator.variables if "moving_mean" in v.path]
     assert moving
     assert all(np.abs(v.numpy()).max() > 0 for v in moving)
 

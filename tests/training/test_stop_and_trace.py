@@ -86,39 +86,39 @@ def events(monkeypatch):
     return done
 
 
-def make_advance(events):
+def make_run_steps(events):
     """Returns a function that stands for training steps and records their number."""
 
-    def advance(count):
+    def run_steps(count):
         events.append(count)
         return np.full((count, 2), len(events), np.float32)
 
-    return advance
+    return run_steps
 
 
 def test_calls_are_split_where_the_trace_starts_and_stops(events, tmp_path):
-    with profiling.traced(make_advance(events), tmp_path, 5) as advance:
-        shapes = [advance(count).shape for count in (0, 4, 30, 2)]
+    with profiling.traced(make_run_steps(events), tmp_path, 5) as run_steps:
+        shapes = [run_steps(count).shape for count in (0, 4, 30, 2)]
     assert shapes == [(0, 2), (4, 2), (30, 2), (2, 2)]
     assert events == [0, 4, 6, "start", 5, "stop", 19, 2]
 
 
 def test_trace_stops_when_training_ends_early(events, tmp_path):
-    with profiling.traced(make_advance(events), tmp_path, 5) as advance:
-        advance(10)
-        advance(2)
+    with profiling.traced(make_run_steps(events), tmp_path, 5) as run_steps:
+        run_steps(10)
+        run_steps(2)
     assert events == [10, "start", 2, "stop"]
     events.clear()
     with (
         contextlib.suppress(ZeroDivisionError),
-        profiling.traced(make_advance(events), tmp_path, 5) as advance,
+        profiling.traced(make_run_steps(events), tmp_path, 5) as run_steps,
     ):
-        advance(12)
+        run_steps(12)
         raise ZeroDivisionError
     assert events == [10, "start", 2, "stop"]
     events.clear()
-    with profiling.traced(make_advance(events), tmp_path, 5) as advance:
-        advance(10)
+    with profiling.traced(make_run_steps(events), tmp_path, 5) as run_steps:
+        run_steps(10)
     assert events == [10]
 
 

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.training import utilisation
-from trainer.training.utilisation import Meter, flops
+from trainer.training.utilisation import UtilisationMeter, flops
 
 
 def count_flops(function, *shapes):
@@ -35,7 +35,7 @@ def test_flops_count_matrix_products_and_convolutions():
 def test_utilisation_is_relative_to_the_highest_measured_rate(monkeypatch):
     rates = iter([100.0, 400.0])
     monkeypatch.setattr(utilisation, "matmul_flops_per_sec", lambda *_: next(rates))
-    meter = Meter(("CPU:0", "CPU:1"), "float32")
+    meter = UtilisationMeter(("CPU:0", "CPU:1"), "float32")
     meter.flops = 50
     assert meter.utilisation(1.0) == pytest.approx(0.5)
     # A step cannot exceed the peak rate, so the peak is measured again.

@@ -35,14 +35,14 @@ def is_faster(monkeypatch, *, gain=2.0, error=None):
     monkeypatch.setattr(xla.time, "perf_counter", lambda: clock[0])
 
     def make():
-        def advance(steps):
+        def run_steps(steps):
             on = bool(tf.config.optimizer.get_jit())
             counter.assign_add(steps)
             clock[0] += steps / (gain if on else 1.0)
             if on and error is not None:
                 raise error
 
-        return advance
+        return run_steps
 
     try:
         return xla.is_faster(make, [counter])

@@ -23,7 +23,7 @@ def main(arguments: list[str], _: StopRequest) -> None:
     if values["every_secs"] <= 0:
         raise UsageError(f"--every_secs={values['every_secs']:g} must be more than 0.")
     while True:
-        found = status.look(runs.open_run(values, which=None), runs.run_dir_flag(values))
+        found = status.read_status(runs.open_run(values, which=None), runs.run_dir_flag(values))
         print(found.to_json() if values["json"] else found.screen(), flush=True)
         if not values["watch"]:
             return

@@ -32,7 +32,7 @@ def main(arguments: list[str], stop_requested: StopRequest) -> None:
     location = RunLocation(config)
 
     machines = cluster.find_cluster(config.workers, values["worker_index"], os.environ)
-    stop_requested.answer()
+    stop_requested.allow_graceful_stop()
     as_json = config.log_format == "json"
     terminal = Console(plain=as_json)
     worker = str(machines.index if machines else 0)

@@ -43,8 +43,7 @@ class Task:
         "height and width of the training images in pixels. 0 keeps the size of a named data set, "
         "and selects the smallest side of your own pictures, rounded down to a multiple of 4 and "
         "limited to 8 to 64",
-        low=0,
-        high=1024,
+        bounds=(0, 1024),
     )
     skip_bad_images: bool = setting(
         False, "skip pictures of your own that cannot be read instead of stopping"
@@ -54,10 +53,14 @@ class Task:
     )
     horizontal_flip: bool = setting(False, "flip each training image horizontally at random")
     seed: int = setting(
-        0, "seed of the initial weights, the data order and all noise", low=0, high=2**31 - 1
+        0, "seed of the initial weights, the data order and all noise", bounds=(0, 2**31 - 1)
     )
-    batch_size: int = setting(64, "global batch size: images per step over all replicas", low=1)
-    length: Duration = setting(Duration(300, "kimg"), "length of training", low=0, may_change=True)
+    batch_size: int = setting(
+        64, "global batch size: images per step over all replicas", bounds=(1, None)
+    )
+    length: Duration = setting(
+        Duration(300, "kimg"), "length of training", bounds=(0, None), scope="resume"
+    )
     init_from: str = setting(
         "", "run directory, or gs://BUCKET/PATH, whose networks initialise this run's networks"
     )
@@ -67,7 +70,7 @@ class Task:
 class Networks:
     """The generator and the discriminator."""
 
-    latent_dim: int = setting(100, "size of the latent vector", low=1, high=65536)
+    latent_dim: int = setting(100, "size of the latent vector", bounds=(1, 65536))
     latent_distribution: str = setting(
         "normal",
         "distribution of the latent vectors: N(0, 1), uniform on [-1, 1], or N(0, 1) truncated "
@@ -81,10 +84,10 @@ class Networks:
         choices=("tanh", "sigmoid"),
     )
     g_width: float = setting(
-        1.0, "factor that scales the number of filters of the generator", low=0.03, high=64
+        1.0, "factor that scales the number of filters of the generator", bounds=(0.03, 64)
     )
     d_width: float = setting(
-        1.0, "factor that scales the number of filters of the discriminator", low=0.03, high=64
+        1.0, "factor that scales the number of filters of the discriminator", bounds=(0.03, 64)
     )
     g_conditioning: str = setting(
         "concat",
@@ -123,7 +126,7 @@ class Networks:
         choices=("leaky_relu", "relu", "elu", "tanh", "swish"),
     )
     d_slope: float = setting(
-        0.2, "negative slope of the discriminator's leaky_relu activations", low=0, high=1
+        0.2, "negative slope of the discriminator's leaky_relu activations", bounds=(0, 1)
     )
     initializer: str = setting(
         "glorot",
@@ -131,7 +134,7 @@ class Networks:
         choices=("glorot", "he", "normal", "orthogonal"),
     )
     bn_momentum: float = setting(
-        0.99, "momentum of the moving statistics of batch norm", low=0, high=1
+        0.99, "momentum of the moving statistics of batch norm", bounds=(0, 1)
     )
 
 
@@ -144,50 +147,45 @@ class Optimization:
         0.0,
         "weight of the penalty on the norm of the discriminator's gradient at points between "
         "reals and fakes (WGAN-GP uses 10); 0 disables it",
-        low=0,
+        bounds=(0, None),
     )
     d_clip: float = setting(
         0.0,
         "limit to which the discriminator's weights are clipped after each update (WGAN uses "
         "0.01); 0 disables clipping",
-        low=0,
+        bounds=(0, None),
     )
     smooth_real: float = setting(
         0.0,
         "one-sided label smoothing: the discriminator's target for reals is 1 minus this value",
-        low=0,
-        high=0.5,
+        bounds=(0, 0.5),
     )
     smooth_fake: float = setting(
         0.0,
         "two-sided label smoothing: the discriminator's target for fakes is this value",
-        low=0,
-        high=0.5,
+        bounds=(0, 0.5),
     )
     flip_labels: float = setting(
         0.0,
         "fraction of the discriminator's images whose real or fake label is flipped at random",
-        low=0,
-        high=0.5,
+        bounds=(0, 0.5),
     )
     d_input_noise: float = setting(
         0.0,
         "standard deviation of the Gaussian noise added to the images that the discriminator sees",
-        low=0,
-        high=10,
+        bounds=(0, 10),
     )
     d_layer_noise: float = setting(
         0.0,
         "standard deviation of the Gaussian noise added to the inputs of the discriminator's "
         "hidden layers",
-        low=0,
-        high=10,
+        bounds=(0, 10),
     )
     noise_decay_kimg: float = setting(
         0.0,
         "kimg over which d_input_noise and d_layer_noise decrease linearly to 0; 0 keeps them "
         "constant",
-        low=0,
+        bounds=(0, None),
     )
     update_rule: str = setting(
         "joint",
@@ -199,15 +197,15 @@ class Optimization:
         choices=UPDATE_RULES,
         legacy="joint",
     )
-    d_steps: int = setting(1, "discriminator updates per generator update", low=1, high=100)
+    d_steps: int = setting(1, "discriminator updates per generator update", bounds=(1, 100))
     repeat_reals: bool = setting(
         False, "use the same batch of reals for all discriminator updates of a step"
     )
     optimizer: str = setting(
         "adam", "optimizer of both networks", choices=("adam", "rmsprop", "sgd")
     )
-    g_lr: float = setting(2e-4, "learning rate of the generator", low=0, high=10)
-    d_lr: float = setting(2e-4, "learning rate of the discriminator", low=0, high=10)
+    g_lr: float = setting(2e-4, "learning rate of the generator", bounds=(0, 10))
+    d_lr: float = setting(2e-4, "learning rate of the discriminator", bounds=(0, 10))
     g_lr_schedule: str = setting(
         "constant", "learning-rate schedule of the generator", choices=SCHEDULES
     )
@@ -218,44 +216,41 @@ class Optimization:
         0.0,
         "kimg over which the linear and cosine learning-rate schedules decay; the rate is "
         "constant afterwards",
-        low=0,
+        bounds=(0, None),
     )
     lr_end: float = setting(
         0.0,
         "final learning rate of the linear and cosine schedules, as a fraction of the initial rate",
-        low=0,
-        high=1,
+        bounds=(0, 1),
     )
     g_lr_decay_per_kimg: float = setting(
         0.0,
         "decay of the inverse_time schedule of the generator: its learning rate is divided by "
         "1 + decay * kimg",
-        low=0,
+        bounds=(0, None),
     )
     d_lr_decay_per_kimg: float = setting(
         0.0,
         "decay of the inverse_time schedule of the discriminator: its learning rate is divided by "
         "1 + decay * kimg",
-        low=0,
+        bounds=(0, None),
     )
-    beta1: float = setting(0.9, "decay rate of Adam's first-moment estimate", low=0, high=0.9999)
+    beta1: float = setting(0.9, "decay rate of Adam's first-moment estimate", bounds=(0, 0.9999))
     beta2: float = setting(
         0.999,
         "decay rate of Adam's second-moment estimate, or of RMSprop's mean square",
-        low=0,
-        high=1,
+        bounds=(0, 1),
     )
     rmsprop_epsilon: float = setting(
         1e-7,
         "constant that RMSprop adds to the mean square inside the square root",
-        low=0,
-        high=1,
+        bounds=(0, 1),
         legacy=1e-7,
     )
-    momentum: float = setting(0.9, "momentum of the SGD optimizer", low=0, high=0.9999)
+    momentum: float = setting(0.9, "momentum of the SGD optimizer", bounds=(0, 0.9999))
     ema_half_life_kimg: float = setting(
         0.0,
         "half-life in kimg of the exponential moving average (EMA) of the generator's weights, "
         "from which images are drawn; 0 disables it",
-        low=0,
+        bounds=(0, None),
     )

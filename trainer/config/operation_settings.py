@@ -22,35 +22,35 @@ class Operation:
         "images that a replica processes at once. A larger share of the batch is split into "
         "micro-batches whose gradients are accumulated, which gives the same result except that "
         "batch norm computes its statistics per micro-batch. 0 processes the whole share at once",
-        low=0,
-        may_change=True,
+        bounds=(0, None),
+        scope="resume",
     )
     devices: str = setting(
         "auto",
         "devices to train on: auto, gpu (all GPUs), gpu:0,1 (these two), cpu, or cpu:2 (two "
         "logical CPU devices)",
-        per_start=True,
+        scope="start",
     )
     workers: str = setting(
         "",
         "addresses of the workers of a run on several machines, as HOST:PORT,HOST:PORT. The first "
         "one is the chief, and job-{0..3}.svc:2222 stands for four addresses. The environment "
         "variable TF_CONFIG takes precedence",
-        per_start=True,
+        scope="start",
         legacy="",
     )
     deterministic: bool | None = setting(
         None,
         "make every run on the same hardware bit-identical, which is slower on GPUs (default: on "
         "for CPUs, off for GPUs)",
-        may_change=True,
+        scope="resume",
     )
     xla: str = setting(
         "auto",
         "compile the training step with XLA. auto measures on one GPU whether it is faster, and "
         "means off on CPUs, on several GPUs and with --deterministic",
         choices=("auto", "on", "off"),
-        may_change=True,
+        scope="resume",
         legacy="auto",
     )
 
@@ -58,30 +58,30 @@ class Operation:
     data_dir: str = setting(
         "",
         "folder that holds the data sets, or gs://BUCKET/PATH (default: $TRAINER_DATA_DIR)",
-        may_change=True,
+        scope="resume",
     )
     run_dir: str = setting(
         "",
         "run directory, or gs://BUCKET/PATH (default: runs/RECIPE-DATASET)",
-        per_start=True,
+        scope="start",
     )
     tensorboard_dir: str = setting(
         "",
         "folder of the TensorBoard event files, or gs://BUCKET/PATH (default: RUN_DIR/tensorboard)",
-        per_start=True,
+        scope="start",
         legacy="",
     )
     model_dir: str = setting(
         "",
         "folder, or gs://BUCKET/PATH, to which a complete run exports its generator as a "
         "SavedModel for serving, from the best checkpoint if there is one (default: no export)",
-        per_start=True,
+        scope="start",
         legacy="",
     )
     scratch_dir: str = setting(
         "",
         "local folder for the working copy of a run in a bucket (default: in the user's cache)",
-        per_start=True,
+        scope="start",
         legacy="",
     )
 
@@ -89,39 +89,37 @@ class Operation:
     checkpoint_every: Duration = setting(
         Duration(50, "kimg"),
         "interval between checkpoints; 0 saves only at the end",
-        low=0,
-        may_change=True,
+        bounds=(0, None),
+        scope="resume",
     )
     keep_checkpoints: int = setting(
-        3, "number of checkpoints to keep", low=1, high=1000, may_change=True
+        3, "number of checkpoints to keep", bounds=(1, 1000), scope="resume"
     )
     sample_every: Duration = setting(
         Duration(20, "kimg"),
         "interval between sample grids; 0 draws them only at the start and at the end",
-        low=0,
-        may_change=True,
+        bounds=(0, None),
+        scope="resume",
     )
     sample_grid: int = setting(
         10,
         "images per row of a sample grid, which has one row per class if the run is conditional "
         "and is square otherwise",
-        low=1,
-        high=100,
-        may_change=True,
+        bounds=(1, 100),
+        scope="resume",
     )
     evaluate_every: Duration = setting(
         Duration(0, "kimg"),
         "interval between evaluations of the image quality; 0 disables them",
-        low=0,
-        may_change=True,
+        bounds=(0, None),
+        scope="resume",
         legacy=Duration(0, "kimg"),
     )
     evaluate_samples: int = setting(
         10000,
         "images drawn per evaluation",
-        low=100,
-        high=10**6,
-        may_change=True,
+        bounds=(100, 10**6),
+        scope="resume",
         legacy=10000,
     )
     evaluate_features: str = setting(
@@ -129,23 +127,23 @@ class Operation:
         "network whose features the evaluations compare: the data set's own classifier, "
         "inception, or auto (inception if --inception_path is given)",
         choices=FEATURES,
-        may_change=True,
+        scope="resume",
         legacy="auto",
     )
     inception_path: str = setting(
         "",
         "file of the Inception network, or the archive that holds it; may be gs://BUCKET/PATH",
-        may_change=True,
+        scope="resume",
         legacy="",
     )
     best_metric: str = setting(
-        "fid", "metric that selects the best checkpoint", may_change=True, legacy="fid"
+        "fid", "metric that selects the best checkpoint", scope="resume", legacy="fid"
     )
     stop_after_no_gain_kimg: float = setting(
         0.0,
         "stop training when the best metric has not improved for this many kimg; 0 disables it",
-        low=0,
-        may_change=True,
+        bounds=(0, None),
+        scope="resume",
         legacy=0.0,
     )
 
@@ -154,77 +152,74 @@ class Operation:
         3,
         "number of consecutive saves that may fail, for example on a full disk, before the run "
         "stops with an error",
-        low=0,
-        high=100,
-        may_change=True,
+        bounds=(0, 100),
+        scope="resume",
     )
     max_rollbacks: int = setting(
         3,
         "number of times that a run with non-finite losses or weights returns to its last "
         "checkpoint and continues with other noise, before it stops with exit code 70",
-        low=0,
-        high=1000,
-        may_change=True,
+        bounds=(0, 1000),
+        scope="resume",
     )
     collapse_kimg: float = setting(
         50.0,
         "warn of collapse when the discriminator has classified every image correctly, or all "
         "samples have looked alike, for this many kimg; 0 disables the warning",
-        low=0,
-        may_change=True,
+        bounds=(0, None),
+        scope="resume",
     )
     stop_on_collapse: bool = setting(
-        False, "stop with exit code 70 when collapse is detected", may_change=True
+        False, "stop with exit code 70 when collapse is detected", scope="resume"
     )
     operation_threads: int = setting(
         0,
         "CPU threads that one operation may use. 0 means all cores, or half of them for fully "
         "connected networks, whose small operations run two at a time",
-        low=0,
-        high=1024,
-        may_change=True,
+        bounds=(0, 1024),
+        scope="resume",
         legacy=0,
     )
-    log_every_secs: float = setting(5.0, "seconds between log lines", low=0, may_change=True)
+    log_every_secs: float = setting(
+        5.0, "seconds between log lines", bounds=(0, None), scope="resume"
+    )
     log_every_steps: int = setting(
         0,
         "steps between lines of metrics.jsonl, in addition to --log_every_secs; 0 disables it",
-        low=0,
-        may_change=True,
+        bounds=(0, None),
+        scope="resume",
     )
     log_format: str = setting(
         "text",
         "format of the log: text, or JSON objects as Cloud Logging expects them",
         choices=("text", "json"),
-        per_start=True,
+        scope="start",
         legacy="text",
     )
     heartbeat: str = setting(
         "",
         "file that the training loop updates about every second, for `doctor --liveness`",
-        per_start=True,
+        scope="start",
         legacy="",
     )
     metrics_port: int = setting(
         0,
         "port of the Prometheus metrics endpoint; 0 disables it",
-        low=0,
-        high=65535,
-        per_start=True,
+        bounds=(0, 65535),
+        scope="start",
         legacy=0,
     )
     max_hours: float = setting(
         0.0,
         "hours after which this process saves a checkpoint and stops with exit code 42; 0 means "
         "no limit",
-        low=0,
-        per_start=True,
+        bounds=(0, None),
+        scope="start",
     )
     profile: int = setting(
         0,
         "number of steps to trace for TensorBoard's profiler, after the first 10 steps of this "
         "process; 0 disables tracing",
-        low=0,
-        high=1000,
-        per_start=True,
+        bounds=(0, 1000),
+        scope="start",
     )

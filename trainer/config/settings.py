@@ -4,7 +4,7 @@ import dataclasses
 import math
 import types
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from trainer.errors import UsageError, one_of
 
@@ -49,10 +49,8 @@ def setting(
     help: str,
     *,
     choices: Iterable[str] = (),
-    low: float | None = None,
-    high: float | None = None,
-    may_change: bool = False,
-    per_start: bool = False,
+    bounds: tuple[float | None, float | None] = (None, None),
+    scope: Literal["run", "resume", "start"] = "run",
     legacy: Any = dataclasses.MISSING,
 ) -> Any:
     """Declares a setting.
@@ -61,21 +59,21 @@ def setting(
       default: value if neither the recipe nor the user sets another.
       help: its text in --help.
       choices: allowed values of a string setting.
-      low, high: allowed range of a number, inclusive.
-      may_change: whether a run may be resumed with another value.  Without the flag a resumed
-        run keeps its value.
-      per_start: whether the setting belongs to one start of a run, as its devices do.  It may
-        change, and a resumed run does not keep it.
+      bounds: lowest and highest allowed value of a number, None for no bound.
+      scope: "run" if the setting defines the run, so that it cannot change; "resume" if a run
+        may be resumed with another value, but keeps its value without the flag; "start" if it
+        belongs to one start of a run, as its devices do, and is not kept.
       legacy: the value of runs whose config.json lacks the setting, because an older version
         started them.  Give it to every new setting: it states how the run behaved before.
     """
+    low, high = bounds
     metadata = dict(
         help=help,
         choices=tuple(choices),
         low=low,
         high=high,
-        may_change=may_change or per_start,
-        per_start=per_start,
+        may_change=scope != "run",
+        per_start=scope == "start",
         legacy=legacy,
     )
     return dataclasses.field(default=default, metadata=metadata)

@@ -47,7 +47,7 @@ def steps(
         return tf.concat(orders, 0)
 
     @without_autograph
-    def advance(state: tuple[tf.Tensor, tf.Tensor], step: tf.Tensor) -> tuple[Any, Any]:
+    def next_state(state: tuple[tf.Tensor, tf.Tensor], step: tf.Tensor) -> tuple[Any, Any]:
         """Returns the window of the step and the step's element."""
         kept_epoch, kept = state
         start = step * per_step
@@ -60,4 +60,4 @@ def steps(
 
     nothing = (tf.constant(-1, tf.int64), tf.zeros([epochs * size], tf.int32))
     last = tf.constant(2**62 // per_step, tf.int64)
-    return tf.data.Dataset.range(first_step, last).scan(nothing, advance)
+    return tf.data.Dataset.range(first_step, last).scan(nothing, next_state)

@@ -19,7 +19,7 @@ class StopRequest:
     """Whether a stop of the process was requested by SIGTERM or SIGINT.
 
     Initially a signal ends the process immediately. A command that saves before it ends
-    calls `answer` and then polls this object.
+    calls `allow_graceful_stop` and then polls this object.
 
     Python runs signal handlers in the main thread between two bytecode instructions, not
     while TensorFlow compiles or waits for a device. Signal numbers are therefore written to
@@ -52,7 +52,7 @@ class StopRequest:
             return math.inf
         return self._requested_at + GRACE_SECS - time.monotonic()
 
-    def answer(self) -> None:
+    def allow_graceful_stop(self) -> None:
         """Allows the command GRACE_SECS after a signal to end by itself."""
         self._grace_secs = GRACE_SECS
 

@@ -76,7 +76,7 @@ class Status:
         return "\n".join(f"{name:12}{what}" for name, what in rows)
 
 
-def look(run_dir: RunDir, name: str, now: float | None = None) -> Status:
+def read_status(run_dir: RunDir, name: str, now: float | None = None) -> Status:
     """Reads the status of a run.
 
     Args:

@@ -34,7 +34,7 @@ class Lock:
         self._heartbeat_file = folder / "lock.json"
         self._claim = Claim(folder)
 
-    def check(self) -> None:
+    def check_ownership(self) -> None:
         """Raises a BusyError if another job has taken over the directory."""
         holder = self._read_holder()
         if holder and not self._claim.made(holder):
@@ -87,7 +87,7 @@ class Lock:
         if holder:
             log.info("Taking over from %s, which has ended.", who(holder))
             sleep(0 if locked and is_local else 1.0)  # other jobs may have waited, too
-            self.check()
+            self.check_ownership()
 
     def _beat(self) -> bool:
         """Writes a heartbeat; returns False if another job has taken over the directory."""

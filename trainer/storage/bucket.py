@@ -105,7 +105,7 @@ class Bucket:
             items = [self._item(blob.name.removeprefix(prefix), blob) for blob in blobs]
         return {item.name: item for item in items if is_plain(item.name)}
 
-    def look(self, name: str) -> Item | None:
+    def stat(self, name: str) -> Item | None:
         """Returns the metadata of an object; None if it does not exist."""
         with self._converted_errors(GET, name):
             blob = self._bucket.get_blob(self.address.object_name(name), **self._options)
@@ -118,10 +118,10 @@ class Bucket:
           DamagedError: if no attempt returned the content that the checksum describes.
         """
         for _ in range(TRIES):
-            item = self.look(name)
+            item = self.stat(name)
             if item is None:
                 return None
-            with contextlib.suppress(MissingError, ConflictError):  # changed since the look-up
+            with contextlib.suppress(MissingError, ConflictError):  # changed since
                 stream = io.BytesIO()
                 self._receive(item, stream)
                 if crc32c(stream.getvalue()) == item.crc32c:
@@ -184,11 +184,11 @@ class Bucket:
                     self._send(blob, source, generation)
             except ConflictError:
                 # The response to this or an earlier attempt may have been lost.
-                stored = self.look(name)
+                stored = self.stat(name)
                 if stored is not None and stored.crc32c == wanted:
                     return stored
                 raise
-            stored = self._item(name, blob) if blob.generation else self.look(name)
+            stored = self._item(name, blob) if blob.generation else self.stat(name)
             if stored is not None and stored.crc32c == wanted:
                 return stored
             generation = stored.generation if stored is not None else 0
@@ -203,7 +203,7 @@ class Bucket:
           ConflictError: if another process writes the object at the same time.
           DamagedError: if the object arrives damaged.
         """
-        stored = self.look(name)
+        stored = self.stat(name)
         if stored is None or stored.crc32c != crc32c(source):
             self.upload(name, source, generation=stored.generation if stored else 0)
 

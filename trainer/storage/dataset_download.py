@@ -75,7 +75,7 @@ def _find(address: Address, wanted: tuple[str, ...]) -> tuple[Bucket, dict[str, 
             raise DataError(f"--{address.flag}={address} is empty: it contains no objects.")
         return bucket, found
     bucket = Bucket(address.parent)
-    item = bucket.look(address.name)
+    item = bucket.stat(address.name)
     if item is None:
         raise DataError(f"--{address.flag}={address} does not exist. Check the path in the bucket.")
     return bucket, {address.name: item}

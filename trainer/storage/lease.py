@@ -38,7 +38,7 @@ class Lease:
         self._generation = 0
         self._new_holder: Heartbeat | None = None  # the job that has taken over the lease
 
-    def check(self) -> None:
+    def check_ownership(self) -> None:
         """Raises a BusyError if another job has taken over the run directory."""
         if self._new_holder is not None:
             raise self._claim.taken_over_error(self._new_holder)

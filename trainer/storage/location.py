@@ -31,7 +31,7 @@ class Uploads(Protocol):
 
     failures: int
 
-    def check(self) -> None:
+    def check_ownership(self) -> None:
         """Raises a TrainerError if training must stop."""
 
     def saved(self) -> None:
@@ -43,7 +43,7 @@ class NoUploads:
 
     failures = 0
 
-    def check(self) -> None:
+    def check_ownership(self) -> None:
         """Does nothing."""
 
     def saved(self) -> None:
@@ -115,7 +115,7 @@ class RunLocation:
                 objects,
                 keep=self._keep,
                 max_failed=self._max_failed,
-                check=lease.check,
+                check_ownership=lease.check_ownership,
             )
             mirror.start()
             yield from _yield_until_uploaded(mirror, secs_left, self._address)

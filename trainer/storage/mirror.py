@@ -45,7 +45,7 @@ class Mirror:
         *,
         keep: int,
         max_failed: int,
-        check: Callable[[], None],
+        check_ownership: Callable[[], None],
     ) -> None:
         """Creates a mirror; `start` starts its thread.
 
@@ -55,10 +55,10 @@ class Mirror:
           objects: the objects in the bucket, by name.
           keep: number of checkpoints to keep in the bucket.
           max_failed: number of consecutive checkpoints whose upload may fail.
-          check: raises an error if another job has taken over the run in the bucket.
+          check_ownership: raises an error if another job has taken over the run in the bucket.
         """
         self._bucket, self._folder, self._objects = bucket, folder, dict(objects)
-        self._keep, self._max_failed, self._check_lease = keep, max_failed, check
+        self._keep, self._max_failed, self._check_lease = keep, max_failed, check_ownership
         self._uploaded: dict[str, Stamp] = {}
         self._next_full_pass = 0.0
         self.failures = self._consecutive_failures = 0
@@ -77,7 +77,7 @@ class Mirror:
         """Notifies the thread of a new checkpoint."""
         self._wake.set()
 
-    def check(self) -> None:
+    def check_ownership(self) -> None:
         """Raises an error if training must stop because of the bucket.
 
         Raises:
@@ -266,7 +266,7 @@ class Mirror:
             # An earlier attempt of this job, or the previous holder, wrote the object.  Replacing
             # it is safe while this job holds the lease, which the check ensures.
             self._check_may_write()
-            found = self._bucket.look(name)
+            found = self._bucket.stat(name)
             generation = found.generation if found else 0
             item = self._bucket.upload(name, source, generation=generation)
         self._objects[name], self._uploaded[name] = item, stamp

@@ -39,7 +39,7 @@ def has_file(destination: str, flag: str, name: str) -> bool:
     """Returns whether a destination holds a file of this name."""
     if not is_bucket(destination):
         return Path(destination, name).exists()
-    return _bucket(destination, flag).look(name) is not None
+    return _bucket(destination, flag).stat(name) is not None
 
 
 def copy_folder(folder: Path, destination: str, flag: str, *, last: str = "") -> None:

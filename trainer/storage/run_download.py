@@ -97,7 +97,7 @@ def _copy(bucket: Bucket, items: Mapping[str, Item], folder: Path, which: str | 
     if which is not None:
         _download_records(bucket, items, folder)
     with contextlib.suppress(MissingError, ConflictError):
-        if heartbeat := bucket.look(lease.NAME):  # its age shows whether the run is being trained
+        if heartbeat := bucket.stat(lease.NAME):  # its age shows whether the run is being trained
             bucket.download(heartbeat, folder / lease.NAME)
     for saved in run_layout.committed(_names(folder))[
         2:
@@ -218,7 +218,7 @@ def _download_files(
         try:
             bucket.download(items[name], folder / name)
         except (MissingError, ConflictError):  # replaced after the listing
-            if fresh := bucket.look(name):
+            if fresh := bucket.stat(name):
                 bucket.download(fresh, folder / name)
 
 

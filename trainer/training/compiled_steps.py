@@ -14,9 +14,9 @@ from trainer.machine.replicas import Replicas
 from trainer.training.divergence import check_finite
 from trainer.training.state import TrainState
 from trainer.training.step import Step, metric_names
-from trainer.training.utilisation import Meter, flops
+from trainer.training.utilisation import UtilisationMeter, flops
 
-Advance = Callable[[int], np.ndarray]
+RunSteps = Callable[[int], np.ndarray]
 
 
 def compile_steps(
@@ -25,8 +25,8 @@ def compile_steps(
     state: TrainState,
     classes: int,
     batch: Callable[[tf.Tensor], Any],
-    meter: Meter | None = None,
-) -> Advance:
+    meter: UtilisationMeter | None = None,
+) -> RunSteps:
     """Compiles the training step inside a loop on the devices.
 
     Args:
@@ -46,7 +46,7 @@ def compile_steps(
     step = Step(config, state, classes, replicas.num_replicas)
     names = metric_names(replicas.precision)
     networks = state.networks()
-    meter = meter or Meter(replicas.device_names, replicas.precision)
+    meter = meter or UtilisationMeter(replicas.device_names, replicas.precision)
 
     def one_more(k: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
         rows = rows.write(k, replicas.run_and_sum(step, *batch(k)))
@@ -56,7 +56,7 @@ def compile_steps(
 
     # AutoGraph would rewrite every function of the step, which takes longer than tracing them.
     @tf.function(input_signature=[tf.TensorSpec([], tf.int32)], autograph=False)
-    def advance(steps: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def run_steps(steps: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         rows = tf.TensorArray(tf.float32, size=steps, element_shape=[len(names)])
         _, rows = tf.while_loop(lambda k, _: k < steps, one_more, (tf.constant(0), rows))
         # Reading all weights once per call is cheap, because a call has many steps.
@@ -67,7 +67,7 @@ def compile_steps(
         first_step = state.steps_done(config.batch_size)
         at_once = config.batch_per_replica or config.batch_size // replicas.num_replicas
         with replicas.converted_peer_errors(), _memory_named(at_once):
-            rows, finite = advance(tf.constant(steps, tf.int32))
+            rows, finite = run_steps(tf.constant(steps, tf.int32))
         check_finite(rows.numpy(), names, first_step)
         bad = [name for name, is_finite in zip(networks, finite, strict=True) if not is_finite]
         if bad:

@@ -10,7 +10,7 @@ import tensorflow as tf
 EVERY = 8  # one step in so many is measured, because a measurement takes 0.1 ms
 
 
-class Stopwatch:
+class DataWaitTimer:
     """Measures the time in which compiled steps are idle until their data arrive."""
 
     def __init__(self) -> None:
@@ -24,12 +24,12 @@ class Stopwatch:
         only when they leave a processor idle.
         """
         due = tf.equal(number % EVERY, 0)
-        with tf.control_dependencies([_noted(due, self._start)]):
+        with tf.control_dependencies([_call_when(due, self._start)]):
             element = take()
         with tf.control_dependencies(tf.nest.flatten(element, expand_composites=True)):
-            stopped = _noted(due, self._stop)
+            stopped = _call_when(due, self._stop)
         with tf.control_dependencies([stopped]):
-            return tf.nest.map_structure(_there, element, expand_composites=True)
+            return tf.nest.map_structure(_on_its_device, element, expand_composites=True)
 
     def mean_secs(self) -> float:
         """Returns the mean duration in seconds since the last call of this method."""
@@ -47,11 +47,11 @@ class Stopwatch:
         return np.True_
 
 
-def _noted(due: tf.Tensor, note: Callable[[], np.bool_]) -> tf.Tensor:
+def _call_when(due: tf.Tensor, note: Callable[[], np.bool_]) -> tf.Tensor:
     # tf.timestamp raises an error when operations are deterministic.
     return tf.cond(due, lambda: tf.numpy_function(note, [], tf.bool), lambda: False)
 
 
-def _there(tensor: tf.Tensor) -> tf.Tensor:
+def _on_its_device(tensor: tf.Tensor) -> tf.Tensor:
     with tf.device(tensor.device):
         return tf.identity(tensor)

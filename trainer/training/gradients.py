@@ -54,7 +54,7 @@ class MicroBatch:
         fakes = self.generate(labels, draws) if fakes is None else fakes
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self.state.d.weights)
-            logits = self._judge_both(reals, fakes, labels, draws)
+            logits = self._discriminate_both(reals, fakes, labels, draws)
             loss = self._d_loss(logits, draws)
             loss += self._penalty(reals, fakes, labels, draws)
         return self.state.d.gradients(tape, loss), self._d_metrics(loss, logits)
@@ -111,7 +111,7 @@ class MicroBatch:
         with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
             tape.watch(self.state.g.weights + self.state.d.weights)
             fakes = self.generate(labels, draws)
-            logits = self._judge_both(reals, fakes, labels, draws)
+            logits = self._discriminate_both(reals, fakes, labels, draws)
             g_loss = self.g_loss(logits[1])
             d_loss = self._d_loss(logits, draws)
             d_loss += self._penalty(reals, tf.stop_gradient(fakes), labels, draws)
@@ -128,7 +128,7 @@ class MicroBatch:
         inputs = [latents, labels] if self.config.conditional else latents
         return self.state.generator(inputs, training=True)
 
-    def judge(self, images: tf.Tensor, labels: tf.Tensor | None, draws: Draws) -> tf.Tensor:
+    def discriminate(self, images: tf.Tensor, labels: tf.Tensor | None, draws: Draws) -> tf.Tensor:
         """Returns the discriminator's logits of images, [N] float32."""
         if self.config.d_input_noise:
             parts = images.shape[0] // draws.rows
@@ -156,11 +156,11 @@ class MicroBatch:
         return reals
 
     def _g_gradients_on(
-        self, labels: tf.Tensor | None, draws: Draws, judge_draws: Draws
+        self, labels: tf.Tensor | None, draws: Draws, d_draws: Draws
     ) -> tuple[Gradients, tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self.state.g.weights)
-            logits = self.judge(self.generate(labels, draws), labels, judge_draws)
+            logits = self.discriminate(self.generate(labels, draws), labels, d_draws)
             loss = self.g_loss(logits)
         return self.state.g.gradients(tape, loss), self.g_metrics(loss, logits)
 
@@ -170,21 +170,21 @@ class MicroBatch:
         """Returns the gradients, the loss and the logits of the discriminator on images."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self.state.d.weights)
-            logits = self.judge(images, labels, draws)
+            logits = self.discriminate(images, labels, draws)
             loss = self._mean(loss_of(logits))
         return self.state.d.gradients(tape, loss), loss, logits
 
-    def _judge_both(
+    def _discriminate_both(
         self, reals: tf.Tensor, fakes: tf.Tensor, labels: tf.Tensor, draws: Draws
     ) -> Logits:
-        """Returns the logits of reals and fakes, judged as one batch or as two."""
+        """Returns the logits of reals and fakes, discriminated as one batch or as two."""
         if self.config.updates.batches == "joint":
             both = tf.concat([reals, fakes], 0), tf.concat([labels, labels], 0)
-            real_logits, fake_logits = tf.split(self.judge(*both, draws), 2)
+            real_logits, fake_logits = tf.split(self.discriminate(*both, draws), 2)
             return real_logits, fake_logits
         return (
-            self.judge(reals, labels, draws.within("reals")),
-            self.judge(fakes, labels, draws.within("fakes")),
+            self.discriminate(reals, labels, draws.within("reals")),
+            self.discriminate(fakes, labels, draws.within("fakes")),
         )
 
     def _d_losses(self, draws: Draws) -> tuple[Loss, Loss]:
@@ -219,7 +219,9 @@ class MicroBatch:
         scale = PENALTY_SCALE if half else 1.0
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(images)
-            total = scale * tf.reduce_sum(self.judge(images, labels, draws.within("between")))
+            total = scale * tf.reduce_sum(
+                self.discriminate(images, labels, draws.within("between"))
+            )
         gradients = tape.gradient(total, images) / scale
         return self.config.gradient_penalty * self._mean(gradient_penalty(gradients))
 

@@ -53,16 +53,16 @@ class LoopFunctions:
     """What the loop calls.
 
     Attributes:
-      advance: trains a number of steps and returns their metrics.  It is first called with 0,
+      run_steps: trains a number of steps and returns their metrics.  It is first called with 0,
         so that its compilation is not part of the measured time.
-      observe: called after each call of `advance` with the metrics of its steps, [steps, M]
+      observe: called after each call of `run_steps` with the metrics of its steps, [steps, M]
         float32, and its duration in seconds, before any periodic action that is due.
-      stop_requested: returns whether to stop; called before each call of `advance`.
-      upkeep: called before each call of `advance`; raises an error if training must not continue.
+      stop_requested: returns whether to stop; called before each call of `run_steps`.
+      upkeep: called before each call of `run_steps`; raises an error if training must not continue.
       agree: makes the number of steps of a call, and whether to stop, equal on all workers.
     """
 
-    advance: Callable[[int], np.ndarray]
+    run_steps: Callable[[int], np.ndarray]
     observe: Callable[[np.ndarray, float], None]
     stop_requested: Callable[[], bool]
     upkeep: Callable[[], None] = lambda: None
@@ -88,7 +88,7 @@ def train_steps(
     if step < last_step:
         call.upkeep()
         if not call.agree(0, call.stop_requested())[1]:
-            call.advance(0)
+            call.run_steps(0)
     while step < last_step:
         due = [p.next_due(step, batch_size) for p in plan.periodic]
         limit = min([last_step, *(d for d in due if d is not None)])
@@ -98,7 +98,7 @@ def train_steps(
         if stop:
             break
         started = clock()
-        rows = call.advance(size)
+        rows = call.run_steps(size)
         secs = clock() - started
         call.observe(rows, secs)
         step += size

@@ -12,24 +12,24 @@ log = logging.getLogger(__name__)
 
 SKIPPED = 10  # steps before the trace, while the process warms up
 
-Advance = Callable[[int], np.ndarray]
+RunSteps = Callable[[int], np.ndarray]
 
 
 @contextlib.contextmanager
-def traced(advance: Advance, folder: Path, steps: int) -> Iterator[Advance]:
-    """Yields a version of `advance` that traces some of its steps.
+def traced(run_steps: RunSteps, folder: Path, steps: int) -> Iterator[RunSteps]:
+    """Yields a version of `run_steps` that traces some of its steps.
 
     Args:
-      advance: trains a number of steps and returns their metrics, [steps, M].
+      run_steps: trains a number of steps and returns their metrics, [steps, M].
       folder: folder of the TensorBoard files.
       steps: number of steps to trace after the first SKIPPED; 0 disables tracing.
     """
     if not steps:
-        yield advance
+        yield run_steps
         return
-    trace = _Trace(advance, folder, steps)
+    trace = _Trace(run_steps, folder, steps)
     try:
-        yield trace.advance
+        yield trace.run_steps
     finally:
         trace.end()
 
@@ -37,13 +37,13 @@ def traced(advance: Advance, folder: Path, steps: int) -> Iterator[Advance]:
 class _Trace:
     """Counts the steps of this process and traces those after the first SKIPPED."""
 
-    def __init__(self, advance: Advance, folder: Path, steps: int) -> None:
-        self._advance, self._folder = advance, folder
+    def __init__(self, run_steps: RunSteps, folder: Path, steps: int) -> None:
+        self._advance, self._folder = run_steps, folder
         self._range = range(SKIPPED, SKIPPED + steps)
         self._done = 0
         self._is_open = False
 
-    def advance(self, count: int) -> np.ndarray:
+    def run_steps(self, count: int) -> np.ndarray:
         """Trains `count` steps, split where the trace starts and ends."""
         last = self._done + count
         edges = [e for e in (self._range.start, self._range.stop) if self._done < e < last]

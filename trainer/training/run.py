@@ -18,12 +18,12 @@ from trainer.machine.replicas import Replicas
 from trainer.machine.signals import TimeLimit
 from trainer.reporting.record import Measurements, Recorder, RecordPlan
 from trainer.training import loop, profiling, step, xla
-from trainer.training.compiled_steps import Advance, compile_steps
-from trainer.training.data_wait import Stopwatch
+from trainer.training.compiled_steps import RunSteps, compile_steps
+from trainer.training.data_wait import DataWaitTimer
 from trainer.training.divergence import REMEDY, CollapseAlarm
 from trainer.training.outputs import AccuracyWriter, Outputs, SampleAction, SaveAction
 from trainer.training.state import TrainState
-from trainer.training.utilisation import Meter
+from trainer.training.utilisation import UtilisationMeter
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +95,9 @@ class Run:
                     every(self.config.checkpoint_every, save),
                 ],
             )
-            with self._traced_steps() as advance:
+            with self._traced_steps() as run_steps:
                 functions = loop.LoopFunctions(
-                    advance=advance,
+                    run_steps=run_steps,
                     observe=recorder.observe,
                     stop_requested=lambda: (
                         stop() or alarm.stops_run or evaluations.stopped_improving
@@ -165,7 +165,7 @@ class Run:
         measurements = Measurements(
             memory=self.replicas.peak_memory_gib,
             utilisation=self.meter.utilisation,
-            wait_secs=self.stopwatch.mean_secs,
+            wait_secs=self.data_wait_timer.mean_secs,
         )
         writers, earlier = self.outputs.open_writers(steps.start)
         recorder = Recorder(plan, measurements, [*writers, AccuracyWriter(alarm)], earlier)
@@ -180,30 +180,35 @@ class Run:
         if self.outputs.run_dir is None:
             return lambda step: None
         action = SampleAction(
-            self.config, self.data, self.state.drawing, self.outputs.run_dir, recorder, alarm
+            self.config,
+            self.data,
+            self.state.sampling_generator,
+            self.outputs.run_dir,
+            recorder,
+            alarm,
         )
         action.start(done)
         return action
 
     @contextlib.contextmanager
-    def _traced_steps(self) -> Iterator[Advance]:
+    def _traced_steps(self) -> Iterator[RunSteps]:
         """Yields the compiled steps, some of which --profile traces on the chief."""
         if self.outputs.run_dir is None:
             yield self._compile_steps()
             return
         folder, count = self.outputs.run_dir.tensorboard, self.config.profile
-        with profiling.traced(self._compile_steps(), folder, count) as advance:
-            yield advance
+        with profiling.traced(self._compile_steps(), folder, count) as run_steps:
+            yield run_steps
 
     @functools.cached_property
-    def meter(self) -> Meter:
+    def meter(self) -> UtilisationMeter:
         """Measures how much of the devices' peak throughput the steps use."""
-        return Meter(self.replicas.device_names, self.replicas.precision)
+        return UtilisationMeter(self.replicas.device_names, self.replicas.precision)
 
     @functools.cached_property
-    def stopwatch(self) -> Stopwatch:
+    def data_wait_timer(self) -> DataWaitTimer:
         """Measures how long the steps wait for their data."""
-        return Stopwatch()
+        return DataWaitTimer()
 
     @functools.cached_property
     def with_xla(self) -> bool:
@@ -216,13 +221,13 @@ class Run:
             return xla.is_faster(self._compiled, self.state.all_variables())
         return self.config.xla == "on"
 
-    def _compile_steps(self) -> Advance:
+    def _compile_steps(self) -> RunSteps:
         """Returns the compiled steps, from the current step."""
         xla.switch(self.with_xla)
-        self.stopwatch.mean_secs()  # discards what the XLA trials measured
+        self.data_wait_timer.mean_secs()  # discards what the XLA trials measured
         return self._compiled()
 
-    def _compiled(self) -> Advance:
+    def _compiled(self) -> RunSteps:
         config = self.config
 
         def batches(fed: range) -> tf.data.Dataset:
@@ -240,7 +245,7 @@ class Run:
         iterator = self.replicas.make_iterator(batches)
 
         def batch(number: tf.Tensor) -> Any:
-            return self.stopwatch.timed(lambda: next(iterator), number)
+            return self.data_wait_timer.timed(lambda: next(iterator), number)
 
         classes = self.data.shape.classes
         return compile_steps(config, self.replicas, self.state, classes, batch, self.meter)

@@ -18,7 +18,7 @@ class TrainState:
 
     Attributes:
       g, d: the generator and the discriminator with their optimizers.
-      average: the generator with the moving average of its weights and batch-norm
+      ema_generator: the generator with the moving average of its weights and batch-norm
         statistics, or None.
       images: number of images seen, int64; each step adds the batch size.
       rollbacks: number of rollbacks after divergence, int64.
@@ -26,7 +26,7 @@ class TrainState:
 
     g: Updater
     d: Updater
-    average: keras.Model | None
+    ema_generator: keras.Model | None
     images: tf.Variable
     rollbacks: tf.Variable
 
@@ -41,9 +41,9 @@ class TrainState:
         return self.d.network
 
     @property
-    def drawing(self) -> keras.Model:
+    def sampling_generator(self) -> keras.Model:
         """The generator that samples are drawn from: the moving average if there is one."""
-        return self.average or self.generator
+        return self.ema_generator or self.generator
 
     def steps_done(self, batch_size: int) -> int:
         """Returns the number of steps done, of `batch_size` images each."""
@@ -52,7 +52,7 @@ class TrainState:
     def networks(self) -> dict[str, keras.Model]:
         """Returns the networks by their names in checkpoints."""
         named = dict(generator=self.generator, discriminator=self.discriminator)
-        return named if self.average is None else {**named, "average": self.average}
+        return named if self.ema_generator is None else {**named, "average": self.ema_generator}
 
     def all_variables(self) -> list[tf.Variable]:
         """Returns every variable that a checkpoint holds."""
@@ -94,12 +94,12 @@ def create_state(config: Config, shape: ImageShape, precision: str) -> TrainStat
         return Updater(network, optimizer, scale, clip)
 
     g, d = updater(generator, "g", 0.0), updater(discriminator, "d", config.d_clip)
-    average = None
+    ema_generator = None
     if config.ema_half_life_kimg:
-        average = keras.models.clone_model(generator)
-        average.trainable = False
-        copy_weights(generator, average)
-    return TrainState(g, d, average, images, rollbacks)
+        ema_generator = keras.models.clone_model(generator)
+        ema_generator.trainable = False
+        copy_weights(generator, ema_generator)
+    return TrainState(g, d, ema_generator, images, rollbacks)
 
 
 def _counter(name: str) -> tf.Variable:

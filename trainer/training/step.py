@@ -84,7 +84,7 @@ class Step:
             d_updates.append(d_metrics)
         if g_metrics is None:
             g_metrics = self._update_g(draws.within("g"))
-        self._update_average()
+        self._update_ema()
         d_loss, d_real, d_fake, d_norm = tf.unstack(tf.reduce_mean(tf.stack(d_updates), 0))
         g_loss, g_acc, g_norm = tf.unstack(g_metrics)
         metrics = [d_loss, g_loss, d_real, d_fake, g_acc, d_norm, g_norm]
@@ -140,7 +140,7 @@ class Step:
             fakes = micro_batch.generate(labels, draws)
             with tape.stop_recording():
                 d_metrics = self._update_d((*batch, fakes), draws)
-            logits = micro_batch.judge(fakes, labels, draws.within("g"))
+            logits = micro_batch.discriminate(fakes, labels, draws.within("g"))
             loss = micro_batch.g_loss(logits)
         gradients = self.state.g.gradients(tape, loss)
         return d_metrics, self._apply(self.state.g, gradients, micro_batch.g_metrics(loss, logits))
@@ -200,14 +200,14 @@ class Step:
             noise_level=level,
         )
 
-    def _update_average(self) -> None:
+    def _update_ema(self) -> None:
         """Updates the moving average of the generator, whose half-life counts images."""
-        if self.state.average is None:
+        if self.state.ema_generator is None:
             return
         seen = tf.cast(self.state.images + self.config.batch_size, tf.float32)
         half_life = tf.minimum(1000.0 * self.config.ema_half_life_kimg, EMA_RAMP * seen)
         weight = 1.0 - tf.pow(0.5, self.config.batch_size / half_life)
         for new, old in zip(
-            self.state.generator.variables, self.state.average.variables, strict=True
+            self.state.generator.variables, self.state.ema_generator.variables, strict=True
         ):
             old.assign_add(weight * (new - old))

@@ -59,7 +59,7 @@ def matmul_flops_per_sec(device: str, precision: str) -> float:
     return 2 * side**3 / secs
 
 
-class Meter:
+class UtilisationMeter:
     """Compares the work of the training steps with the peak throughput of the devices.
 
     Attributes:

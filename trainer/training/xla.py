@@ -12,7 +12,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from trainer.errors import NotFiniteError, UsageError
-from trainer.training.compiled_steps import Advance
+from trainer.training.compiled_steps import RunSteps
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ TRIED_STEPS = 30
 MIN_SPEEDUP = 1.03  # below it, the longer compilation outweighs the gain
 
 
-def is_faster(make: Callable[[], Advance], variables: list[tf.Variable]) -> bool:
+def is_faster(make: Callable[[], RunSteps], variables: list[tf.Variable]) -> bool:
     """Returns whether the steps are faster with XLA, and restores all variables.
 
     Args:
@@ -42,15 +42,15 @@ def switch(on: bool) -> None:
     tf.config.optimizer.set_jit("autoclustering" if on else False)
 
 
-def _try(on: bool, make: Callable[[], Advance], variables: list[tf.Variable]) -> float:
+def _try(on: bool, make: Callable[[], RunSteps], variables: list[tf.Variable]) -> float:
     """Returns the duration of some steps in seconds, and restores all variables."""
     switch(on)
     before = [variable.numpy() for variable in variables]
     try:
-        advance = make()
-        advance(2)  # compiles
+        run_steps = make()
+        run_steps(2)  # compiles
         began = time.perf_counter()
-        advance(TRIED_STEPS)
+        run_steps(TRIED_STEPS)
         secs = time.perf_counter() - began
     except (UsageError, NotFiniteError, tf.errors.OpError) as error:
         if not on:
