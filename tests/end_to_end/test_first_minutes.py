@@ -1,4 +1,4 @@
-"""What a new user may meet in the first minutes: lengths, stops and early results."""
+"""The first minutes of use: changed lengths, signals and early stops."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ from trainer.training.loop import Periodic
 TRAIN = ["train", "--recipe=mlp", *TINY_FLAGS, "--devices=cpu", "--run_dir=run"]
 
 
-def test_a_length_below_the_steps_done_changes_nothing(trainer, tmp_path):
+def test_length_below_the_steps_done_is_a_usage_error_and_changes_no_file(trainer, tmp_path):
     assert trainer(*TRAIN, "--steps=6").returncode == 0
     before = {
         path: (path.read_bytes(), path.stat().st_mtime_ns)
@@ -37,21 +37,21 @@ def test_a_length_below_the_steps_done_changes_nothing(trainer, tmp_path):
     assert "run is complete: 6 steps" in same.stdout
 
 
-def test_the_length_of_an_interrupted_run_may_be_the_steps_done(tmp_path, trainer):
+def test_length_equal_to_the_steps_done_completes_an_interrupted_run(tmp_path, trainer):
     process = Process(tmp_path, *TRAIN[1:-1], "--steps=100000", "--log_every_secs=0")
     process.wait_for("images/s")
     process.popen.send_signal(signal.SIGTERM)
-    assert process.end() == ExitCode.STOPPED, process.output
+    assert process.wait() == ExitCode.STOPPED, process.output
     done = records(tmp_path / "run")[-1]["step"]
-    ended = trainer(*TRAIN, f"--steps={done}")
-    assert ended.returncode == 0, ended.stderr
+    completed = trainer(*TRAIN, f"--steps={done}")
+    assert completed.returncode == 0, completed.stderr
     assert (tmp_path / "run" / "generator.keras").exists()
     assert json.loads((tmp_path / "run/config.json").read_text())["length"] == f"{done} steps"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("command", ["generate", "evaluate"])
-def test_a_signal_to_a_command_that_does_not_train(trainer, tmp_path, command, number):
+def test_signals_stop_generate_and_evaluate(trainer, tmp_path, command, number):
     run_dir = tmp_path / "run"
     if not run_dir.exists():
         assert trainer(*TRAIN, "--steps=1").returncode == 0
@@ -66,25 +66,25 @@ def test_a_signal_to_a_command_that_does_not_train(trainer, tmp_path, command, n
     assert errors == "Stopped on request.\n"
 
 
-def test_a_second_signal_ends_without_a_save(tmp_path):
+def test_second_signal_stops_without_a_save(tmp_path):
     process = Process(tmp_path, *TRAIN[1:-1], "--steps=100000", "--log_every_secs=0")
     process.wait_for("images/s")
     process.popen.send_signal(signal.SIGINT)
     time.sleep(0.01)
     process.popen.send_signal(signal.SIGINT)
-    assert process.end() in (ExitCode.INTERRUPTED, ExitCode.STOPPED)
-    ended_at_once = process.popen.returncode == ExitCode.INTERRUPTED
+    assert process.wait() in (ExitCode.INTERRUPTED, ExitCode.STOPPED)
+    stopped_immediately = process.popen.returncode == ExitCode.INTERRUPTED
     assert ("Stopped at once by a second signal, without a save." in process.output) == (
-        ended_at_once
+        stopped_immediately
     )
-    assert ("which are saved in run" in process.output) != ended_at_once
+    assert ("which are saved in run" in process.output) != stopped_immediately
 
 
 def test_an_interrupted_run_has_a_gif(tmp_path):
     process = Process(tmp_path, *TRAIN[1:-1], "--steps=100000", "--sample_every_kimg=0.08")
     process.wait_for("images/s")
     process.popen.send_signal(signal.SIGTERM)
-    assert process.end() == ExitCode.STOPPED, process.output
+    assert process.wait() == ExitCode.STOPPED, process.output
     grids = list((tmp_path / "run/samples").glob("fakes-*.png"))
     with Image.open(tmp_path / "run/training.gif") as gif:
         assert 1 <= gif.n_frames <= len(grids)
@@ -95,7 +95,7 @@ def test_a_killed_run_is_not_shown_as_running(tmp_path, trainer):
     process.wait_for("images/s")
     assert "State       running" in trainer("status", "--run_dir=run").stdout
     process.popen.kill()
-    process.end()
+    process.wait()
     status = trainer("status", "--run_dir=run").stdout
     assert "State       stopped" in status
     assert "the job was killed; its last heartbeat was 0:0" in status
