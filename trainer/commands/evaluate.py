@@ -33,7 +33,7 @@ def main(arguments: list[str], _: StopRequest) -> None:
     config = run_dir.read_config().replace(devices=values["devices"])
     if values["split"]:
         config = config.replace(split=values["split"])
-    data_dir = values["data_dir"] or os.environ.get("TRAINER_DATA_DIR", "")
+    data_dir = values["data_dir"] or os.path.expanduser(os.environ.get("TRAINER_DATA_DIR", ""))
     if values["data_dir"] or (data_dir and not os.path.isdir(config.data_dir)):
         config = config.replace(data_dir=data_dir)
 
@@ -71,7 +71,7 @@ def _command_line() -> CommandLine:
         "or auto (inception if its file is given)",
         default="auto",
     )
-    parser.text(
+    parser.path(
         "inception_path",
         "path of classify_image_graph_def.pb, or of inception-2015-12-05.tgz which contains it; "
         "may be gs://BUCKET/PATH",
@@ -79,7 +79,7 @@ def _command_line() -> CommandLine:
     runs.define_checkpoint(parser, more="all")
     parser.integer("seed", "seed of the latent vectors", default=0)
     parser.text("split", "split of the real images: train, test or all (default: the run's split)")
-    parser.text(
+    parser.path(
         "data_dir",
         "folder that holds the data sets (default: that of the run, or $TRAINER_DATA_DIR)",
     )

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.commands.flags import config_flags
+from trainer.commands.flags import config_flags, settings_help
 from trainer.commands.flags.command_line import CommandLine
 from trainer.config import Config
 from trainer.data import sources
@@ -24,7 +24,7 @@ SUMMARY = "Trains a recipe on a data set.  Running the same command again resume
 
 def main(arguments: list[str], stop_requested: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
-    values = _command_line().parse(arguments)
+    values = _command_line().parse(arguments, settings_help.help_details)
     config = _resolve(values)
     if values["dry_run"]:
         print(config.to_json(), end="")
@@ -77,6 +77,12 @@ def main(arguments: list[str], stop_requested: StopRequest) -> None:
 
 def _command_line() -> CommandLine:
     parser = CommandLine("train", SUMMARY)
+    config_flags.define_settings(parser)
+    parser.integer(
+        "worker_index",
+        "index of this machine in --workers, from 0 (default: $JOB_COMPLETION_INDEX)",
+    )
+    parser.group("Starting and resuming")
     parser.boolean(
         "dry_run",
         "print the resolved configuration as JSON and stop; a run in a bucket is not read",
@@ -88,11 +94,6 @@ def _command_line() -> CommandLine:
         "resume although images of the data set were added, removed or changed",
         default=False,
     )
-    parser.integer(
-        "worker_index",
-        "index of this machine in --workers, from 0 (default: $JOB_COMPLETION_INDEX)",
-    )
-    config_flags.define_settings(parser)
     return parser
 
 
