@@ -27,6 +27,7 @@ def main(arguments: list[str], stop_requested: StopRequest) -> None:
     values = _command_line().parse(arguments, settings_help.help_details)
     config = _resolve(values)
     if values["dry_run"]:
+        sources.check(config)
         print(config.to_json(), end="")
         return
     location = RunLocation(config)
@@ -85,7 +86,8 @@ def _command_line() -> CommandLine:
     parser.group("Starting and resuming")
     parser.boolean(
         "dry_run",
-        "print the resolved configuration as JSON and stop; a run in a bucket is not read",
+        "check that the data set exists, print the resolved configuration as JSON and stop; "
+        "nothing is read from buckets",
         default=False,
     )
     parser.boolean("fresh", "rename an existing run directory and start a new run", default=False)
