@@ -10,13 +10,14 @@ from trainer.errors import UsageError, one_of
 from trainer.machine import imports
 from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
+from trainer.storage.address import local_path
 from trainer.storage.location import upload_outputs
 
 SUMMARY = """Measures the image quality of a run.  Draws images and compares them with real ones:
 FID, KID, Inception Score, precision, recall, density, coverage and, for a conditional run, the
-share of images that show the requested class.  Prints a table and writes RUN_DIR/evaluation.json
-and, in RUN_DIR/evaluation/, nearest.png, confusion.png and interpolation.png.  Results are
-comparable only if features, number of samples and reference are equal."""
+share of images that show the requested class.  Prints a table and writes evaluation.json and, in
+evaluation/, nearest.png, confusion.png and interpolation.png, into the run directory or --out.
+Results are comparable only if features, number of samples and reference are equal."""
 MIN_SAMPLES = 100
 
 
@@ -29,6 +30,7 @@ def main(arguments: list[str], _: StopRequest) -> None:
     if count < MIN_SAMPLES:
         raise UsageError(f"--num_samples={count} is too small. Use {MIN_SAMPLES} or more.")
     runs.check_seed(values)
+    out = local_path(values["out"], "out") if values["out"] else None
     run_dir = runs.open_run(values, which)
     config = run_dir.read_config().replace(devices=values["devices"])
     if values["split"]:
@@ -52,12 +54,13 @@ def main(arguments: list[str], _: StopRequest) -> None:
         num_samples=count,
         seed=seed,
     )
-    evaluate(run_dir, config, data, options, which)
-    upload_outputs(
-        runs.run_dir_flag(values),
-        run_dir.path,
-        (run_dir.evaluation.name, run_dir.evaluation_pictures.name),
-    )
+    evaluate(run_dir, config, data, options, which, out)
+    if out is None:
+        upload_outputs(
+            runs.run_dir_flag(values),
+            run_dir.path,
+            (run_dir.evaluation.name, run_dir.evaluation_pictures.name),
+        )
 
 
 def _command_line() -> CommandLine:
@@ -83,6 +86,7 @@ def _command_line() -> CommandLine:
         "data_dir",
         "folder that holds the data sets (default: that of the run, or $TRAINER_DATA_DIR)",
     )
+    parser.path("out", "folder on this machine for the results (default: the run directory)")
     parser.text(
         "devices", "devices to draw and measure on: auto, cpu, cpu:2 or gpu:N", default="auto"
     )
