@@ -11,8 +11,9 @@ from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
 from trainer.run_dir.directory import RunDir
 
-SUMMARY = """Draws images from a run.  Writes one picture (--out=FILE.png), a folder of pictures
-(--out=DIR) or arrays (--out=FILE.npz with images uint8 [N, H, W, C] and labels int [N])."""
+SUMMARY = """Draws images from a run.  Writes one picture (--out=FILE.png; each class is a row), a
+folder of pictures (--out=DIR) or arrays (--out=FILE.npz with images uint8 [N, H, W, C] and labels
+int [N])."""
 
 log = logging.getLogger(__name__)
 

@@ -87,7 +87,7 @@ def warn_if_weak(dataset: str, details: Mapping[str, Any]) -> None:
         return
     log.warning(
         "The classifier of --dataset=%s is right on %.0f%% of %d test images. Below %.0f%%, or on "
-        "fewer than %d images, metrics by its features, such as FID, mean little. Add images to "
+        "fewer than %d images, what is measured by it, such as FID, means little. Add images to "
         "each class, or compare by the features of Inception, with --inception_path.",
         dataset,
         100 * accuracy,
