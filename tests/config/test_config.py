@@ -28,7 +28,7 @@ def test_json_round_trip_keeps_every_setting():
         (dict(seed=-1), "--seed=-1 is too small"),
         (dict(g_lr=11.0), "--g_lr=11.0 is too large: it must be 10 or less."),
         (dict(g_lr=float("nan")), "--g_lr=nan must be finite."),
-        (dict(length=Duration(-1, "kimg")), "--length=-1 kimg is too small"),
+        (dict(length=Duration(-1, "kimg")), "--kimg=-1 is too small"),
         (dict(loss="hnge"), "--loss='hnge' is not known. Did you mean hinge?"),
         (dict(recipe="dcgn"), "--recipe='dcgn' is not known. Did you mean dcgan?"),
         (dict(networks="cgn"), "--networks='cgn' is not known. Did you mean cgan?"),

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.commands.flags import config_flags
+from trainer.commands.flags import config_flags, settings_help
 from trainer.commands.flags.command_line import CommandLine
 from trainer.config import Config
 from trainer.data import sources
@@ -24,9 +24,10 @@ SUMMARY = "Trains a recipe on a data set.  Running the same command again resume
 
 def main(arguments: list[str], stop_requested: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
-    values = _command_line().parse(arguments)
+    values = _command_line().parse(arguments, settings_help.help_details)
     config = _resolve(values)
     if values["dry_run"]:
+        sources.check(config)
         print(config.to_json(), end="")
         return
     location = RunLocation(config)
@@ -78,9 +79,16 @@ def main(arguments: list[str], stop_requested: StopRequest) -> None:
 
 def _command_line() -> CommandLine:
     parser = CommandLine("train", SUMMARY)
+    config_flags.define_settings(parser)
+    parser.integer(
+        "worker_index",
+        "index of this machine in --workers, from 0 (default: $JOB_COMPLETION_INDEX)",
+    )
+    parser.group("Starting and resuming")
     parser.boolean(
         "dry_run",
-        "print the resolved configuration as JSON and stop; a run in a bucket is not read",
+        "check that the data set exists, print the resolved configuration as JSON and stop; "
+        "nothing is read from buckets",
         default=False,
     )
     parser.boolean("fresh", "rename an existing run directory and start a new run", default=False)
@@ -89,11 +97,6 @@ def _command_line() -> CommandLine:
         "resume although images of the data set were added, removed or changed",
         default=False,
     )
-    parser.integer(
-        "worker_index",
-        "index of this machine in --workers, from 0 (default: $JOB_COMPLETION_INDEX)",
-    )
-    config_flags.define_settings(parser)
     return parser
 
 

@@ -42,12 +42,41 @@ def load(config: Config, report: Report = lambda share, what: None) -> ImageSet:
         data = user_images.load(config, report)
     else:
         data = _load_named(config, report)
-    if len(data) < config.batch_size:
+    _check_count(config, len(data))
+    return data
+
+
+def check(config: Config) -> None:
+    """Checks that `config.dataset` can be found, without reading all of its images.
+
+    A data set in a bucket is not looked up, and the files of a named one are not read.
+
+    Raises:
+      UsageError, DataError: as `load` does, if the data set is unknown, missing or too small.
+    """
+    if config.dataset not in SOURCES and user_images.is_path(config.dataset):
+        if not is_bucket(config.dataset):
+            _check_count(config, user_images.count(config))
+        return
+    source = SOURCES[one_of("--dataset", config.dataset, SOURCES)]
+    if not is_bucket(config.data_dir):
+        _check_data_dir(source, config.data_dir)
+
+
+def _check_count(config: Config, count: int) -> None:
+    if count < config.batch_size:
         raise DataError(
-            f"--dataset={config.dataset} --split={config.split} has {len(data)} images, fewer "
+            f"--dataset={config.dataset} --split={config.split} has {count} images, fewer "
             f"than --batch_size={config.batch_size}. Lower --batch_size."
         )
-    return data
+
+
+def _check_data_dir(source: Source, data_dir: str) -> None:
+    """Raises a UsageError if the folder is missing from which a named data set is read."""
+    if source.files and data_dir and not Path(data_dir).is_dir():
+        raise UsageError(
+            f"--data_dir={data_dir} is not a folder. Set --data_dir to an existing folder."
+        )
 
 
 def resolve_conditional(config: Config, data: ImageSet, *, was_requested: bool = False) -> Config:
@@ -97,10 +126,7 @@ def _load_named(config: Config, report: Report) -> ImageSet:
 
 
 def _read(name: str, source: Source, splits: tuple[str, ...], data_dir: str) -> Arrays:
-    if data_dir and not Path(data_dir).is_dir():
-        raise UsageError(
-            f"--data_dir={data_dir} is not a folder. Set --data_dir to an existing folder."
-        )
+    _check_data_dir(source, data_dir)
     if data_dir or not source.files:
         found = source.read(Path(data_dir), splits)
         if found is not None:
