@@ -159,17 +159,17 @@ class SampleSheet:
         return grid(np.concatenate(list(batches)), self.config.sample_grid)
 
     def reals(self, data: ImageSet) -> Image.Image:
-        """Returns a grid of real images with the same layout."""
+        """Returns a grid of real images with the same layout; few images are repeated."""
         columns = self.config.sample_grid
         if not self.config.conditional:
             count = self.rows * columns
             spread = max(1, len(data) // count)  # data sets may be sorted by class
-            return grid(data.images[::spread][:count], columns)
-        empty = np.zeros_like(data.images[:columns])
+            return grid(data.images[np.arange(count) * spread % len(data)], columns)
         rows = []
         for label in range(self.rows):
             chosen = data.images[data.labels == label][:columns]
-            rows.append(np.concatenate([chosen, empty[len(chosen) :]]))
+            # np.resize repeats the images, and gives zeros for a class without images.
+            rows.append(np.resize(chosen, (columns, *data.images.shape[1:])))
         return grid(np.concatenate(rows), columns)
 
     def diversity(self, picture: Image.Image) -> float:
