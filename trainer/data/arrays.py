@@ -8,7 +8,7 @@ import numpy as np
 
 from trainer.config import Config
 from trainer.data import formats
-from trainer.data.decoding import default_size
+from trainer.data.decoding import default_size, explain_size
 from trainer.data.file_stores import printable
 from trainer.data.images import ImageSet, resize
 from trainer.data.listing import SPLITS
@@ -28,11 +28,14 @@ def load(path: Path, config: Config) -> ImageSet:
             f"{printable(path)}: the images of x_train and x_test have different shapes. Set "
             "--split=train."
         )
+    height, width = x[0].shape[1:3]
     images = _crop_to_square(np.concatenate(x))
     size = config.image_size or default_size(images.shape[1])
     memory.check_images_fit(printable(path), len(images), size, images.shape[3])
     labels = np.concatenate(y or [np.zeros(len(images))]).astype(np.int32)
-    return ImageSet(resize(images, size), labels, class_names)
+    pictures = f"all pictures are {width}x{height}"
+    message = explain_size(size, pictures, min(height, width), is_default=not config.image_size)
+    return ImageSet(resize(images, size), labels, class_names, message)
 
 
 def count(path: Path, split: str) -> int:

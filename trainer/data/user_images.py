@@ -76,7 +76,13 @@ def load(config: Config, report: Report) -> ImageSet:
             f"{name} --split={config.split}: none of the {len(positions):,} images can be read. "
             "Replace the files."
         )
-    return ImageSet(np.asarray(decoded.images[rows]), labels[is_decoded], class_names)
+    size_message = decoding.explain_size(
+        decoded.images.shape[1],
+        f"the smallest picture, {decoded.smallest}",
+        decoded.smallest_side,
+        is_default=not config.image_size,
+    )
+    return ImageSet(np.asarray(decoded.images[rows]), labels[is_decoded], class_names, size_message)
 
 
 def count(config: Config) -> int:
@@ -157,8 +163,8 @@ def _decode(store: Folder | Archive, listing: Listing, config: Config, report: R
         raise DataError(
             f"{listing.source}: none of the {len(headers):,} images can be read. Replace the files."
         )
-    smallest = min(header.side for _, header in good)
-    size = config.image_size or decoding.default_size(smallest)
+    smallest, header = min(good, key=lambda one: one[1].side)
+    size = config.image_size or decoding.default_size(header.side)
     channels = 1 if all(header.is_gray for _, header in good) else 3
     memory.check_images_fit(listing.source, len(good), size, channels)
     images = np.empty((len(good), size, size, channels), np.uint8)
@@ -179,6 +185,8 @@ def _decode(store: Folder | Archive, listing: Listing, config: Config, report: R
             for (_, header), decoded in zip(good, is_decoded, strict=True)
             if decoded
         ),
+        f"{printable(listing.names[smallest])}, is {header.width}x{header.height}",
+        header.side,
     )
 
 

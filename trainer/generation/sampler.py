@@ -181,7 +181,9 @@ class SampleSheet:
         if not self.config.conditional:
             count = self.rows * columns
             spread = max(1, len(data) // count)  # data sets may be sorted by class
-            return grid(data.images[::spread][:count], columns)
+            chosen = data.images[::spread][:count]
+            rows = [chosen[first : first + columns] for first in range(0, count, columns)]
+            return grid_of_rows(rows, columns)
         rows = [data.images[data.labels == label][:columns] for label in range(self.rows)]
         return grid_of_rows(rows, columns)
 
