@@ -258,7 +258,7 @@ def test_a_new_run_from_anothers_networks(tiny, run, tmp_path):
         np.testing.assert_array_equal(before[name], after[name])
     images = next(name for name in before if name.startswith("images"))
     assert (before[images], after[images]) == (24, 0)
-    with pytest.raises(UsageError, match="do not fit this run .latent_dim: 100 -> 7"):
+    with pytest.raises(UsageError, match=r"do not fit this run \(latent_dim: 100 -> 7"):
         run(new.replace(run_dir=str(tmp_path / "third"), latent_dim=7))
     # An average that the other run did not have begins at its generator.
     plain = tiny(length=steps(2), run_dir=str(tmp_path / "plain"), ema_half_life_kimg=0.0)

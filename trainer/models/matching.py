@@ -155,7 +155,7 @@ def taken_over(
     """
     values = {}
     for name in sorted(old.weights.keys() & new.weights.keys()):
-        before, after = (np.array(layer.weights[name]) for layer in (old, new))
+        before, after = (layer.weights[name].value.numpy() for layer in (old, new))
         rows = [old.class_rows.get(name, 0), new.class_rows.get(name, 0)]
         if rows == [0, 0]:
             values[name] = (before, before.size)
