@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _label(error: TrainerError) -> str:
-    return "" if error.exit_code == ExitCode.STOPPED else "error: "
+    return "" if error.exit_code.is_stop else "error: "
 
 
 def _usage() -> str:

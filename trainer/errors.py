@@ -20,12 +20,19 @@ class ExitCode(enum.IntEnum):
     DIVERGED = 70  # training diverged or collapsed
     CHECKPOINT = 73  # checkpoints exist that do not load or do not fit the run
     BUSY = 75  # another job holds the run directory: try later
+    INTERRUPTED = 130  # ended by SIGINT (Ctrl-C) without a save
+    TERMINATED = 143  # ended by SIGTERM without a save
+
+    @property
+    def is_stop(self) -> bool:
+        """Whether the code reports a requested stop, not an error."""
+        return self in (ExitCode.STOPPED, ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 
 
 class TrainerError(Exception):
     """An error that the user can resolve, shown as one line without a traceback."""
 
-    exit_code = ExitCode.CRASH
+    exit_code: ExitCode = ExitCode.CRASH
 
 
 class UsageError(TrainerError):
@@ -78,6 +85,14 @@ class StoppedError(TrainerError):
     """The run was stopped on request after a save, and can be started again."""
 
     exit_code = ExitCode.STOPPED
+
+
+class SignalledError(TrainerError):
+    """A signal ended the command, and nothing was saved."""
+
+    def __init__(self, message: str, exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class HelpRequested(Exception):

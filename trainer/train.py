@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -13,6 +14,7 @@ import tensorflow as tf
 from trainer import recipes
 from trainer.config import Config
 from trainer.data.images import ImageSet
+from trainer.errors import UsageError
 from trainer.evaluation import during_training
 from trainer.evaluation.during_training import EvaluatedModel
 from trainer.files.atomic import replacing
@@ -163,7 +165,7 @@ def _restore(
     opened: _Opened,
     options: StartOptions,
     control: Control,
-    stop: Callable[[], bool],
+    stop: TimeLimit,
 ) -> Run | None:
     """Returns the run at its newest checkpoint, ready to train; None if it is complete."""
     config, replicas, state = session.config, session.replicas, session.state
@@ -174,13 +176,17 @@ def _restore(
         heartbeat.beat(session.done)
 
     saver: Saver | NoSaver = NoSaver()
-    finished = False
+    definition, finished = None, False
     if run_dir is not None:
         saver = _create_saver(run_dir, session, opened.check_ownership)
-        finished = _restore_checkpoint(run_dir, session, saver, options)
+        definition, finished = _restore_checkpoint(run_dir, session, saver, options)
     replicas.broadcast_variables(state.all_variables())
     finished = bool(replicas.broadcast(int(finished)))
     done, last_step = session.done, session.last_step
+    _check_length(config, done, last_step)
+    if run_dir is not None and definition is not None:
+        # Written only now, so that a run that cannot start or resume stays as it was.
+        definition.write(run_dir)
     if done >= last_step and finished:
         log.info(
             "%s is complete: %d steps. Use a greater length to continue it.", config.run_dir, done
@@ -201,16 +207,24 @@ def _restore(
     return Run(config, session.data, replicas, state, outputs, upkeep)
 
 
+def _check_length(config: Config, done: int, last_step: int) -> None:
+    """Raises a UsageError if the length is below the steps that are done."""
+    if last_step < done:
+        length = config.length
+        raise UsageError(
+            f"--{length.unit}={length.value:g} is {last_step:,} steps, but {config.run_dir} has "
+            f"already trained {done:,} steps ({done * config.batch_size / 1000:.6g} kimg). Give a "
+            "greater length, or leave it out to keep the length of the run."
+        )
+
+
 def _restore_checkpoint(
     run_dir: RunDir, session: _Session, saver: Saver, options: StartOptions
-) -> bool:
+) -> tuple[Definition, bool]:
     """Restores the newest checkpoint, or copies the networks of --init_from.
 
-    The files that define the run are written afterwards, so that a run that cannot start or
-    resume leaves an existing run directory as it was.
-
     Returns:
-      Whether the run was finished at that checkpoint.
+      What defines the run, and whether the run was finished at that checkpoint.
     """
     config, data, replicas = session.config, session.data, session.replicas
     versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
@@ -224,12 +238,10 @@ def _restore_checkpoint(
     restored = saver.restore_newest()
     if restored:
         log.info("Resuming from %s", restored)
-        definition.write(run_dir)
     elif config.init_from:
-        _copy_networks(session, definition, run_dir)
-    else:
-        definition.write(run_dir)
-    return run_dir.is_complete(restored)
+        initialization = _copy_networks(config, data, session.state)
+        definition = dataclasses.replace(definition, initialization=initialization)
+    return definition, run_dir.is_complete(restored)
 
 
 def _create_saver(run_dir: RunDir, session: _Session, check_ownership: Callable[[], None]) -> Saver:
@@ -278,16 +290,14 @@ def _open_run_dir(
         yield _Opened(RunDir(location.folder, events), uploads, check_ownership)
 
 
-def _copy_networks(session: _Session, definition: Definition, run_dir: RunDir) -> None:
-    """Copies the networks of the run that --init_from names; writes what defines this run."""
-    config, state = session.config, session.state
+def _copy_networks(config: Config, data: ImageSet, state: TrainState) -> dict[str, Any]:
+    """Copies the networks of the run that --init_from names; returns what was taken over."""
     source = RunDir(download_run(config.init_from, flag="init_from"))
-    new = fine_tuning.RunNetworks(config, session.data.describe(), state.networks())
+    new = fine_tuning.RunNetworks(config, data.describe(), state.networks())
     transfer = fine_tuning.plan(source, new)
     transfer.apply()
-    transfer_report.report(transfer, source)
-    definition.write(run_dir)
-    transfer_report.write(transfer, source, run_dir)
+    transfer_report.log_summary(transfer, source)
+    return transfer_report.describe(transfer, source)
 
 
 def _finish(config: Config, state: TrainState, run_dir: RunDir) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -290,6 +291,16 @@ def test_layers_match_from_the_image(sizes):
         assert all(one == other for one, other in matched)
         order = [pairs[other] for other in sorted(pairs) if layers[1][other].on_path]
         assert order == sorted(order)
+
+
+@pytest.mark.parametrize(("image_first", "expected"), [(True, {0: 0}), (False, {1: 0})])
+def test_of_equal_layers_the_one_nearest_to_the_image_matches(image_first, expected):
+    old, new = (
+        keras.Sequential([keras.Input([4]), *(keras.layers.Dense(4) for _ in range(count))])
+        for count in (1, 2)
+    )
+    layers = [matching.weight_layers(network) for network in (old, new)]
+    assert matching.match(*layers, image_first=image_first) == expected
 
 
 def test_another_image_size(tiny, run, start, tmp_path):

@@ -9,7 +9,7 @@ from trainer.commands.flags import config_flags
 from trainer.commands.flags.command_line import CommandLine
 from trainer.config import Config
 from trainer.data import sources
-from trainer.errors import StoppedError
+from trainer.errors import SignalledError
 from trainer.machine import cluster, imports
 from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
@@ -42,8 +42,9 @@ def main(arguments: list[str], stop_requested: StopRequest) -> None:
 
     def reading(share: float, what: str) -> None:
         if stop_requested():
-            raise StoppedError(
-                "Stopped on request while reading the data. Run the same command again."
+            raise SignalledError(
+                "Stopped on request while reading the data. Run the same command again.",
+                stop_requested.exit_code,
             )
         terminal.bar(share, what)
 

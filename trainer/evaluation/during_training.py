@@ -9,11 +9,12 @@ import keras
 
 from trainer.config import Config
 from trainer.data.images import ImageSet
-from trainer.errors import StoppedError, UsageError, one_of
+from trainer.errors import UsageError, one_of
 from trainer.evaluation import evaluator
 from trainer.evaluation.evaluator import EvaluationOptions, Evaluator
 from trainer.generation.sampler import Sampler
 from trainer.machine.replicas import Replicas
+from trainer.machine.signals import TimeLimit
 from trainer.metrics.registry import METRICS, format_metrics
 from trainer.run_dir import evaluation_history
 from trainer.run_dir.checkpoints import Checkpoints
@@ -187,7 +188,7 @@ def create(
     data: ImageSet,
     run_dir: RunDir | None,
     model: EvaluatedModel,
-    stop: Callable[[], bool],
+    stop: TimeLimit,
     upkeep: Callable[[], None],
 ) -> TrainingEvaluations:
     """Creates the evaluations of a run; only the chief of a run that evaluates prepares them.
@@ -206,7 +207,7 @@ def create(
     Raises:
       UsageError: if the requested features are not available.
       DataError: if there are too few images.
-      StoppedError: if a stop is requested while the evaluations are prepared.
+      TrainerError: if a stop is requested while the evaluations are prepared.
     """
     every_images = 0
     if run_dir is not None:
@@ -218,9 +219,8 @@ def create(
     def check_interrupt() -> None:
         upkeep()
         if stop():
-            raise StoppedError(
-                "Stopped on request while preparing the evaluations. Run the same command again "
-                "to resume."
+            raise stop.error(
+                "while preparing the evaluations. Run the same command again to resume."
             )
 
     options = EvaluationOptions(

@@ -1,16 +1,16 @@
 """Early stops: on SIGTERM or SIGINT, or when --max_hours has elapsed."""
 
+import contextlib
 import math
 import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 
-from trainer.errors import ExitCode
+from trainer.errors import ExitCode, SignalledError, StorageError, TrainerError
 
 GRACE_SECS = 12.0  # clusters allow 15 seconds from the signal to the kill
 
@@ -33,7 +33,10 @@ class StopRequest:
     def __init__(self) -> None:
         self._requested = False
         self._requested_at = 0.0
+        self._signal = int(signal.SIGTERM)
         self._grace_secs = 0.0
+        # Standard error itself is captured while TensorFlow is imported.
+        self._stderr = os.dup(2)
         self._inbox, outbox = socket.socketpair()
         outbox.setblocking(False)
         self._outbox = outbox
@@ -56,21 +59,28 @@ class StopRequest:
         """Allows the command GRACE_SECS after a signal to end by itself."""
         self._grace_secs = GRACE_SECS
 
+    @property
+    def exit_code(self) -> ExitCode:
+        """The exit code of a process that the signal ends without a save, 128 + its number."""
+        return ExitCode(128 + self._signal)
+
     def _watch(self) -> None:
-        signals = len(self._inbox.recv(16))
+        received = self._inbox.recv(16)
         self._requested_at = time.monotonic()
+        self._signal = received[0]
         self._requested = True
         grace = self._grace_secs
         if not grace:
-            print("Stopped on request.", file=sys.stderr, flush=True)
-        elif signals == 1 and not select.select([self._inbox], [], [], grace)[0]:
-            print(
-                f"Stopped on request; the command did not end within {grace:g} s. "
-                "Running the same command again resumes from the last checkpoint.",
-                file=sys.stderr,
-                flush=True,
-            )
-        os._exit(ExitCode.STOPPED)
+            ending = "Stopped on request."
+        elif len(received) == 1 and not select.select([self._inbox], [], [], grace)[0]:
+            ending = f"Stopped on request without a save: not done within {grace:g} s."
+        else:
+            ending = "Stopped at once by a second signal, without a save."
+        if grace:
+            ending += " Running the same command again resumes from the last checkpoint."
+        with contextlib.suppress(OSError):  # nobody may read it any more
+            os.write(self._stderr, f"{ending}\n".encode())
+        os._exit(self.exit_code)
 
 
 class TimeLimit:
@@ -100,6 +110,13 @@ class TimeLimit:
     def reason(self) -> str:
         """The reason for the stop, worded to follow "Stopped"."""
         return f"by --max_hours={self._max_hours:g}" if self._is_over() else "on request"
+
+    def error(self, message: str) -> TrainerError:
+        """Returns the error of a stop without a save; `message` follows "Stopped REASON"."""
+        text = f"Stopped {self.reason} {message}"
+        if self._is_over():
+            return StorageError(text)
+        return SignalledError(text, getattr(self._stop_requested, "exit_code", ExitCode.TERMINATED))
 
     def _is_over(self) -> bool:
         limit = self._max_hours * 3600

@@ -87,11 +87,11 @@ def log_to(console: Console, labels: Mapping[str, str] | None = None) -> None:
     logger.propagate = False
 
 
-def report(line: str, exit_code: int) -> None:
+def report(line: str, exit_code: ExitCode) -> None:
     """Reports why a command ends: on stderr, or in the log if that is JSON."""
     logger = logging.getLogger("trainer")
     if any(getattr(handler, "labels", None) is not None for handler in logger.handlers):
-        level = logging.WARNING if exit_code == ExitCode.STOPPED else logging.ERROR
+        level = logging.WARNING if exit_code.is_stop else logging.ERROR
         logger.log(level, "%s", line)
     else:
         print(line, file=sys.stderr)

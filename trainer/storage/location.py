@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from trainer.config import Config
-from trainer.errors import BusyError, StoppedError, StorageError, TrainerError, UsageError
+from trainer.errors import (
+    BusyError,
+    SignalledError,
+    StoppedError,
+    StorageError,
+    TrainerError,
+    UsageError,
+)
 from trainer.files import cache
 from trainer.storage.address import Address, is_bucket, local_path
 
@@ -130,7 +137,7 @@ def _yield_until_uploaded(
     except BusyError:
         mirror.quit()
         raise
-    except StoppedError:
+    except (StoppedError, SignalledError):
         mirror.finish(min(END_SECS, secs_left() - LEAVE_SECS))
         raise
     except BaseException:

@@ -115,19 +115,19 @@ class Run:
                 sign = alarm.sign or "see the log of the chief"
                 raise DivergedError(f"Collapsed by step {done}: {sign}.")
             if not complete:
-                self._stop_early(done, saved, stop.reason)
+                self._stop_early(done, saved, stop)
             if not saved:
                 raise StorageError(f"The end of the run could not be saved. {saver.last_good}")
             sample(done)
 
-    def _stop_early(self, done: int, saved: bool, reason: str) -> None:
-        """Raises the StoppedError of a run that is not complete."""
-        result = (
-            f"which are saved in {self.config.run_dir}" if saved else "which could not be saved"
-        )
+    def _stop_early(self, done: int, saved: bool, stop: TimeLimit) -> None:
+        """Raises the error of a run that is not complete."""
+        steps, resumes = f"{done} of {self.last_step} steps", self.outputs.saver.last_good
+        if not saved:
+            raise stop.error(f"after {steps}, which could not be saved. {resumes}")
         raise StoppedError(
-            f"Stopped {reason} after {done} of {self.last_step} steps, {result}. "
-            f"{self.outputs.saver.last_good}"
+            f"Stopped {stop.reason} after {steps}, which are saved in {self.config.run_dir}. "
+            f"{resumes}"
         )
 
     def _roll_back(self, error: NotFiniteError) -> None:

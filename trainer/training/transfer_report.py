@@ -1,11 +1,10 @@
-"""Logs and records what a new run takes over from another run."""
+"""Describes what a new run takes over from another run."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Sequence
+from typing import Any
 
-from trainer.files.atomic import write_text
 from trainer.run_dir.checkpoint_files import checkpoint_step
 from trainer.run_dir.directory import RunDir
 from trainer.training.fine_tuning import LayerTransfer, Transfer
@@ -16,7 +15,7 @@ FORMAT_VERSION = 1
 MAX_NAMED = 8  # layers that a line of the log names
 
 
-def report(transfer: Transfer, source: RunDir) -> None:
+def log_summary(transfer: Transfer, source: RunDir) -> None:
     """Logs what is taken over from the run in a directory, a line for each network."""
     step = checkpoint_step(transfer.checkpoint)
     log.info("Starting from the networks of %s at step %d", source.path, step)
@@ -31,13 +30,9 @@ def report(transfer: Transfer, source: RunDir) -> None:
         log.info("Layers of the discriminator that are not trained: %s", ", ".join(transfer.frozen))
 
 
-def write(transfer: Transfer, source: RunDir, run_dir: RunDir) -> None:
-    """Writes initialization.json to the run directory.
-
-    Raises:
-      UsageError, StorageError: if the directory cannot be written.
-    """
-    content = {
+def describe(transfer: Transfer, source: RunDir) -> dict[str, Any]:
+    """Returns the content of initialization.json."""
+    return {
         "format_version": FORMAT_VERSION,
         "init_from": str(source.path),
         "step": checkpoint_step(transfer.checkpoint),
@@ -49,8 +44,6 @@ def write(transfer: Transfer, source: RunDir, run_dir: RunDir) -> None:
             for name, layers in transfer.layers.items()
         },
     }
-    with run_dir.converted_write_errors():
-        write_text(run_dir.initialization, json.dumps(content, indent=2) + "\n")
 
 
 def _summary(layers: Sequence[LayerTransfer]) -> str:
