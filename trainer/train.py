@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -29,16 +30,16 @@ from trainer.reporting.console import Console
 from trainer.reporting.heartbeat import Heartbeat
 from trainer.reporting.prometheus import Telemetry
 from trainer.run_dir import provenance
-from trainer.run_dir.checkpoints import Checkpoints, load_networks
+from trainer.run_dir.checkpoints import Checkpoints
 from trainer.run_dir.definition import Definition
 from trainer.run_dir.directory import RunDir
 from trainer.run_dir.saver import NoSaver, Saver
 from trainer.storage import output_copies
 from trainer.storage.location import NoUploads, RunLocation, Uploads, download_run
-from trainer.training import run_messages
+from trainer.training import fine_tuning, run_messages, transfer_report
 from trainer.training.outputs import Outputs
 from trainer.training.run import Run
-from trainer.training.state import TrainState, copy_weights, create_state
+from trainer.training.state import TrainState, create_state
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +245,8 @@ def _restore_checkpoint(
     if restored:
         log.info("Resuming from %s", restored)
     elif config.init_from:
-        _copy_networks(config, session.state)
+        initialization = _copy_networks(config, data, session.state)
+        definition = dataclasses.replace(definition, initialization=initialization)
     return definition, run_dir.is_complete(restored)
 
 
@@ -294,16 +296,14 @@ def _open_run_dir(
         yield _Opened(RunDir(location.folder, events), uploads, check_ownership)
 
 
-def _copy_networks(config: Config, state: TrainState) -> None:
-    """Copies the networks of the run that --init_from names."""
+def _copy_networks(config: Config, data: ImageSet, state: TrainState) -> dict[str, Any]:
+    """Copies the networks of the run that --init_from names; returns what was taken over."""
     source = RunDir(download_run(config.init_from, flag="init_from"))
-    has_average = bool(source.read_config().ema_half_life_kimg)
-    networks = state.networks()
-    average = None if has_average else networks.pop("average", None)
-    load_networks(source.checkpoints, networks)
-    if average is not None:
-        copy_weights(state.generator, average)
-    log.info("Starting from the networks of %s", source.path)
+    new = fine_tuning.RunNetworks(config, data.describe(), state.networks())
+    transfer = fine_tuning.plan(source, new)
+    transfer.apply()
+    transfer_report.log_summary(transfer, source)
+    return transfer_report.describe(transfer, source)
 
 
 def _finish(config: Config, state: TrainState, run_dir: RunDir) -> None:

@@ -263,7 +263,7 @@ def test_init_from_starts_with_the_networks_of_another_run(tiny, run, tmp_path):
         np.testing.assert_array_equal(before[name], after[name])
     images = next(name for name in before if name.startswith("images"))
     assert (before[images], after[images]) == (24, 0)
-    with pytest.raises(CheckpointError, match="do not match the requested networks"):
+    with pytest.raises(UsageError, match=r"do not fit this run \(latent_dim: 100 -> 7"):
         run(new.replace(run_dir=str(tmp_path / "third"), latent_dim=7))
     # If the other run has no EMA, the EMA starts from its generator.
     plain = tiny(length=steps(2), run_dir=str(tmp_path / "plain"), ema_half_life_kimg=0.0)

@@ -25,6 +25,11 @@ def check_together(config: AllSettings) -> None:
             "--gradient_penalty needs reals and fakes in one update. Use --update_rule="
             "separate or joint."
         )
+    if config.d_freeze_layers and not config.init_from:
+        raise UsageError(
+            f"--d_freeze_layers={config.d_freeze_layers} keeps weights of another run. Name that "
+            "run with --init_from."
+        )
     for name in ("g_lr", "d_lr"):
         schedule = getattr(config, f"{name}_schedule")
         if schedule in ("linear", "cosine") and not config.lr_decay_kimg:

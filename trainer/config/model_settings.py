@@ -118,6 +118,13 @@ class Objective:
         "reals and fakes (WGAN-GP uses 10); 0 disables it",
         bounds=(0, None),
     )
+    d_freeze_layers: int = setting(
+        0,
+        "number of weight layers of the discriminator, counted from the image, that keep the "
+        "weights of --init_from and are not trained (FreezeD)",
+        bounds=(0, None),
+        legacy=0,
+    )
     d_clip: float = setting(
         0.0,
         "limit to which the discriminator's weights are clipped after each update (WGAN uses "

@@ -26,12 +26,14 @@ class Definition:
       dataset: the data set that it trains on.
       start: versions and devices of this start.
       recipe_files: the recipes that the run takes from files, content by name.
+      initialization: what this start took over from the run of --init_from, if it did.
     """
 
     config: Config
     dataset: DatasetDescription
     start: Mapping[str, Any]
     recipe_files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    initialization: Mapping[str, Any] | None = None
 
     def compare(self, run_dir: RunDir, *, accept_changed_data: bool = False) -> None:
         """Compares this run with the one in a run directory, if there is one.
@@ -70,6 +72,9 @@ class Definition:
             write_text(run_dir.dataset, self.dataset.to_json())
             write_text(run_dir.config, self.config.to_json())
             write_text(run_dir.provenance, json.dumps(provenance, indent=2) + "\n")
+            if self.initialization is not None:
+                taken_over = json.dumps(self.initialization, indent=2) + "\n"
+                write_text(run_dir.initialization, taken_over)
 
 
 def _check_settings(

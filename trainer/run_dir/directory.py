@@ -56,6 +56,11 @@ class RunDir:
         return self.path / "provenance.json"
 
     @property
+    def initialization(self) -> Path:
+        """File that records what --init_from took over."""
+        return self.path / "initialization.json"
+
+    @property
     def starts(self) -> Path:
         """File that counts the starts of the run."""
         return self.path / "starts.json"

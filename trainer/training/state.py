@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.config.dataset import ImageShape
+from trainer.models.graph import freeze
 from trainer.recipes.networks import build_networks
 from trainer.training import optimizers
 from trainer.training.updates import LossScale, Updater
@@ -83,8 +84,12 @@ def create_state(config: Config, shape: ImageShape, precision: str) -> TrainStat
       config: the configuration of the run.
       shape: the shape of its images.
       precision: the number format; float16 scales the losses.
+
+    Raises:
+      UsageError: if the networks cannot be built, or --d_freeze_layers is too large.
     """
     generator, discriminator = build_networks(config, shape)
+    freeze(discriminator, config.d_freeze_layers)  # the optimizer then has no slots for them
     images, rollbacks = _counter("images"), _counter("rollbacks")
 
     def updater(network: keras.Model, name: str, clip: float) -> Updater:
