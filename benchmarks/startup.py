@@ -75,12 +75,13 @@ def phases(run_dir: str) -> dict[str, float]:
     import tensorflow  # noqa: F401
 
     mark("import of TensorFlow")
-    from trainer import train as trainer
+    from trainer import assembly
     from trainer.reporting.console import Console
+    from trainer.reporting.control import Control
     from trainer.training import loop
 
     mark("import of Keras and the trainer")
-    create, train_steps = trainer.create_state, loop.train_steps
+    create, train_steps = assembly.create_state, loop.train_steps
 
     def created(*args: Any) -> Any:
         mark("devices")
@@ -98,10 +99,10 @@ def phases(run_dir: str) -> dict[str, float]:
         return train_steps(plan, dataclasses.replace(functions, run_steps=marked_steps))
 
     with (
-        mock.patch.object(trainer, "create_state", created),
+        mock.patch.object(assembly, "create_state", created),
         mock.patch.object(loop, "train_steps", marked),
     ):
-        trainer.train(config, data, trainer.Control(terminal=Console()))
+        assembly.train(config, data, Control(terminal=Console()))
     ends = itertools.pairwise(marks)
     return {name: end - began for (_, began), (name, end) in ends if name}
 

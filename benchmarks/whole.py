@@ -36,9 +36,9 @@ def train(
       side, channels, count: shape and number of the random images.
       settings: settings of the run, including run_dir.
     """
-    from trainer import recipes
-    from trainer import train as trainer
+    from trainer import assembly, recipes
     from trainer.reporting.console import Console, log_to
+    from trainer.reporting.control import Control
     from trainer.training import loop
 
     train_steps = loop.train_steps
@@ -74,7 +74,7 @@ def train(
     log_to(terminal)
     with mock.patch.object(loop, "train_steps", timed_train_steps):
         data = images(count, side, channels)
-        trainer.train(config, data, trainer.Control(terminal=terminal))
+        assembly.train(config, data, Control(terminal=terminal))
 
 
 def case(*, every_kimg: float, **options: Any) -> Work:
@@ -82,7 +82,7 @@ def case(*, every_kimg: float, **options: Any) -> Work:
 
     The facts are the seconds of each call of its parts, without those of the first round.
     """
-    import trainer.train  # noqa: F401  (imported while TensorFlow's messages are off)
+    import trainer.assembly  # noqa: F401  (imported while TensorFlow's messages are off)
 
     seconds: Seconds = collections.defaultdict(list)
     resume: queue.Queue[None] = queue.Queue()

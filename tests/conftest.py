@@ -18,10 +18,11 @@ tf.config.set_logical_device_configuration(
 
 from tests.helpers.runs import DATA_DIR, TINY
 from trainer import recipes
+from trainer.assembly import StartOptions, train
 from trainer.config import Config
 from trainer.data import sources
 from trainer.reporting.console import Console
-from trainer.train import Control, StartOptions, train
+from trainer.reporting.control import Control
 
 
 @pytest.fixture(autouse=True)

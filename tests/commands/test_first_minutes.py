@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -104,18 +103,12 @@ def test_help_lists_the_recipes_with_their_lengths():
         assert re.search(rf"^  {name} +{length} +{recipe.summary[:10]}", text, re.M), name
 
 
-def test_help_answers_quickly_without_tensorflow():
+def test_help_of_a_recipe_loads_no_tensorflow():
     code = (
         "import sys; from trainer.__main__ import main; main(['train', '--help', '--recipe=cgan']);"
         "sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     )
-    secs = []
-    for _ in range(3):
-        started = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True)
-        secs.append(time.monotonic() - started)
-        assert done.returncode == 0
-    assert min(secs) < 0.5
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def test_help_of_an_unknown_recipe_is_an_error(trainer):

@@ -17,7 +17,7 @@ from trainer.errors import UsageError
 from trainer.machine import batch, replicas
 from trainer.models import kernels, layers, norms, objective
 from trainer.models.objective import OBJECTIVES
-from trainer.randomness import Draws
+from trainer.models.randomness import Draws
 from trainer.recipes.networks import build_networks
 from trainer.training import optimizers, state, step
 

@@ -9,12 +9,13 @@ import pytest
 import tensorflow as tf
 
 from tests.helpers.runs import STEPS, trajectory, weights
-from trainer import randomness, recipes
+from trainer import recipes
 from trainer.config.settings import Duration
 from trainer.data import sources
 from trainer.machine import replicas
+from trainer.models import randomness
 from trainer.models.objective import OBJECTIVES
-from trainer.randomness import Draws
+from trainer.models.randomness import Draws
 from trainer.training import state, step
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from tests.helpers.runs import variables
+from trainer.assembly import train
 from trainer.config.compatibility import frozen_differences
 from trainer.config.settings import Duration
 from trainer.data import sources
 from trainer.errors import ExitCode, StoppedError
 from trainer.machine.signals import TimeLimit
 from trainer.reporting.console import Console
-from trainer.train import Control, train
+from trainer.reporting.control import Control
 from trainer.training import profiling
 
 

@@ -1,17 +1,10 @@
 """`evaluate`: measures the image quality of a run."""
 
-import os
-
 from trainer.commands.flags import runs
 from trainer.commands.flags.command_line import CommandLine
-from trainer.config.operation_settings import FEATURES
-from trainer.data import sources
-from trainer.errors import UsageError, one_of
-from trainer.machine import imports
 from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
 from trainer.storage.address import local_path
-from trainer.storage.location import upload_outputs
 
 SUMMARY = """Measures the image quality of a run.  Draws images and compares them with real ones:
 FID, KID, Inception Score, precision, recall, density, coverage and, for a conditional run, the
@@ -24,43 +17,21 @@ MIN_SAMPLES = 100
 def main(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
     values = _command_line().parse(arguments)
-    one_of("--features", values["features"], FEATURES)
-    which = runs.checkpoint_choice(values, more="all")
-    count, seed = values["num_samples"], values["seed"]
-    if count < MIN_SAMPLES:
-        raise UsageError(f"--num_samples={count} is too small. Use {MIN_SAMPLES} or more.")
-    runs.check_seed(values)
     out = local_path(values["out"], "out") if values["out"] else None
-    run_dir = runs.open_run(values, which)
-    config = run_dir.read_config().replace(devices=values["devices"])
-    if values["split"]:
-        config = config.replace(split=values["split"])
-    data_dir = values["data_dir"] or os.path.expanduser(os.environ.get("TRAINER_DATA_DIR", ""))
-    if values["data_dir"] or (data_dir and not os.path.isdir(config.data_dir)):
-        config = config.replace(data_dir=data_dir)
-
-    terminal = Console()
-    log_to(terminal)
-    data = sources.load(config.replace(batch_size=1), terminal.bar)
-    terminal.end_bar()
-    with imports.quiet():
-        # Imported late, because importing TensorFlow takes seconds.
-        from trainer.evaluation.evaluator import EvaluationOptions
-        from trainer.evaluation.finished_run import evaluate
-
-    options = EvaluationOptions(
-        features=values["features"],
-        inception_path=values["inception_path"] or "",
-        num_samples=count,
-        seed=seed,
+    run = runs.load(
+        values,
+        checkpoint=runs.checkpoint_choice(values, more="all"),
+        data_dir=values["data_dir"] or "",
+        split=values["split"] or "",
     )
-    evaluate(run_dir, config, data, options, which, out)
-    if out is None:
-        upload_outputs(
-            runs.run_dir_flag(values),
-            run_dir.path,
-            (run_dir.evaluation.name, run_dir.evaluation_pictures.name),
-        )
+    log_to(Console())
+    run.evaluate(
+        values["num_samples"],
+        values["features"],
+        values["inception_path"] or "",
+        values["seed"],
+        out,
+    )
 
 
 def _command_line() -> CommandLine:

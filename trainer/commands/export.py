@@ -2,7 +2,6 @@
 
 from trainer.commands.flags import runs
 from trainer.commands.flags.command_line import CommandLine
-from trainer.machine import imports
 from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
 
@@ -25,12 +24,6 @@ def main(arguments: list[str], _: StopRequest) -> None:
     )
     values = parser.parse(arguments)
     out = runs.output_path(values, "export")
-    which = runs.checkpoint_choice(values)
-    run_dir = runs.open_run(values, which)
-    config = run_dir.read_config().replace(devices=values["devices"])
-
+    run = runs.load(values, checkpoint=runs.checkpoint_choice(values))
     log_to(Console())
-    with imports.quiet():
-        from trainer.generation.export import export  # late: TensorFlow takes seconds to import
-
-    export(run_dir, config, out, which)
+    run.export(out)

@@ -2,14 +2,13 @@
 
 import logging
 
+from trainer import api
 from trainer.commands.flags import runs
 from trainer.commands.flags.command_line import CommandLine
-from trainer.config import Config
 from trainer.errors import UsageError
 from trainer.machine import imports
 from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
-from trainer.run_dir.directory import RunDir
 
 SUMMARY = """Draws images from a run.  Writes one picture (--out=FILE.png; each class is a row), a
 folder of pictures (--out=DIR) or arrays (--out=FILE.npz with images uint8 [N, H, W, C] and labels
@@ -30,53 +29,29 @@ def main(arguments: list[str], _: StopRequest) -> None:
     runs.define_checkpoint(parser)
     parser.text("devices", "device to draw on: auto, cpu or gpu:N", default="auto")
     values = parser.parse(arguments)
-    count, seed = values["num"], values["seed"]
-    if count < 1:
-        raise UsageError(f"--num={count} must be 1 or more.")
-    runs.check_seed(values)
+    if values["num"] < 1:
+        raise UsageError(f"--num={values['num']} must be 1 or more.")
+    api.check_seed(values["seed"])
     out = runs.output_path(values, "generated.png")
-    which = runs.checkpoint_choice(values)
-    run_dir = runs.open_run(values, which)
-    config = run_dir.read_config().replace(devices=values["devices"])
-    classes = _classes(config, run_dir, values["label"], values["labels"])
     if out.suffix not in ("", ".png", ".npz"):
         raise UsageError(
             f"--out={out} is not supported. Use a name ending in .png or .npz, or a folder."
         )
-
+    run = runs.load(values, checkpoint=runs.checkpoint_choice(values))
+    classes = _classes(run, values["label"], values["labels"])
     log_to(Console())
     with imports.quiet():
         # Imported late, because importing TensorFlow takes seconds.
         from trainer.generation.generate import GenerationOptions, generate
 
-    generate(run_dir, config, GenerationOptions(count, classes, seed), out, which)
+    options = GenerationOptions(values["num"], classes, values["seed"])
+    generate(run.run_dir, run.config, options, out, run.checkpoint)
 
 
-def _classes(
-    config: Config, run_dir: RunDir, label: str | None, labels: str | None
-) -> list[int] | None:
-    """The classes to cycle through, or None for a run without."""
+def _classes(run: api.Run, label: str | None, labels: str | None) -> list[int] | None:
+    """Returns the classes to cycle through; None for an unconditional run."""
     if label is not None and labels is not None:
         raise UsageError("--label and --labels both select classes. Use one of them.")
-    wanted = label if label is not None else labels
-    if not config.conditional:
-        if wanted is not None:
-            raise UsageError(
-                f"--label={wanted}: the run in {run_dir.path} is not conditional and cannot draw "
-                "a class; train one with --conditional."
-            )
-        return None
-    names = run_dir.read_dataset().class_names
-    if wanted is None:
-        return list(range(len(names)))
-    return [_class_number(text.strip(), names) for text in wanted.split(",")]
-
-
-def _class_number(text: str, names: tuple[str, ...]) -> int:
-    if text in names:
-        return names.index(text)
-    if text.isdecimal() and int(text) < len(names):
-        return int(text)
-    raise UsageError(
-        f"--label={text!r} is no class of this run: 0 to {len(names) - 1}, or {', '.join(names)}."
-    )
+    if label is not None:
+        return run.classes(label, "--label")
+    return run.classes(labels.split(",") if labels is not None else None)

@@ -5,16 +5,16 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from trainer import api
 from trainer.commands.flags import config_flags, settings_help
 from trainer.commands.flags.command_line import CommandLine
 from trainer.config import Config
 from trainer.data import sources
-from trainer.errors import SignalledError
-from trainer.machine import cluster, imports
+from trainer.machine import cluster
 from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
+from trainer.reporting.control import Control
 from trainer.storage.address import is_bucket
-from trainer.storage.location import RunLocation
 from trainer.storage.stored_config import read_stored_config
 
 log = logging.getLogger(__name__)
@@ -25,14 +25,12 @@ SUMMARY = "Trains a recipe on a data set.  Running the same command again resume
 def main(arguments: list[str], stop_requested: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
     values = _command_line().parse(arguments, settings_help.help_details)
-    config, is_resumed = _resolve(values)
+    config = _resolve(values)
     requested = {name for name, value in values.items() if value is not None}
     if values["dry_run"]:
         sources.check(config, requested)
         print(config.to_json(), end="")
         return
-    location = RunLocation(config)
-
     machines = cluster.find_cluster(config.workers, values["worker_index"], os.environ)
     stop_requested.allow_graceful_stop()
     as_json = config.log_format == "json"
@@ -41,39 +39,17 @@ def main(arguments: list[str], stop_requested: StopRequest) -> None:
     log_to(terminal, {"run": config.run_dir, "worker": worker} if as_json else None)
     for warning in config_flags.warnings_of_replaced_flags(values, config):
         log.warning("%s", warning)
-
-    def reading(share: float, what: str) -> None:
-        if stop_requested():
-            raise SignalledError(
-                "Stopped on request while reading the data. Run the same command again.",
-                stop_requested.exit_code,
-            )
-        terminal.bar(share, what)
-
-    try:
-        # `adapt` checks the batch size: whether a smaller one may be used depends on the flags.
-        data = sources.load(config.replace(batch_size=1), reading)
-    finally:
-        terminal.end_bar()
-    config = sources.adapt(config, data, requested, is_resumed=is_resumed)
-    with imports.quiet():
-        from trainer.train import (  # late: TensorFlow takes seconds to import
-            Control,
-            StartOptions,
-            train,
-        )
-
-    train(
+    api.train(
         config,
-        data,
-        Control(
-            terminal=terminal, stop_requested=stop_requested, secs_left=stop_requested.secs_left
+        fresh=values["fresh"],
+        accept_changed_data=values["accept_changed_data"],
+        control=Control(
+            terminal=terminal,
+            stop_requested=stop_requested,
+            secs_left=stop_requested.secs_left,
+            worker_index=values["worker_index"],
         ),
-        options=StartOptions(
-            fresh=values["fresh"], accept_changed_data=values["accept_changed_data"]
-        ),
-        cluster=machines,
-        location=location,
+        requested=requested,
     )
 
 
@@ -100,16 +76,12 @@ def _command_line() -> CommandLine:
     return parser
 
 
-def _resolve(values: Mapping[str, Any]) -> tuple[Config, bool]:
-    """Returns the configuration that the flags and an existing run select, and if there is one."""
-    is_resumed = False
+def _resolve(values: Mapping[str, Any]) -> Config:
+    """Returns the configuration that the flags, and the run that they resume, select."""
 
     def stored_config(run_dir: str) -> Config | None:
-        nonlocal is_resumed
         if values["fresh"] or (values["dry_run"] and is_bucket(run_dir)):
             return None
-        stored = read_stored_config(run_dir)
-        is_resumed = stored is not None
-        return stored
+        return read_stored_config(run_dir)
 
-    return config_flags.config_from_flags(values, stored_config=stored_config), is_resumed
+    return config_flags.config_from_flags(values, stored_config=stored_config)

@@ -45,7 +45,7 @@ def evaluate(
     options: EvaluationOptions,
     which: str = "",
     out: Path | None = None,
-) -> None:
+) -> Record:
     """Evaluates checkpoints of a run; writes evaluation.json and the folder evaluation/.
 
     Args:
@@ -57,6 +57,9 @@ def evaluate(
       which: "best", "latest", a step, "all", or "" for the best if the run has one, else the
         latest.
       out: folder to write to; the run directory by default.
+
+    Returns:
+      The metrics of the checkpoint, or of the best one, and how they were measured.
 
     Raises:
       TrainerError: if the checkpoint cannot be loaded, the requested features are not available,
@@ -88,6 +91,7 @@ def evaluate(
         if which != "all":
             gallery.draw(results, config, data, generator, evaluator, result)
     log_records(results, records, best)
+    return best
 
 
 def load_checkpoints(

@@ -38,6 +38,33 @@ class GenerationOptions:
     seed: int
 
 
+def draw(
+    run_dir: RunDir, config: Config, options: GenerationOptions, which: str = ""
+) -> tuple[np.ndarray, np.ndarray | None, Path]:
+    """Draws images from a checkpoint of a run.
+
+    Args:
+      run_dir: the run directory.
+      config: the configuration of the run, with the device to draw on.
+      options: the images to draw.
+      which: the checkpoint, as for `selection.load`.
+
+    Returns:
+      The images uint8 [N, H, W, C], their classes [N] int32 or None for an unconditional run, and
+      the path of the checkpoint.
+
+    Raises:
+      TrainerError: if the checkpoint cannot be loaded.
+    """
+    replicas.create_replicas(config)
+    generator, source = load_generator(run_dir, config, which)
+    labels = None
+    if options.classes is not None:
+        labels = np.fromiter(itertools.cycle(options.classes), np.int32, options.count)
+    batches = Sampler(config, generator).draw(options.count, options.seed, labels)
+    return np.concatenate(list(batches)), labels, source
+
+
 def generate(
     run_dir: RunDir, config: Config, options: GenerationOptions, out: Path, which: str = ""
 ) -> None:
@@ -53,20 +80,14 @@ def generate(
     Raises:
       TrainerError: if the checkpoint cannot be loaded, or `out` cannot be written.
     """
-    replicas.create_replicas(config)
-    generator, source = load_generator(run_dir, config, which)
-    count, classes = options.count, options.classes
-    labels = None
-    if classes is not None:
-        labels = np.fromiter(itertools.cycle(classes), np.int32, count)
-    images = np.concatenate(list(Sampler(config, generator).draw(count, options.seed, labels)))
+    images, labels, source = draw(run_dir, config, options, which)
     try:
-        write_images(out, images, labels, classes)
+        write_images(out, images, labels, options.classes)
     except OSError as error:
         raise UsageError(
             f"--out={out} cannot be written ({error.strerror}). Choose another path."
         ) from None
-    log.info("Drew %d images from %s and wrote them to %s", count, source, out)
+    log.info("Drew %d images from %s and wrote them to %s", options.count, source, out)
 
 
 def load_generator(run_dir: RunDir, config: Config, which: str = "") -> tuple[keras.Model, Path]:

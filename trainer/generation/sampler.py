@@ -11,13 +11,13 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from trainer import randomness
 from trainer.config import Config
 from trainer.data.file_stores import printable
 from trainer.data.images import ImageSet
 from trainer.files.atomic import replacing
 from trainer.machine.replicas import Replicas
-from trainer.randomness import Draws
+from trainer.models import randomness
+from trainer.models.randomness import Draws
 
 log = logging.getLogger(__name__)
 

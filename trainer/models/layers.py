@@ -6,10 +6,9 @@ from typing import Any, TypeAlias
 import keras
 import tensorflow as tf
 
-from trainer import randomness
 from trainer.config import Config
 from trainer.config.dataset import ImageShape
-from trainer.models import convolutions, kernels, norms
+from trainer.models import convolutions, kernels, norms, randomness
 from trainer.models.convolutions import register
 
 Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor

@@ -2,11 +2,11 @@
 
 import keras
 
-from trainer import randomness, recipes
+from trainer import recipes
 from trainer.config import Config
 from trainer.config.dataset import ImageShape
 from trainer.errors import TrainerError, UsageError
-from trainer.models import norms
+from trainer.models import norms, randomness
 from trainer.recipes import files
 
 

@@ -17,10 +17,14 @@ class Console:
     """Writes lines and, on a terminal, a progress bar below them."""
 
     def __init__(self, stream: TextIO | None = None, *, plain: bool = False) -> None:
-        """Writes to `stream`, stdout by default; `plain` disables the bar."""
-        self._stream = stream or sys.stdout
+        """Writes to `stream`, by default to what is stdout then; `plain` disables the bar."""
+        self._given_stream = stream
         self.has_bar = self._stream.isatty() and not plain
         self._bar = ""
+
+    @property
+    def _stream(self) -> TextIO:
+        return self._given_stream or sys.stdout
 
     def line(self, text: str) -> None:
         """Writes a line above the bar."""

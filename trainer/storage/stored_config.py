@@ -1,8 +1,10 @@
-"""Reads the configuration of a run before it is resumed, from a disk or from a bucket."""
+"""Finds the configuration of the run that a start resumes, on a disk or in a bucket."""
 
+import os
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer.config import Config
 from trainer.errors import CheckpointError, UsageError
@@ -13,6 +15,12 @@ from trainer.storage.address import Address, is_bucket
 
 if TYPE_CHECKING:
     from trainer.storage.bucket import Bucket
+
+VERTEX = {  # environment variables by which Vertex AI names the output locations of a job
+    "run_dir": "AIP_CHECKPOINT_DIR",
+    "tensorboard_dir": "AIP_TENSORBOARD_LOG_DIR",
+    "model_dir": "AIP_MODEL_DIR",
+}
 
 
 def read_stored_config(run_dir: str) -> Config | None:
@@ -66,3 +74,43 @@ def _read(run_dir: RunDir, bucket: "Bucket | None" = None) -> Config | None:
     if config.precision == "auto" and selected in ("float32", "bfloat16", "float16"):
         return config.replace(precision=selected)
     return config
+
+
+def add_environment(
+    given: Mapping[str, Any],
+    environment: Mapping[str, str] = os.environ,
+    stored_config: Callable[[str], Config | None] = read_stored_config,
+) -> tuple[dict[str, Any], Config | None]:
+    """Adds what the environment sets, and finds the run that is resumed.
+
+    The run directory is by default runs/RECIPE-DATASET.
+
+    Args:
+      given: settings that the user gives.
+      environment: environment variables.
+      stored_config: returns the configuration of the run in a run directory, if there is one.
+
+    Returns:
+      The settings, and the configuration of the run in the run directory, if there is one.
+    """
+    settings = dict(given)
+    if data_dir := environment.get("TRAINER_DATA_DIR"):
+        settings.setdefault("data_dir", os.path.expanduser(data_dir))
+    for name, variable in VERTEX.items():
+        if settings.get(name) is None and environment.get(variable):
+            settings[name] = environment[variable].rstrip("/")
+    if not settings.get("run_dir"):
+        recipe = files.stem(settings.get("recipe", "dcgan"))
+        name = f"{recipe}-{_short_name(settings.get('dataset', 'digits'))}"
+        settings["run_dir"] = os.path.join("runs", name)
+    stored = stored_config(settings["run_dir"])
+    if stored is not None and os.path.expanduser(stored.dataset) == settings.get("dataset"):
+        settings["dataset"] = stored.dataset  # version 0.1 kept the ~ of a path
+    return settings, stored
+
+
+def _short_name(dataset: str) -> str:
+    """Returns the name of a data set, or the last part of its path."""
+    last = os.path.basename(os.path.abspath(os.path.expanduser(dataset)))
+    stem, suffix = os.path.splitext(last)
+    return stem if suffix.lower() in (".zip", ".npz") else last

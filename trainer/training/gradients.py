@@ -8,10 +8,10 @@ import dataclasses
 
 import tensorflow as tf
 
-from trainer import randomness
 from trainer.config import Config
+from trainer.models import randomness
 from trainer.models.objective import OBJECTIVES, Loss, gradient_penalty, share_real, towards
-from trainer.randomness import Draws
+from trainer.models.randomness import Draws
 from trainer.training.state import TrainState
 
 PENALTY_SCALE = 1024.0  # scales the inner gradient of a penalty in half precision

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.machine.replicas import replica_index
-from trainer.randomness import Draws
+from trainer.models.randomness import Draws
 from trainer.training.gradients import MicroBatch
 from trainer.training.state import TrainState
 from trainer.training.updates import Updater

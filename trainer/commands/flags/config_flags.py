@@ -14,20 +14,13 @@ from trainer.data.sources import SOURCES
 from trainer.errors import UsageError, one_of
 from trainer.metrics.registry import METRICS
 from trainer.models.objective import OBJECTIVES
-from trainer.recipes import files
+from trainer.storage.stored_config import add_environment
 
 LENGTHS = {
     "steps": "length of training in steps (generator updates)",
     "epochs": "length of training in passes over the data set",
     "kimg": "length of training in thousands of images",
 }
-
-VERTEX = {  # environment variables by which Vertex AI names the output locations of a job
-    "run_dir": "AIP_CHECKPOINT_DIR",
-    "tensorboard_dir": "AIP_TENSORBOARD_LOG_DIR",
-    "model_dir": "AIP_MODEL_DIR",
-}
-
 
 # Settings whose values are entries of tables above the configuration, or also PATHS.
 PATHS = ("recipe", "networks", "dataset")
@@ -117,18 +110,7 @@ def config_from_flags(
         )
     if lengths:
         given["length"] = Duration(values[lengths[0]], lengths[0])
-    if data_dir := environment.get("TRAINER_DATA_DIR"):
-        given.setdefault("data_dir", os.path.expanduser(data_dir))
-    for name, variable in VERTEX.items():
-        if values.get(name) is None and environment.get(variable):
-            given[name] = environment[variable].rstrip("/")
-    if not given.get("run_dir"):
-        recipe = files.stem(given.get("recipe", "dcgan"))
-        name = f"{recipe}-{_short_name(given.get('dataset', 'digits'))}"
-        given["run_dir"] = os.path.join("runs", name)
-    stored = stored_config(given["run_dir"])
-    if stored is not None and os.path.expanduser(stored.dataset) == given.get("dataset"):
-        given["dataset"] = stored.dataset  # version 0.1 kept the ~ of a path
+    given, stored = add_environment(given, environment, stored_config)
     config = recipes.resolve(given, stored)
     if old := _replaced_flags(values):
         both = sorted(given.keys() & {replacement.new for replacement in old})
@@ -167,10 +149,3 @@ def _replaced_flags(values: Mapping[str, Any]) -> dict[Replacement, list[str]]:
 
 def _names(old: Mapping[Replacement, list[str]]) -> str:
     return " and ".join(f"--{name}" for names in old.values() for name in names)
-
-
-def _short_name(dataset: str) -> str:
-    """Returns the name of a data set, or the last part of its path."""
-    last = os.path.basename(os.path.abspath(os.path.expanduser(dataset)))
-    stem, suffix = os.path.splitext(last)
-    return stem if suffix.lower() in (".zip", ".npz") else last

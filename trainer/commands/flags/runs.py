@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer import api
 from trainer.commands.flags.command_line import CommandLine
 from trainer.errors import UsageError
 from trainer.run_dir.directory import RunDir
@@ -40,6 +41,19 @@ def open_run(values: Mapping[str, Any], which: str | None = "") -> RunDir:
     return RunDir(download_run(run_dir_flag(values), which=which))
 
 
+def load(values: Mapping[str, Any], **options: str) -> api.Run:
+    """Returns the run that --run_dir names, on the devices of --devices.
+
+    Args:
+      values: the values of the flags.
+      **options: as for `api.load`.
+
+    Raises:
+      TrainerError: if it is missing or cannot be read.
+    """
+    return api.load(run_dir_flag(values), devices=values["devices"], **options)
+
+
 def output_path(values: Mapping[str, Any], default: str) -> Path:
     """Returns the path of --out, or its default in the run directory.
 
@@ -74,9 +88,3 @@ def checkpoint_choice(values: Mapping[str, Any], more: str = "") -> str:
     if which and which not in known and not which.isdecimal():
         raise UsageError(f"--checkpoint={which} is not valid. Use {', '.join(known)}, or a step.")
     return which
-
-
-def check_seed(values: Mapping[str, Any]) -> None:
-    """Raises a UsageError unless --seed is a valid seed."""
-    if not 0 <= values["seed"] < 2**31:
-        raise UsageError(f"--seed={values['seed']} must be from 0 to {2**31 - 1}.")

@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,7 +24,7 @@ from trainer.machine.replicas import Replicas, create_replicas
 from trainer.machine.signals import TimeLimit
 from trainer.models.plain import plain
 from trainer.recipes import files
-from trainer.reporting.console import Console
+from trainer.reporting.control import Control
 from trainer.reporting.heartbeat import Heartbeat
 from trainer.reporting.prometheus import Telemetry
 from trainer.run_dir import provenance
@@ -42,23 +40,6 @@ from trainer.training.run import Run
 from trainer.training.state import TrainState, create_state
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Control:
-    """How a process is controlled.
-
-    Attributes:
-      terminal: the console that shows the progress.
-      stop_requested: returns whether to save a checkpoint and stop.
-      secs_left: returns the seconds until the process is killed.
-      clock: returns monotonic seconds, for --max_hours.
-    """
-
-    terminal: Console
-    stop_requested: Callable[[], bool] = lambda: False
-    secs_left: Callable[[], float] = lambda: math.inf
-    clock: Callable[[], float] = time.monotonic
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,337 @@
+"""The interface for Python programs, which the commands use, too.
+
+    import trainer
+
+    run = trainer.train(recipe="dcgan", dataset="digits", kimg=10, run_dir="runs/first")
+    images = run.sample(num=16, labels=[3, 8], seed=1)
+    print(run.evaluate(num_samples=1000)["fid"])
+    run.export("first-export")
+
+Errors are exceptions (`trainer.errors.TrainerError`) with the texts that the commands print.
+Importing this module does not import TensorFlow.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer import recipes
+from trainer.config import Config
+from trainer.config.operation_settings import FEATURES
+from trainer.config.settings import UNITS, Duration
+from trainer.data import sources
+from trainer.errors import UsageError, one_of
+from trainer.machine import cluster, imports
+from trainer.machine.signals import TimeLimit
+from trainer.reporting.console import Console, log_to
+from trainer.reporting.control import Control
+from trainer.run_dir.directory import RunDir
+from trainer.storage.location import RunLocation, download_run, upload_outputs
+from trainer.storage.stored_config import add_environment, read_stored_config
+
+MIN_SAMPLES = 100  # of an evaluation
+Labels = int | str | Sequence[int | str]
+
+
+def configure(*, fresh: bool = False, **settings: Any) -> Config:
+    """Returns the configuration of a new run, or of the run that is resumed.
+
+    Args:
+      fresh: whether to ignore a run that exists in the run directory.
+      **settings: settings by the names of their flags, such as recipe="cgan" or batch_size=32.
+        The length is kimg=N, epochs=N or steps=N; other intervals are given in kimg, as
+        `sample_every=5`.  Settings that are not given take the values of the recipe, or of the
+        run in the run directory.
+
+    Raises:
+      UsageError: for a setting that does not exist or is out of range.
+    """
+    given = dict(settings)
+    lengths = [unit for unit in UNITS if unit in given]
+    if len(lengths) > 1:
+        raise UsageError(f"{' and '.join(lengths)} both set the length of training. Use one.")
+    for unit in lengths:
+        given["length"] = Duration(given.pop(unit), unit)
+    for name in ("sample_every", "checkpoint_every", "evaluate_every"):
+        if isinstance(given.get(name), (int, float)):
+            given[name] = Duration(given[name], "kimg")
+    stored = (lambda run_dir: None) if fresh else read_stored_config
+    return recipes.resolve(*add_environment(given, stored_config=stored))
+
+
+def train(
+    config: Config | None = None,
+    *,
+    fresh: bool = False,
+    accept_changed_data: bool = False,
+    control: Control | None = None,
+    requested: Collection[str] | None = None,
+    **settings: Any,
+) -> "Run":
+    """Trains a run to its end, or resumes it.
+
+    Args:
+      config: the configuration; by default `configure(**settings)`.
+      fresh: whether to rename an existing run directory and start a new run.
+      accept_changed_data: whether to resume with changed images.
+      control: the console, and when to stop; by default progress is printed and the run trains
+        to its end.
+      requested: names of the settings that were given; by default those of `config` that differ
+        from the recipe's.
+      **settings: as for `configure`, if `config` is None.
+
+    Returns:
+      The run.
+
+    Raises:
+      TrainerError: if the run cannot start or continue; a StoppedError after an early stop.
+    """
+    if config is None:
+        config = configure(fresh=fresh, **settings)
+        requested = set(settings)
+    elif settings:
+        raise UsageError(f"Give a configuration or settings, not both ({', '.join(settings)}).")
+    if control is None:
+        control = Control(terminal=Console())
+        log_to(control.terminal)
+    location = RunLocation(config)
+    workers = cluster.find_cluster(config.workers, control.worker_index, os.environ)
+    is_resumed = not fresh and read_stored_config(config.run_dir) is not None
+    if requested is None:
+        requested = _differences(config)
+    # `adapt` checks the batch size: whether a smaller one may be used depends on `requested`.
+    data = _load_data(config, control)
+    config = sources.adapt(config, data, requested, is_resumed=is_resumed)
+    with imports.quiet():
+        from trainer import assembly  # late: importing TensorFlow takes seconds
+
+    assembly.train(
+        config,
+        data,
+        control,
+        options=assembly.StartOptions(fresh=fresh, accept_changed_data=accept_changed_data),
+        cluster=workers,
+        location=location,
+    )
+    return Run(config.run_dir, devices=config.devices)
+
+
+def load(
+    run_dir: str | os.PathLike[str],
+    *,
+    checkpoint: str = "",
+    devices: str = "auto",
+    data_dir: str = "",
+    split: str = "",
+) -> "Run":
+    """Returns a run to sample from, to evaluate or to export.
+
+    Args:
+      run_dir: the run directory, or gs://BUCKET/PATH, which is copied to this machine.
+      checkpoint: "best", "latest", a step, or "" for the best if the run kept one, otherwise the
+        latest; for evaluations also "all".
+      devices: devices to compute on, as of --devices.
+      data_dir: folder of the data sets; by default that of the run, or $TRAINER_DATA_DIR.
+      split: split of the real images of an evaluation; by default that of the run.
+
+    Raises:
+      TrainerError: if there is no such run, or it cannot be read.
+    """
+    run = Run(os.fspath(run_dir), checkpoint, devices, data_dir, split)
+    _ = run.config  # raises the errors
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that was trained.
+
+    Attributes:
+      name: its directory as it was given.
+      checkpoint, devices, data_dir, split: as of `load`.
+    """
+
+    name: str
+    checkpoint: str = ""
+    devices: str = "auto"
+    data_dir: str = ""
+    split: str = ""
+
+    @functools.cached_property
+    def run_dir(self) -> RunDir:
+        """Its files on this machine.  A run in a bucket is copied at first use."""
+        return RunDir(download_run(self.name, which=self.checkpoint))
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """Its configuration, with the devices, the data and the split to use."""
+        config = self.run_dir.read_config().replace(devices=self.devices)
+        if self.split:
+            config = config.replace(split=self.split)
+        data_dir = self.data_dir or os.path.expanduser(os.environ.get("TRAINER_DATA_DIR", ""))
+        if self.data_dir or (data_dir and not os.path.isdir(config.data_dir)):
+            config = config.replace(data_dir=data_dir)
+        return config
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes of its data set; empty without labels."""
+        return self.run_dir.read_dataset().class_names
+
+    def sample(self, num: int = 64, labels: Labels | None = None, seed: int = 0) -> np.ndarray:
+        """Draws images.
+
+        Args:
+          num: number of images.
+          labels: classes to cycle through, by number or name; all by default.
+          seed: seed of the latent vectors.
+
+        Returns:
+          Images uint8 [num, H, W, C].
+
+        Raises:
+          UsageError: if a label is not a class of the run.
+          TrainerError: if the checkpoint cannot be loaded.
+        """
+        if num < 1:
+            raise UsageError(f"--num={num} must be 1 or more.")
+        check_seed(seed)
+        classes = self.classes(labels)
+        with imports.quiet():
+            from trainer.generation import generate  # late: importing TensorFlow takes seconds
+
+        options = generate.GenerationOptions(num, classes, seed)
+        return generate.draw(self.run_dir, self.config, options, self.checkpoint)[0]
+
+    def evaluate(
+        self,
+        num_samples: int = 10000,
+        features: str = "auto",
+        inception_path: str = "",
+        seed: int = 0,
+        out: str | os.PathLike[str] | None = None,
+    ) -> dict[str, Any]:
+        """Measures the image quality, and writes evaluation.json and evaluation/.
+
+        Args:
+          num_samples: number of images to draw.
+          features: "classifier", "inception" or "auto" (inception if its file is given).
+          inception_path: file of the Inception network; may be gs://BUCKET/PATH.
+          seed: seed of the latent vectors.
+          out: folder for the results; by default the run directory.
+
+        Returns:
+          The metrics by name, and how they were measured; of the best checkpoint if `checkpoint`
+          is "all".
+
+        Raises:
+          TrainerError: if the run cannot be evaluated.
+        """
+        one_of("--features", features, FEATURES)
+        if num_samples < MIN_SAMPLES:
+            raise UsageError(
+                f"--num_samples={num_samples} is too small. Use {MIN_SAMPLES} or more."
+            )
+        check_seed(seed)
+        data = _load_data(self.config, Control(terminal=Console()))
+        with imports.quiet():
+            # Late: importing TensorFlow takes seconds.
+            from trainer.evaluation.evaluator import EvaluationOptions
+            from trainer.evaluation.finished_run import evaluate
+
+        options = EvaluationOptions(
+            features=features, inception_path=inception_path, num_samples=num_samples, seed=seed
+        )
+        folder = None if out is None else Path(out)
+        record = evaluate(self.run_dir, self.config, data, options, self.checkpoint, folder)
+        if out is None:
+            written = (self.run_dir.evaluation.name, self.run_dir.evaluation_pictures.name)
+            upload_outputs(self.name, self.run_dir.path, written)
+        return record
+
+    def export(self, out: str | os.PathLike[str]) -> Path:
+        """Exports the generator for use without this package.
+
+        Args:
+          out: the folder for generator.keras and saved_model/.
+
+        Returns:
+          The folder.
+
+        Raises:
+          TrainerError: if a file cannot be written, or does not draw the same images as the run.
+        """
+        with imports.quiet():
+            from trainer.generation.export import export  # late: importing TensorFlow takes seconds
+
+        export(self.run_dir, self.config, Path(out), self.checkpoint)
+        return Path(out)
+
+    def classes(self, labels: Labels | None, flag: str = "--labels") -> list[int] | None:
+        """Returns the numbers of classes to cycle through; None for an unconditional run.
+
+        Args:
+          labels: classes by number or name; None for all.
+          flag: how messages name the labels.
+
+        Raises:
+          UsageError: if a label is not a class of the run.
+        """
+        if not self.config.conditional:
+            if labels is not None:
+                raise UsageError(
+                    f"{flag}={labels}: the run in {self.run_dir.path} is not conditional and "
+                    "cannot draw a class. Train one with --conditional."
+                )
+            return None
+        names = self.class_names
+        if labels is None:
+            return list(range(len(names)))
+        wanted = [labels] if isinstance(labels, (int, str)) else labels
+        return [_class_number(label, names, flag) for label in wanted]
+
+
+def check_seed(seed: int) -> None:
+    """Raises a UsageError unless `seed` is a valid seed."""
+    if not 0 <= seed < 2**31:
+        raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
+
+
+def _class_number(label: int | str, names: tuple[str, ...], flag: str) -> int:
+    text = str(label).strip()
+    if text in names:
+        return names.index(text)
+    if text.isdecimal() and int(text) < len(names):
+        return int(text)
+    numbers = tuple(str(number) for number in range(len(names)))
+    named = "" if names == numbers else f" ({', '.join(names)})"
+    raise UsageError(
+        f"{flag}={text!r} is not a class of this run. Its classes are 0 to {len(names) - 1}{named}."
+    )
+
+
+def _differences(config: Config) -> set[str]:
+    """Returns the names of the settings that differ from those of the recipe."""
+    selection = dict(recipe=config.recipe, networks=config.networks, dataset=config.dataset)
+    default: Mapping[str, Any] = recipes.resolve(selection).as_dict()
+    return {name for name, value in config.as_dict().items() if value != default[name]}
+
+
+def _load_data(config: Config, control: Control) -> sources.ImageSet:
+    """Loads the images of a run, with a progress bar."""
+    stop = TimeLimit(0.0, control.stop_requested)
+
+    def report(share: float, what: str) -> None:
+        if stop():
+            raise stop.error("while reading the data. Run the same command again.")
+        control.terminal.bar(share, what)
+
+    try:
+        return sources.load(config.replace(batch_size=1), report)
+    finally:
+        control.terminal.end_bar()
