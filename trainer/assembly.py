@@ -135,7 +135,7 @@ def train(
             raise
         if opened.run_dir is not None:
             _finish(config, state, opened.run_dir)
-            run_messages.end(opened.run_dir)
+            run_messages.end(config, opened.run_dir, run.last_step)
             run.outputs.evaluations.log_best()
         replicas.barrier()  # a worker that left early would end the chief, which still writes
 

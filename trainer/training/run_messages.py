@@ -1,6 +1,7 @@
 """Log messages at the start and at the end of a run."""
 
 import logging
+import shlex
 
 from trainer.config import Config
 from trainer.data.images import ImageSet
@@ -60,8 +61,8 @@ def start(
     log.info("Run directory: %s", config.run_dir)
 
 
-def end(run_dir: RunDir) -> None:
-    """Logs the paths of what the run has written."""
+def end(config: Config, run_dir: RunDir, last_step: int) -> None:
+    """Logs the paths of what the run has written, and commands to go on with."""
     paths = frames(run_dir.samples)
     for what, path in (
         ("Samples", paths[-1]),
@@ -73,3 +74,11 @@ def end(run_dir: RunDir) -> None:
         ("TensorBoard", run_dir.tensorboard),
     ):
         log.info("%-16s%s", what, path)
+    longer = 2 * last_step * config.batch_size / 1000
+    run = f"--run_dir={shlex.quote(config.run_dir)}"
+    for what, command in (
+        ("Draw images", f"generate {run} --num=100 --out=grid.png"),
+        ("Measure quality", f"evaluate {run}"),
+        ("Train longer", f"train {run} --kimg={longer:g}"),
+    ):
+        log.info("%-16spython -m trainer %s", what, command)
