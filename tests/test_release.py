@@ -161,6 +161,7 @@ def test_an_installed_package_trains_and_generates(tmp_path, wheel, rebuilt, bui
     found = call(python, "-c", "import trainer; print(trainer.__file__)", cwd=elsewhere)
     assert Path(found.strip()).is_relative_to(site)
     program = environment / "bin" / "gan-trainer"
+    assert call(program, "--version", cwd=elsewhere).strip() == f"gan-trainer {__version__}"
     flags = ["--devices=cpu", "--steps=3", "--batch_size=8", "--sample_grid=2"]
     call(program, "train", "--run_dir=run", "--recipe=mlp", *flags, cwd=elsewhere)
     provenance = json.loads((elsewhere / "run" / "provenance.json").read_text())
