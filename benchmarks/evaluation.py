@@ -1,9 +1,9 @@
-"""Measures the time and peak memory of each metric in a process of its own.
+"""Measures the time and peak memory of each metric in a separate process.
 
     python -m benchmarks.evaluation [--samples=10000,50000] [--widths=128,2048]
 
-The features are random, with as many real images as samples. A width of 128 is that of the
-data set's own classifier, and 2,048 is that of Inception.
+The features are random, and there are as many real images as samples. Features of the data set's
+own classifier have a width of 128 and those of Inception have a width of 2,048.
 """
 
 from collections.abc import Callable

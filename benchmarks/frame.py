@@ -2,10 +2,11 @@
 
     python -m benchmarks.frame [--recipes=dcgan,mlp] [--kimg=20] [--rounds=7] [--secs=10]
 
-Set --secs to about the time that the trainer takes for --kimg, so that all turns take equally
-long. The trainer draws samples, saves checkpoints and writes summaries at its default
-intervals; shares are percentages of its wall time. `frame_%` is the speed lost to the bare
-updates in the median turn. `loses_%` is that lost over all turns, including all periodic work.
+Set --secs to about the time that the trainer takes for --kimg, so that all programs are measured
+equally long. The trainer draws samples, saves checkpoints and writes summaries at its default
+intervals. `frame_%` is how much slower the trainer is than the bare updates in the median round,
+and `loses_%` is the same over all rounds, including all periodic work. The other columns with %
+are shares of the trainer's wall time.
 """
 
 import statistics
@@ -19,8 +20,8 @@ from benchmarks.harness import Case, Measured
 PERIODIC = ("samples", "evaluations", "saves", "summaries")
 
 
-def watching(recipe: str) -> float:
-    """Returns the seconds that one check for values that are not finite takes on its own."""
+def divergence_check(recipe: str) -> float:
+    """Returns the seconds that one check for values that are not finite takes."""
     import numpy as np
     import tensorflow as tf
 
@@ -61,7 +62,7 @@ def row(recipe: str, kimg: float, rounds: int, secs: float, folder: str) -> dict
         if measured.error:
             raise RuntimeError(f"{name}: {measured.error}")
     trainer, bare = found["trainer"], found["bare"]
-    checks = harness.alone("benchmarks.frame:watching", recipe=recipe)
+    checks = harness.alone("benchmarks.frame:divergence_check", recipe=recipe)
     return {
         "recipe": recipe,
         **{name: measured.rate for name, measured in found.items()},
@@ -74,7 +75,7 @@ def row(recipe: str, kimg: float, rounds: int, secs: float, folder: str) -> dict
 
 
 def _mean(measured: Measured) -> float:
-    """Returns images per second over all turns, which all train on as many images."""
+    """Returns images per second over all rounds, which all train on equally many images."""
     return statistics.harmonic_mean(measured.rates)
 
 
@@ -94,7 +95,7 @@ def main() -> None:
         "--kimg",
         type=float,
         default=20.0,
-        help="thousands of images that the trainer processes per turn",
+        help="thousands of images that the trainer processes per round",
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Checks a GPU's drivers, kernels, recipes and arithmetic, each part in a process of its own.
+"""Checks a GPU's drivers, kernels, recipes and arithmetic, each part in a separate process.
 
     python -m benchmarks.gpu [PART ...] [--devices=gpu:0] [--recipes=dcgan,cgan]
 
@@ -132,7 +132,7 @@ def check_recipes(devices: str, recipes: Sequence[str]) -> Iterator[Row]:
             }
 
 
-def check_same_on_all_workers(devices: str, recipes: Sequence[str]) -> Iterator[Row]:
+def check_same(devices: str, recipes: Sequence[str]) -> Iterator[Row]:
     """Yields the metrics of four float32 steps, without TensorFloat-32."""
     import tensorflow as tf
 
@@ -149,13 +149,13 @@ def check_same_on_all_workers(devices: str, recipes: Sequence[str]) -> Iterator[
 
 
 def check_two(devices: str, recipes: Sequence[str]) -> Iterator[Row]:
-    """Yields the metrics of `check_same_on_all_workers` on two replicas.
+    """Yields the metrics of `check_same` on two replicas.
 
     Two logical GPUs of one card take the path of several GPUs, except for NCCL, which
     needs a card for each replica.
     """
     if not is_gpu(devices):
-        yield from check_same_on_all_workers("cpu:2", recipes)
+        yield from check_same("cpu:2", recipes)
         return
     import tensorflow as tf
 
@@ -166,8 +166,8 @@ def check_two(devices: str, recipes: Sequence[str]) -> Iterator[Row]:
     tf.config.set_visible_devices([gpu], "GPU")
     limited = tf.config.LogicalDeviceConfiguration(memory_limit=LOGICAL_GPU_MIB)
     tf.config.set_logical_device_configuration(gpu, [limited] * 2)
-    with mock.patch.object(visible, "choose", return_value=["GPU:0", "GPU:1"]):
-        yield from check_same_on_all_workers(devices, recipes)
+    with mock.patch.object(visible, "select_devices", return_value=["GPU:0", "GPU:1"]):
+        yield from check_same(devices, recipes)
 
 
 def check_repeat(devices: str, recipes: Sequence[str]) -> Iterator[Row]:
@@ -212,7 +212,7 @@ CHECKS = {
     "devices": check_devices,
     "kernels": check_kernels,
     "recipes": check_recipes,
-    "same": check_same_on_all_workers,
+    "same": check_same,
     "two": check_two,
     "repeat": check_repeat,
     "whole": check_whole,

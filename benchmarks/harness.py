@@ -1,7 +1,7 @@
-"""Measures cases side by side: each in a process of its own, in turns, compared as ratios.
+"""Measures cases alternately, each in a separate process, and compares them as ratios.
 
-A machine's speed varies more from minute to minute than a change of the code makes it vary,
-so results are compared only within a run, round by round.
+The speed of a machine varies more from minute to minute than most changes of the code affect it,
+so results are compared only within the rounds of one call.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A case, which is measured in a process of its own.
+    """A case, which is measured in a separate process.
 
     Attributes:
       name: name in the table.
@@ -80,7 +80,7 @@ class Measured:
 
 
 def measure(cases: Sequence[Case], *, rounds: int = 7, secs: float = 2.0) -> dict[str, Measured]:
-    """Measures cases in turns, for `rounds` rounds of about `secs` seconds per case."""
+    """Measures cases alternately, in `rounds` rounds of about `secs` seconds per case."""
     context = multiprocessing.get_context("spawn")
     pipes, failed = {}, {}
     for case in cases:
@@ -89,9 +89,9 @@ def measure(cases: Sequence[Case], *, rounds: int = 7, secs: float = 2.0) -> dic
         far_end.close()
         pipes[case.name] = pipe
         # Wait for each case, so that no two compile at the same time.
-        answer = _answer(pipe)
-        if isinstance(answer, str):
-            failed[case.name] = Measured(error=answer)
+        reply = _receive(pipe)
+        if isinstance(reply, str):
+            failed[case.name] = Measured(error=reply)
             del pipes[case.name]
     times: dict[str, int] = {}
     for name, pipe in pipes.items():
@@ -100,17 +100,17 @@ def measure(cases: Sequence[Case], *, rounds: int = 7, secs: float = 2.0) -> dic
     for _ in range(rounds):
         for name, pipe in pipes.items():
             pipe.send(times[name])
-            taken, units = _answer(pipe)
+            taken, units = _receive(pipe)
             rates[name].append(times[name] * units / taken)
     measured = {}
     for name, pipe in pipes.items():
         pipe.send(0)
-        measured[name] = Measured(tuple(rates[name]), _answer(pipe))
+        measured[name] = Measured(tuple(rates[name]), _receive(pipe))
     return {case.name: (measured | failed)[case.name] for case in cases}
 
 
 def alone(function: str, **options: Any) -> Any:
-    """Calls "module:function" in a process of its own and returns its result.
+    """Calls "module:function" in a separate process and returns its result.
 
     Raises:
       RuntimeError: if the process failed.
@@ -120,11 +120,11 @@ def alone(function: str, **options: Any) -> Any:
     process = context.Process(target=_call, args=(far_end, function, options), daemon=True)
     process.start()
     far_end.close()
-    answer = _answer(pipe)
+    reply = _receive(pipe)
     process.join()
     if process.exitcode:
-        raise RuntimeError(f"{function}: {answer}")
-    return answer
+        raise RuntimeError(f"{function}: {reply}")
+    return reply
 
 
 def _call(pipe: Connection, function: str, options: Mapping[str, Any]) -> None:
@@ -171,13 +171,13 @@ def _times(pipe: Connection, secs: float) -> int:
     count = 1
     while True:
         pipe.send(count)
-        taken, _ = _answer(pipe)
+        taken, _ = _receive(pipe)
         if taken > 0.25 * secs:
             return max(1, round(count * secs / taken))
         count *= 4
 
 
-def _answer(pipe: Connection) -> Any:
+def _receive(pipe: Connection) -> Any:
     try:
         return pipe.recv()
     except EOFError:

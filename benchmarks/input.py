@@ -4,7 +4,7 @@
 
 `distributed` is the pipeline as the trainer uses it, and `bare` is the same tf.data pipeline
 without a strategy. Both are consumed in a tf.function. `waiting_%` is how much longer a step
-takes on the pipeline than on one batch that is already in memory, as the median over turns.
+takes with the pipeline than with one batch that is already in memory, as the median over rounds.
 """
 
 import os
@@ -24,7 +24,7 @@ SIDE = 128  # pixels of the image files, which are decoded to half of it
 
 
 def batches(*, name: str, batch: int, distributed: bool) -> Work:
-    """Returns work that takes batches of a data set in memory within a tf.function."""
+    """Returns work that reads batches of a data set in memory within a tf.function."""
     import tensorflow as tf
 
     from trainer import recipes
@@ -81,7 +81,7 @@ def write_pictures(folder: Path, count: int, suffix: str) -> None:
 
 
 def decode(*, folder: str, cores: int, cache: str) -> dict[str, float]:
-    """Returns images per second of loading a directory: decoded first, then from the cache."""
+    """Returns images per second of loading a directory by decoding its files and from the cache."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     os.environ["XDG_CACHE_HOME"] = cache
     from trainer import recipes
@@ -116,7 +116,7 @@ def from_files(count: int) -> list[dict[str, Any]]:
 
 
 def waiting(*, recipe: str, rounds: int, secs: float) -> dict[str, float]:
-    """Returns how much longer steps take on the pipeline than on one batch, in percent."""
+    """Returns in percent how much longer steps take with the pipeline than with one batch."""
     made = trained.parts(recipe=recipe, count=60_000, **trained.shape_of(recipe))
     piped = made.advance(made.batches())
     same = made.advance(trained.SameBatch(made.batches()))

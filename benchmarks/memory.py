@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory [--steps=2000]
 
-Each measurement is a run of the whole trainer in a process of its own; sizes are those of the
-resident set in GiB. Growth is measured on a small recipe that draws samples and saves often.
+Each measurement is a run of the whole trainer in a separate process; sizes are those of the
+resident set in GiB. Growth is measured with a small recipe that draws samples and saves often.
 """
 
 import collections
@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import harness, trained, whole
 
 SMALL = "mlp-small"
-LOOKS = (50, 500, 2000)  # steps after which memory is reported
+REPORTED_STEPS = (50, 500, 2000)  # steps after which memory is reported
 
 
 def peak(*, recipe: str, run_dir: str) -> dict[str, float]:
@@ -50,7 +50,10 @@ def main() -> None:
 
     parser = harness.parser(__doc__)
     parser.add_argument(
-        "--steps", type=int, default=max(LOOKS), help="steps of the run whose growth is measured"
+        "--steps",
+        type=int,
+        default=max(REPORTED_STEPS),
+        help="steps of the run whose growth is measured",
     )
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -64,7 +67,7 @@ def main() -> None:
         sizes = harness.alone(
             "benchmarks.memory:growth", steps=options.steps, run_dir=f"{folder}/growth"
         )
-    for step in sorted({step for step in (*LOOKS, options.steps) if step in sizes}):
+    for step in sorted({step for step in (*REPORTED_STEPS, options.steps) if step in sizes}):
         rows.append({"run": f"{SMALL} after {step} steps", "resident_gib": sizes[step]})
     harness.report("memory", rows, resident_gib_by_steps=sizes)
 

@@ -1,7 +1,10 @@
-"""Training steps with the fused updates of the trainer's optimizers and with Keras's own.
+"""Compares training steps with the trainer's fused optimizers and with those of Keras.
 
-The trainer's optimizers (trainer/training/optimizers.py) override members of Keras's classes so
-that a variable is updated by one operation.  This benchmark shows what that gains.
+    python -m benchmarks.optimizers [--rounds=7] [--secs=2]
+
+The trainer's optimizers (trainer/training/optimizers.py) update each variable with one operation.
+The columns show by how many percent steps are slower with the updates of Keras: the median over
+rounds and the quartiles.
 """
 
 from typing import Any
@@ -13,7 +16,7 @@ RECIPES = ("mlp-small", "mlp", "dcgan", "dcgan-sigmoid")
 
 
 def gain(*, recipe: str, rounds: int, secs: float) -> dict[str, float]:
-    """Returns by how much Keras's own updates lengthen a step, in percent."""
+    """Returns by how many percent a step is slower with the updates of Keras."""
     from trainer.training import optimizers
 
     def keras_class(fused: Any) -> Any:

@@ -33,7 +33,7 @@ def blurred(images: np.ndarray, radius: float) -> np.ndarray:
     return np.stack([blur(image) for image in images])
 
 
-def spoilt(
+def degraded(
     images: np.ndarray, labels: np.ndarray, training: ImageSet, count: int
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yields degraded test images: the name, the images and the labels assigned to them."""
@@ -75,7 +75,7 @@ def main() -> None:
     chosen = np.random.default_rng(1).permutation(len(test))[:count]
     print(f"{options.dataset}: {count} images, {network.name} {network.digest} {network.details}")
     print(f"{'':26}" + "".join(f"{name[:11]:>12}" for name in COLUMNS))
-    for name, images, labels in spoilt(test.images[chosen], test.labels[chosen], training, count):
+    for name, images, labels in degraded(test.images[chosen], test.labels[chosen], training, count):
         found = extract(network, in_batches(images))
         values = registry.measure(reals.compare(found, labels, found.logits))
         print(f"{name:26}" + "".join(f"{values[column]:12.4g}" for column in COLUMNS), flush=True)

@@ -1,8 +1,8 @@
-"""Measures speed and memory of `dcgan` as one factor grows and the others stay fixed.
+"""Measures the speed and memory of `dcgan` as one factor grows and the others stay fixed.
 
     python -m benchmarks.scaling [--factor=batch] [--rounds=3] [--secs=2]
 
-The cases of a factor are measured in turns. `peak_gib` is the peak of the whole process.
+The cases of a factor are measured alternately. `peak_gib` is the peak of the whole process.
 """
 
 from typing import Any

@@ -23,7 +23,7 @@ from benchmarks import harness
 RUN = ("--recipe=dcgan", "--dataset=digits", "--devices=cpu", "--log_every_secs=0")
 
 
-def answered(*arguments: str) -> float:
+def command_secs(*arguments: str) -> float:
     """Returns the seconds until a command ends."""
     command = [sys.executable, "-m", "trainer", *arguments]
     began = time.perf_counter()
@@ -31,7 +31,7 @@ def answered(*arguments: str) -> float:
     return time.perf_counter() - began
 
 
-def stepped(run_dir: Path, steps: int) -> tuple[float, float]:
+def first_step_secs(run_dir: Path, steps: int) -> tuple[float, float]:
     """Returns the seconds until the last step is recorded, and until the command ends."""
     command = ["train", *RUN, f"--run_dir={run_dir}", f"--steps={steps}"]
     began = time.perf_counter()
@@ -56,9 +56,9 @@ def _has_step(record: Path, step: int) -> bool:
 
 
 def phases(run_dir: str) -> dict[str, float]:
-    """Returns the seconds of each phase until the first step, in this new process.
+    """Returns the seconds of each phase until the first step; must be called in a new process.
 
-    Phases follow one another, and time between two of them counts towards the later one.
+    Time between two phases counts towards the later one.
     """
     marks = [("", time.perf_counter())]
 
@@ -112,11 +112,11 @@ def rows_of(rounds: int, folder: Path) -> list[dict[str, object]]:
     for number in range(rounds):
         run_dir = folder / str(number)
         found = {
-            "train --help": answered("train", "--help"),
-            "train --dry_run": answered("train", "--dry_run"),
+            "train --help": command_secs("train", "--help"),
+            "train --dry_run": command_secs("train", "--dry_run"),
         }
-        found["first step"], found["one step to the end"] = stepped(run_dir, 1)
-        found["first step after resuming"], _ = stepped(run_dir, 2)
+        found["first step"], found["one step to the end"] = first_step_secs(run_dir, 1)
+        found["first step after resuming"], _ = first_step_secs(run_dir, 2)
         inside = harness.alone("benchmarks.startup:phases", run_dir=str(folder / f"in-{number}"))
         found.update({f"  of it {name}": secs for name, secs in inside.items()})
         for name, secs in found.items():

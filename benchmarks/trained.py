@@ -92,7 +92,7 @@ def step(**options: Any) -> Work:
 
 
 def bare_step(**options: Any) -> Work:
-    """Returns the same updates alone: without metrics and without checks for divergence."""
+    """Returns the same updates without metrics and without checks for divergence."""
     import tensorflow as tf
 
     from trainer.training.step import Step
@@ -116,7 +116,7 @@ class SameBatch:
     def __init__(self, batches: Iterator[Any]) -> None:
         import tensorflow as tf
 
-        # Variables, because TensorFlow would fold work on constants out of the steps.
+        # Variables are used because TensorFlow would compute constant expressions only once.
         self._batch = [tf.Variable(part, trainable=False) for part in next(batches)]
 
     def __iter__(self) -> "SameBatch":

@@ -2,9 +2,9 @@
 
     python -m benchmarks.training --recipes=dcgan,mlp --precisions=float32 --torch-compile
 
-The programs of a row are measured in turns, in images per second. The columns x_... are the
+The programs of a row are measured alternately, in images per second. The columns x_... are the
 median over rounds of the trainer's speed divided by that of the other program. "dcgan" is
-that recipe without labels, and "dcgan-conditional" is the recipe as it is.
+the recipe without labels, and "dcgan-conditional" is the recipe with its default settings.
 
 PyTorch's threads synchronize at each operation, so PyTorch is many times slower while another
 process is busy. Small networks may be faster with --torch-threads=1.

@@ -43,7 +43,7 @@ def train(
 
     train_steps = loop.train_steps
 
-    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def timed_function(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed_call(first: Any, *others: Any) -> Any:
             began = time.perf_counter()
             result = call(first, *others)
@@ -56,7 +56,7 @@ def train(
 
     def timed_train_steps(plan: loop.LoopPlan, functions: loop.LoopFunctions) -> int:
         due = [
-            loop.Periodic(p.every_images, noted(name, p.action))
+            loop.Periodic(p.every_images, timed_function(name, p.action))
             for name, p in zip(ACTIONS, plan.periodic, strict=True)
         ]
         due.append(loop.Periodic(round(1000 * every_kimg), at))
@@ -64,8 +64,8 @@ def train(
             dataclasses.replace(plan, periodic=due),
             dataclasses.replace(
                 functions,
-                run_steps=noted("steps", functions.run_steps),
-                observe=noted("summaries", functions.observe),
+                run_steps=timed_function("steps", functions.run_steps),
+                observe=timed_function("summaries", functions.observe),
             ),
         )
 
@@ -85,34 +85,34 @@ def case(*, every_kimg: float, **options: Any) -> Work:
     import trainer.train  # noqa: F401  (imported while TensorFlow's messages are off)
 
     seconds: Seconds = collections.defaultdict(list)
-    go_on: queue.Queue[None] = queue.Queue()
+    resume: queue.Queue[None] = queue.Queue()
     is_held: queue.Queue[bool] = queue.Queue()
 
     def hold(step: int) -> None:
         is_held.put(True)
-        go_on.get()
+        resume.get()
 
-    def train_on() -> None:
+    def run() -> None:
         try:
             train(seconds, every_kimg=every_kimg, at=hold, length="1000000 kimg", **options)
         finally:
             is_held.put(False)
 
-    def turn() -> None:
+    def wait_until_held() -> None:
         if not is_held.get():
             raise RuntimeError("the run has ended")
 
-    def call(turns: int) -> None:
+    def call(times: int) -> None:
         if not thread.is_alive():
             thread.start()
-            turn()
+            wait_until_held()
             seconds.clear()
             return
-        for _ in range(turns):
+        for _ in range(times):
             began = time.perf_counter()
-            go_on.put(None)
-            turn()
+            resume.put(None)
+            wait_until_held()
             seconds["wall"].append(time.perf_counter() - began)
 
-    thread = threading.Thread(target=train_on, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     return Work(call, 1000 * every_kimg, seconds)

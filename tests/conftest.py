@@ -1,4 +1,4 @@
-"""Real runs, small: tiny networks on the embedded digits, on two logical CPUs."""
+"""Fixtures for small real runs: tiny networks, the embedded digits and four logical CPUs."""
 
 import io
 import os
@@ -26,23 +26,23 @@ from trainer.train import Control, StartOptions, train
 
 @pytest.fixture(autouse=True)
 def _float32():
-    """Each test begins in Keras's own number format, whatever ran before."""
+    """Resets Keras's data type policy, which an earlier test may have changed."""
     keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture
 def tiny(tmp_path):
-    """Makes the configuration of a tiny run."""
+    """Returns a function that builds the configuration of a tiny run."""
 
-    def make(**given) -> Config:
-        return recipes.resolve({**TINY, "run_dir": str(tmp_path / "run"), **given})
+    def make(**settings) -> Config:
+        return recipes.resolve({**TINY, "run_dir": str(tmp_path / "run"), **settings})
 
     return make
 
 
 @pytest.fixture
 def run():
-    """Trains a configuration in this process and returns what it printed."""
+    """Returns a function that trains a configuration in this process and returns its output."""
 
     def train_here(config: Config, stop_requested=lambda: False, **options) -> str:
         stream = io.StringIO()
@@ -61,13 +61,13 @@ def run():
 
 @pytest.fixture
 def trainer(tmp_path):
-    """Runs the command line in a process of its own, in an empty folder."""
+    """Returns a function that runs the trainer in a separate process and an empty folder."""
 
     def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, "-m", "trainer", *arguments],
             cwd=tmp_path,
-            # Real data are for the tests that ask for them.
+            # Only tests that use the fixture data_dir read real data sets.
             env={**os.environ, "TRAINER_DATA_DIR": "", **environment},
             capture_output=True,
             text=True,
@@ -79,7 +79,7 @@ def trainer(tmp_path):
 
 @pytest.fixture
 def data_dir() -> str:
-    """The folder of real data sets, where there is one."""
+    """Returns the folder of real data sets; skips the test if there is none."""
     if not DATA_DIR:
         pytest.skip("TRAINER_DATA_DIR names no folder of real data sets")
     return DATA_DIR

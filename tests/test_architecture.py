@@ -1,4 +1,4 @@
-"""Who may import whom, and that the table of exit codes is one."""
+"""Import rules of the package, size limits, and the exit codes and requirements it documents."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ HEAVY = {"tensorflow", "keras"}
 
 
 def modules() -> dict[str, Path]:
-    """All modules of the package by name; a package's own name stands for its __init__."""
+    """Returns the paths of all modules by name; the name of a package stands for its __init__."""
     found = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -25,16 +25,16 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def imports(path: Path, *, late: bool) -> set[str]:
-    """The modules that a file imports.
+def imports(path: Path, *, nested: bool) -> set[str]:
+    """Returns the names of the modules that a file imports.
 
     Args:
       path: the file.
-      late: whether imports inside functions and of type checking count, too.
+      nested: whether to include imports inside functions and under TYPE_CHECKING.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = set()
-    for node in ast.walk(tree) if late else tree.body:
+    for node in ast.walk(tree) if nested else tree.body:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -43,33 +43,33 @@ def imports(path: Path, *, late: bool) -> set[str]:
     return names
 
 
-def loaded(name: str) -> set[str]:
-    """Everything that importing a module imports in turn, its parent packages included."""
+def transitive_imports(name: str) -> set[str]:
+    """Returns all modules that importing a module loads, including its parent packages."""
     found, new = set(), {name}
     while new:
         found |= new
         parents = {n.rpartition(".")[0] for n in new if n in MODULES} & set(MODULES)
-        direct = {i for n in new if n in MODULES for i in imports(MODULES[n], late=False)}
+        direct = {i for n in new if n in MODULES for i in imports(MODULES[n], nested=False)}
         new = (parents | direct) - found
     return found
 
 
 def package_of(name: str) -> str:
-    """The folder or top-level module that a module belongs to."""
+    """Returns the folder or top-level module that a module belongs to."""
     return name.split(".")[1] if "." in name else name
 
 
 def packages() -> dict[str, set[str]]:
-    """Which packages each package imports from, in any way."""
+    """Returns, by package, the packages that it imports from anywhere in its code."""
     edges: dict[str, set[str]] = {}
     for name, path in MODULES.items():
-        known = {package_of(other) for other in imports(path, late=True) if other in MODULES}
+        known = {package_of(other) for other in imports(path, nested=True) if other in MODULES}
         edges.setdefault(package_of(name), set()).update(known - {package_of(name)})
     return edges
 
 
-def cycle(edges: dict[str, set[str]]) -> list[str]:
-    """A cycle of a graph, or nothing."""
+def find_cycle(edges: dict[str, set[str]]) -> list[str]:
+    """Returns the nodes of a cycle of a graph, or an empty list if it has none."""
     done: set[str] = set()
 
     def visit(node: str, path: list[str]) -> list[str]:
@@ -89,20 +89,20 @@ def cycle(edges: dict[str, set[str]]) -> list[str]:
     return []
 
 
-def test_modules_import_each_other_in_no_cycle():
+def test_module_imports_have_no_cycle():
     edges = {
-        name: {other for other in imports(path, late=True) if other in MODULES} - {name}
+        name: {other for other in imports(path, nested=True) if other in MODULES} - {name}
         for name, path in MODULES.items()
     }
-    assert not cycle(edges)
+    assert not find_cycle(edges)
 
 
-def test_packages_import_each_other_in_no_cycle():
-    assert not cycle(packages())
+def test_package_imports_have_no_cycle():
+    assert not find_cycle(packages())
 
 
 def closure(edges: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Everything that each node of a graph leads to."""
+    """Returns, by node, all nodes of a graph that can be reached from it."""
     reached = {node: set(others) for node, others in edges.items()}
     for _ in reached:
         for node, others in reached.items():
@@ -110,7 +110,7 @@ def closure(edges: dict[str, set[str]]) -> dict[str, set[str]]:
     return {node: others for node, others in reached.items() if others}
 
 
-def test_the_diagram_shows_the_imports():
+def test_architecture_diagram_matches_the_imports():
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     block = re.search(r"```mermaid\n(.*?)```", text, re.S)[1]
     names = dict(re.findall(r"(\w+)\[(\w+)\.py\]", block))
@@ -122,19 +122,20 @@ def test_the_diagram_shows_the_imports():
     assert closure(shown) == closure(imported)
 
 
-def test_a_cycle_is_found():
-    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
-    assert not cycle({"a": {"b", "c"}, "b": {"c"}})
+def test_find_cycle_detects_a_cycle():
+    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+    assert not find_cycle({"a": {"b", "c"}, "b": {"c"}})
 
 
-def test_the_top_level_is_read_in_one_glance():
+def test_package_has_few_top_level_modules_and_folders():
     folders = [path for path in PACKAGE.iterdir() if (path / "__init__.py").exists()]
     assert len(folders) <= 14
     assert len(list(PACKAGE.glob("*.py"))) <= 6
 
 
-# What a package may import of ours; those not named may import all below train.py.
-MAY_IMPORT = {
+# The packages of this project that a package may import. Packages that are not listed may import
+# every package below train.py.
+ALLOWED_IMPORTS = {
     "errors": set(),
     "config": {"errors"},
     "files": {"errors"},
@@ -144,18 +145,18 @@ MAY_IMPORT = {
 }
 
 
-@pytest.mark.parametrize("name", MAY_IMPORT)
-def test_lower_packages_do_not_know_higher_ones(name):
-    assert packages()[name] <= MAY_IMPORT[name]
+@pytest.mark.parametrize("name", ALLOWED_IMPORTS)
+def test_lower_packages_do_not_import_higher_ones(name):
+    assert packages()[name] <= ALLOWED_IMPORTS[name]
 
 
-def test_only_the_composition_root_is_above_training():
+def test_only_train_imports_training_and_only_commands_import_train():
     importers = {name for name, known in packages().items() if "training" in known}
     assert importers == {"train"}
     assert {name for name, known in packages().items() if "train" in known} == {"commands"}
 
 
-# What must answer without TensorFlow, in whole packages or single modules.
+# Packages and modules that must not load TensorFlow.
 LIGHT = [
     *(
         name
@@ -176,57 +177,59 @@ LIGHT = [
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_these_load_no_tensorflow(name):
-    assert not {other.split(".")[0] for other in loaded(name)} & HEAVY
+def test_light_modules_do_not_load_tensorflow(name):
+    assert not {other.split(".")[0] for other in transitive_imports(name)} & HEAVY
 
 
-def test_the_library_of_buckets_is_imported_late():
+def test_google_cloud_libraries_are_imported_lazily():
     for path in MODULES.values():
-        heads = {name.split(".")[0] for name in imports(path, late=False)}
+        heads = {name.split(".")[0] for name in imports(path, nested=False)}
         assert not heads & {"google", "google_crc32c"}, path
 
 
-def test_the_loop_knows_none_of_the_parts():
-    names = imports(MODULES["trainer.training.loop"], late=True)
+def test_training_loop_imports_no_other_module_of_the_package():
+    names = imports(MODULES["trainer.training.loop"], nested=True)
     assert not {name for name in names if name.startswith("trainer")}
 
 
-def test_only_the_replicas_know_the_strategy():
+def test_only_replicas_module_uses_mirrored_strategy():
     for path in PACKAGE.rglob("*.py"):
         if path.name != "replicas.py":
             assert "MirroredStrategy" not in path.read_text(encoding="utf-8"), path
 
 
-def test_tests_import_no_tests():
+def test_tests_do_not_import_other_tests():
     pattern = r"^\s*(from|import) (conftest|test_|tests\.(?!helpers))"
     for path in (ROOT / "tests").rglob("*.py"):
         assert not re.search(pattern, path.read_text(encoding="utf-8"), re.M), path
 
 
-def test_only_commands_parse_flags():
+def test_only_commands_import_flags():
     allowed = {PACKAGE / "__main__.py", *(PACKAGE / "commands").glob("*.py")}
     for path in set(PACKAGE.rglob("*.py")) - allowed:
-        assert "trainer.commands.flags" not in imports(path, late=True), path
+        assert "trainer.commands.flags" not in imports(path, nested=True), path
 
 
-def test_functions_fit_a_screen_and_files_have_one_subject():
+def test_functions_and_files_do_not_exceed_their_size_limits():
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert text.count("\n") <= 350, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 75, f"{path}: {node.name}"
-                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-                names = [argument.arg for argument in given if argument.arg not in ("self", "cls")]
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                names = [
+                    argument.arg for argument in arguments if argument.arg not in ("self", "cls")
+                ]
                 assert len(names) <= 6, f"{path}: {node.name}"
 
 
-def test_readme_has_the_table_of_exit_codes():
+def test_readme_lists_all_exit_codes():
     rows = re.findall(r"^\| (\d+) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
     assert {int(code) for code in rows} == set(ExitCode) - {ExitCode.CRASH}
 
 
-def test_packages_are_the_five_of_the_card():
+def test_install_requires_exactly_the_five_allowed_packages():
     text = (ROOT / "setup.py").read_text(encoding="utf-8")
     block = re.search(r"install_requires=\[(.*?)\]", text, re.S)[1]
     names = re.findall(r'"([a-z-]+)[^"]*"', block)

@@ -1,4 +1,4 @@
-"""The Makefile's commands, as printed by `make --dry-run`, and the files that depend on them."""
+"""Commands of the Makefile, as `make --dry-run` prints them, and files that depend on them."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def command(target: str, *given: str, **environment: str) -> str:
-    """Returns the line that starts the trainer."""
+    """Returns the command of a target that starts the trainer."""
     env = {"PATH": "/usr/bin:/bin", **environment}
     done = subprocess.run(
         ["make", "--dry-run", target, *given],
@@ -35,22 +35,22 @@ def command(target: str, *given: str, **environment: str) -> str:
         (["RECIPE=cgan"], []),
     ],
 )
-def test_how_long_a_gpu_trains(given, lengths):
+def test_train_gpu_passes_the_length_of_training(given, lengths):
     line = command("train-gpu", *given)
     assert re.findall(r"--(?:kimg|epochs|steps)=\S*", line) == lengths
 
 
-def test_a_length_of_the_environment_counts():
+def test_train_gpu_uses_length_from_the_environment():
     assert "--kimg=10000" not in command("train-gpu", LENGTH="--steps=3")
     assert "--steps=3" in command("train-gpu", LENGTH="--steps=3")
 
 
-def test_a_cpu_trains_as_long_as_the_recipe_says():
+def test_train_leaves_the_length_to_the_recipe():
     assert not re.search(r"--(kimg|epochs|steps)=", command("train"))
 
 
 @pytest.mark.parametrize("target", ["train-gpu", "generate", "evaluate", "export", "doctor"])
-def test_cuda_libraries_are_found(target):
+def test_targets_put_cuda_libraries_on_the_library_path(target):
     assert "LD_LIBRARY_PATH=" in command(target)
 
 
@@ -62,8 +62,8 @@ def test_help_describes_every_target():
     assert sorted(described) == sorted(targets)
 
 
-def test_ci_runs_the_script():
-    """`on` is read as a boolean by YAML 1.1, so only the jobs are looked at."""
+def test_ci_workflow_only_runs_the_ci_script():
+    """Checks the jobs only, because YAML 1.1 reads the key `on` as a boolean."""
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     (job,) = workflow["jobs"].values()
     commands = [step["run"] for step in job["steps"] if "run" in step]
@@ -72,7 +72,7 @@ def test_ci_runs_the_script():
     assert (ROOT / ".ci/run").is_file()
 
 
-def test_hooks_need_no_download():
+def test_pre_commit_hooks_are_local_and_run_by_make_lint():
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     (repository,) = config["repos"]
     assert repository["repo"] == "local"
@@ -90,7 +90,7 @@ def test_hooks_need_no_download():
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("[!c]*.yml")))
-def test_issue_forms_ask_for_what_is_needed(path):
+def test_issue_forms_request_command_log_and_provenance(path):
     form = yaml.safe_load(path.read_text())
     assert {"name", "description", "body"} <= form.keys()
     text = path.read_text()
@@ -99,7 +99,7 @@ def test_issue_forms_ask_for_what_is_needed(path):
     assert len(ids) == len(set(ids))
 
 
-def test_the_citation_names_this_version():
+def test_citation_and_changelog_name_the_current_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == __version__
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from trainer import commands
+from trainer import __version__, commands
 from trainer.errors import ExitCode, HelpRequested, TrainerError, one_of
 from trainer.machine.signals import StopRequest
 from trainer.reporting.console import report
@@ -18,6 +18,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if not arguments or arguments[0] in ("--help", "-h", "help"):
             raise HelpRequested(_usage())
+        if arguments[0] == "--version":
+            raise HelpRequested(f"gan-trainer {__version__}")
         command = commands.load(one_of("command", arguments[0], commands.names()))
         command.main(list(arguments[1:]), stop_requested)
     except HelpRequested as request:
@@ -37,6 +39,7 @@ def _usage() -> str:
     lines = ["usage: python -m trainer COMMAND [--flags]", ""]
     lines += [f"  {name:10}{commands.first_sentence(name)}" for name in commands.names()]
     lines += ["", "python -m trainer COMMAND --help lists the flags of a command."]
+    lines += ["python -m trainer --version prints the version."]
     return "\n".join(lines)
 
 

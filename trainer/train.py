@@ -14,7 +14,7 @@ import tensorflow as tf
 from trainer import recipes
 from trainer.config import Config
 from trainer.data.images import ImageSet
-from trainer.errors import UsageError
+from trainer.errors import StoppedError, UsageError
 from trainer.evaluation import during_training
 from trainer.evaluation.during_training import EvaluatedModel
 from trainer.files.atomic import replacing
@@ -145,7 +145,13 @@ def train(
             if opened.run_dir is not None and not is_exported_to_model_dir(config):
                 export_to_model_dir(opened.run_dir, config)
             return
-        run.train(stop)
+        try:
+            run.train(stop)
+        except StoppedError:
+            if opened.run_dir is not None:
+                with contextlib.suppress(OSError):  # the checkpoint is what matters
+                    write_gif(opened.run_dir.samples, opened.run_dir.gif)
+            raise
         if opened.run_dir is not None:
             _finish(config, state, opened.run_dir)
             run_messages.end(opened.run_dir)

@@ -64,7 +64,7 @@ def make(
 
 
 def networks_of(config: Config, data: ImageSet) -> tuple[keras.Model, keras.Model]:
-    """Returns the networks in plain Keras, cloned from the trainer's if none are written."""
+    """Returns plain Keras networks, cloned from the trainer's if keras_networks has none."""
     if config.recipe not in PLAIN:
         built = build_networks(config, data.shape)
         generator, discriminator = (

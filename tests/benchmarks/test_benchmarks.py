@@ -35,7 +35,7 @@ def shapes(network):
 
 
 @pytest.mark.parametrize(("name", "side", "channels"), SHAPES)
-def test_plain_networks_have_the_recipes_weights(name, side, channels):
+def test_plain_networks_have_the_weight_shapes_of_the_recipes(name, side, channels):
     config, data = recipes.resolve(dict(recipe=name)), images(10, side, channels)
     plain = keras_loops.networks_of(config, data)
     for network, reference in zip(build_networks(config, data.shape), plain, strict=True):
@@ -45,22 +45,22 @@ def test_plain_networks_have_the_recipes_weights(name, side, channels):
 @with_torch
 @pytest.mark.parametrize("row", training.RECIPES)
 @pytest.mark.parametrize(("side", "channels"), [(28, 1), (32, 3)])
-def test_torch_networks_have_the_recipes_weights(row, side, channels):
+def test_torch_networks_have_the_weight_sizes_of_the_recipes(row, side, channels):
     from benchmarks.reference import torch_networks
 
     if row == "dcgan-studiogan" and side != 32:
         return
     config, data = recipes.resolve(training.settings_of(row)), images(10, side, channels)
-    theirs = torch_networks.build(config, side, channels, data.shape.classes)
-    for network, reference in zip(build_networks(config, data.shape), theirs, strict=True):
-        mine = sorted(int(np.prod(weight.shape)) for weight in network.trainable_variables)
-        assert mine == sorted(weight.numel() for weight in reference.parameters())
+    torch_model = torch_networks.build(config, side, channels, data.shape.classes)
+    for network, reference in zip(build_networks(config, data.shape), torch_model, strict=True):
+        sizes = sorted(int(np.prod(weight.shape)) for weight in network.trainable_variables)
+        assert sizes == sorted(weight.numel() for weight in reference.parameters())
 
 
 @pytest.mark.parametrize("name", keras_loops.FROZEN)
-def test_frozen_discriminator_learns_in_its_own_updates_only(name):
+def test_frozen_discriminator_changes_only_in_its_own_updates(name):
     config = recipes.resolve(dict(recipe=name, batch_size=4))
-    loop = keras_loops.make(config, images(20, 28, 1), jit_compile=False)  # starts sooner
+    loop = keras_loops.make(config, images(20, 28, 1), jit_compile=False)  # starts faster
     assert np.isfinite(loop.step()).all()
     d, g = values(loop.discriminator), values(loop.generator)
     loop.adversarial.train_on_batch(
@@ -75,7 +75,7 @@ def test_frozen_discriminator_learns_in_its_own_updates_only(name):
 
 
 @pytest.mark.parametrize("name", ["mlp", "dcgan-kstep", "dcgan"])
-def test_tape_loop_trains_both(name):
+def test_tape_loop_trains_both_networks(name):
     loop = keras_loops.make(recipes.resolve(dict(recipe=name, batch_size=4)), images(20, 28, 1))
     before = [values(network) for network in (loop.generator, loop.discriminator)]
     for _ in range(2):
@@ -87,7 +87,7 @@ def test_tape_loop_trains_both(name):
 @with_torch
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", training.RECIPES)
-def test_torch_loop_trains_both(name, dtype):
+def test_torch_loop_trains_both_networks(name, dtype):
     from benchmarks.reference import torch_loops
 
     shape = training.side_and_channels(name, 0, 0)
@@ -100,7 +100,7 @@ def test_torch_loop_trains_both(name, dtype):
         assert all(weight.requires_grad for weight in new)
 
 
-def test_row_says_what_could_not_be_measured():
+def test_row_contains_the_error_of_a_program_that_was_not_measured():
     ours = Measured((200.0, 300.0, 400.0), {"batch": 64})
     measured = {
         "trainer": ours,

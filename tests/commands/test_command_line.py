@@ -1,4 +1,4 @@
-"""What a user meets first: help, errors in one line, exit codes."""
+"""The command line: help, one-line errors and exit codes."""
 
 import json
 import subprocess
@@ -11,9 +11,9 @@ from trainer.errors import ExitCode
 
 
 def test_help_does_not_import_tensorflow(trainer):
-    answer = trainer("train", "--help")
-    assert answer.returncode == 0
-    assert "--batch_size" in answer.stdout
+    result = trainer("train", "--help")
+    assert result.returncode == 0
+    assert "--batch_size" in result.stdout
     code = (
         "import sys; from trainer.__main__ import main; main(['train', '--help']); "
         "main(['train', '--nonsense']); main(['train', '--dry_run']); "
@@ -23,7 +23,7 @@ def test_help_does_not_import_tensorflow(trainer):
 
 
 def test_dry_run_prints_the_resolved_configuration(trainer):
-    answer = trainer(
+    result = trainer(
         "train",
         "--dry_run",
         "--recipe=mlp",
@@ -31,8 +31,8 @@ def test_dry_run_prints_the_resolved_configuration(trainer):
         "--sample_every_kimg=2",
         TRAINER_DATA_DIR="/somewhere",
     )
-    config = json.loads(answer.stdout)
-    assert answer.returncode == 0
+    config = json.loads(result.stdout)
+    assert result.returncode == 0
     assert config["length"] == "3 epochs"
     assert config["sample_every"] == "2 kimg"
     assert config["data_dir"] == "/somewhere"
@@ -56,22 +56,22 @@ def test_dry_run_prints_the_resolved_configuration(trainer):
         ("generate --run_dir=nowhere", "nowhere is not a run directory"),
     ],
 )
-def test_errors_are_one_line_and_64(trainer, arguments, message):
-    answer = trainer(*arguments.split())
-    assert answer.returncode == ExitCode.USAGE
-    assert answer.stderr.startswith("error: ")
-    assert message in answer.stderr
-    assert answer.stderr.count("\n") == 1
+def test_usage_errors_are_one_line_and_exit_with_64(trainer, arguments, message):
+    result = trainer(*arguments.split())
+    assert result.returncode == ExitCode.USAGE
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
-def test_task_is_train(tmp_path):
-    answer = subprocess.run(
+def test_trainer_task_runs_train(tmp_path):
+    result = subprocess.run(
         [sys.executable, "-m", "trainer.task", "--dry_run"], capture_output=True, cwd=tmp_path
     )
-    assert json.loads(answer.stdout)["recipe"] == "dcgan"
+    assert json.loads(result.stdout)["recipe"] == "dcgan"
 
 
-def test_devices_that_do_not_fit_are_usage_errors(tiny, run):
+def test_unusable_devices_are_usage_errors(tiny, run):
     from trainer.errors import UsageError
 
     for devices, message in (
@@ -83,13 +83,13 @@ def test_devices_that_do_not_fit_are_usage_errors(tiny, run):
             run(tiny(devices=devices))
 
 
-def test_recipes_states_sources_and_differences(trainer):
-    answer = trainer("recipes")
-    assert answer.returncode == 0, answer.stderr
+def test_recipes_prints_sources_and_differences_of_every_recipe(trainer):
+    result = trainer("recipes")
+    assert result.returncode == 0, result.stderr
     facts = json.loads(trainer("recipes", "--json").stdout)
     assert set(facts) == set(recipes.RECIPES)
     for name, fact in facts.items():
-        assert f"\n{name}\n" in f"\n{answer.stdout}"
+        assert f"\n{name}\n" in f"\n{result.stdout}"
         assert all(fact.values()), name
-    assert "inference mode" in answer.stdout
-    assert "1e-14" in answer.stdout
+    assert "inference mode" in result.stdout
+    assert "1e-14" in result.stdout

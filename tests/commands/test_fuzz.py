@@ -1,4 +1,4 @@
-"""Whatever is typed or edited, the answer is a configuration or one line."""
+"""Random flags, files and settings are either accepted or cause a one-line error."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(NAMES), WORDS), max_size=4), st.booleans())
-def test_any_flags(pairs, joined):
+def test_any_flags_give_a_configuration_or_a_usage_error(pairs, joined):
     arguments = []
     for name, value in pairs:
         arguments += [f"--{name}={value}"] if joined else [f"--{name}", value]
@@ -61,7 +61,7 @@ def test_any_flags(pairs, joined):
 
 @settings(max_examples=400, deadline=None)
 @given(st.dictionaries(st.sampled_from(["format_version", *value_types()]), VALUES, max_size=3))
-def test_any_edit_of_config_json(changes):
+def test_any_edit_of_config_json_gives_a_configuration_or_a_usage_error(changes):
     values = json.loads(recipes.resolve({}).to_json())
     text = json.dumps({**values, **changes})
     try:
@@ -77,7 +77,7 @@ def test_any_edit_of_config_json(changes):
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.sampled_from(["config.json", "data.json"]), st.data())
-def test_any_damage_to_a_run_directory(tmp_path, name, draws):
+def test_any_damage_to_a_run_directory_is_accepted_or_a_checkpoint_error(tmp_path, name, draws):
     images = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8, 1)
     data = ImageSet(images, np.arange(4, dtype=np.int32), ("a", "b", "c", "d"))
     config = recipes.resolve(dict(run_dir=str(tmp_path / "run")))
@@ -98,7 +98,7 @@ def test_any_damage_to_a_run_directory(tmp_path, name, draws):
         assert "\n" not in str(error)
 
 
-def test_a_record_that_is_damaged_is_kept_aside(tiny, run, tmp_path):
+def test_damaged_metrics_are_moved_to_another_file_on_resuming(tiny, run, tmp_path):
     config = tiny(recipe="mlp", length=steps(4), log_every_steps=1)
     run(config)
     path = tmp_path / "run" / "metrics.jsonl"
@@ -155,7 +155,7 @@ SETTINGS = st.fixed_dictionaries(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(SETTINGS)
-def test_any_settings_train_or_are_refused(tmp_path_factory, tiny, run, values):
+def test_any_settings_train_or_raise_a_one_line_error(tmp_path_factory, tiny, run, values):
     folder = tmp_path_factory.mktemp("fuzz")
     try:
         run(tiny(**{**values, "length": steps(2), "run_dir": str(folder / "run")}))

@@ -1,4 +1,4 @@
-"""Settings: defaults, ranges, JSON, and what a resumed run may change."""
+"""Settings: defaults, ranges, JSON, and the settings that may change when a run resumes."""
 
 import dataclasses
 import json
@@ -16,8 +16,8 @@ def test_json_round_trip_keeps_every_setting():
     config = recipes.resolve(
         dict(recipe="cgan", dataset="mnist", seed=7, length=Duration(2.5, "epochs"))
     )
-    again = Config.from_json(config.to_json(), "config.json")
-    assert again == config
+    restored = Config.from_json(config.to_json(), "config.json")
+    assert restored == config
     assert json.loads(config.to_json())["format_version"] == 1
 
 
@@ -28,7 +28,7 @@ def test_json_round_trip_keeps_every_setting():
         (dict(seed=-1), "--seed=-1 is too small"),
         (dict(g_lr=11.0), "--g_lr=11.0 is too large: it must be 10 or less."),
         (dict(g_lr=float("nan")), "--g_lr=nan must be finite."),
-        (dict(length=Duration(-1, "kimg")), "--length=-1 kimg is too small"),
+        (dict(length=Duration(-1, "kimg")), "--kimg=-1 is too small"),
         (dict(loss="hnge"), "--loss='hnge' is not known. Did you mean hinge?"),
         (dict(recipe="dcgn"), "--recipe='dcgn' is not known. Did you mean dcgan?"),
         (dict(networks="cgn"), "--networks='cgn' is not known. Did you mean cgan?"),
@@ -39,7 +39,7 @@ def test_json_round_trip_keeps_every_setting():
         ),
     ],
 )
-def test_wrong_settings_are_named(given, message):
+def test_invalid_settings_are_one_line_usage_errors(given, message):
     with pytest.raises(UsageError) as error:
         recipes.resolve(given)
     assert message in str(error.value)
@@ -57,20 +57,20 @@ def test_wrong_settings_are_named(given, message):
         ('{"format_version": 1, "batch_size": -3}', "run/config.json: --batch_size=-3"),
     ],
 )
-def test_damaged_json_is_named(text, message):
+def test_invalid_json_is_a_usage_error(text, message):
     with pytest.raises(UsageError) as error:
         Config.from_json(text, "run/config.json")
     assert message in str(error.value)
 
 
-def test_durations_count_images():
+def test_durations_are_converted_to_images_and_steps():
     assert Duration(500, "steps").images(64, 1000) == 32000
     assert Duration(2, "epochs").images(64, 70000) == 140000
     assert Duration(0.1, "kimg").steps(64, 1000) == 2  # rounded up to whole steps
     assert Duration.parse(str(Duration(2.5, "epochs"))) == Duration(2.5, "epochs")
 
 
-def test_only_length_cadence_and_place_may_change():
+def test_frozen_differences_ignore_length_intervals_devices_and_run_dir():
     old = recipes.resolve({})
     new = old.replace(
         length=Duration(1, "steps"), devices="cpu:2", run_dir="x", log_every_secs=1.0, g_lr=1e-3
@@ -78,7 +78,7 @@ def test_only_length_cadence_and_place_may_change():
     assert frozen_differences(old, new) == ["g_lr: 0.0002 -> 0.001"]
 
 
-def test_recipes_are_as_published():
+def test_recipes_have_their_published_settings():
     expected = {
         "dcgan-sigmoid": dict(
             latent_dim=100,
@@ -140,7 +140,6 @@ def test_recipes_are_as_published():
             d_lr=1e-4,
             batch_size=128,
             length=Duration(50, "epochs"),
-            checkpoint_every=Duration(15, "epochs"),
             sample_every=Duration(1, "epochs"),
             sample_grid=4,
         ),
@@ -161,12 +160,12 @@ def test_recipes_are_as_published():
     assert set(recipes.RECIPES) == {"dcgan", *expected}
     for name, settings in expected.items():
         config = dataclasses.asdict(recipes.resolve(dict(recipe=name, dataset="mnist")))
-        found = {key: config[key] for key in settings}
-        assert found == {
+        actual = {key: config[key] for key in settings}
+        assert actual == {
             k: dataclasses.asdict(v) if isinstance(v, Duration) else v for k, v in settings.items()
         }, name
     assert recipes.resolve(dict(recipe="mlp", dataset="cifar10")).batch_size == 64
-    # 6e-8 per step of 64 images is what the book's decay of the rate comes to.
+    # The published learning-rate decay is 6e-8 per step of 64 images.
     decay = recipes.resolve(dict(recipe="dcgan-sigmoid")).d_lr_decay_per_kimg
     assert decay * 0.064 == pytest.approx(6e-8)
 

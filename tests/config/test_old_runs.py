@@ -1,4 +1,4 @@
-"""A run keeps its settings: newer defaults and newer settings do not change it."""
+"""Resuming keeps the settings of older runs despite new defaults, settings and flags."""
 
 import dataclasses
 import json
@@ -29,12 +29,12 @@ def old_run(tmp_path):
     return tmp_path / "run"
 
 
-def test_the_same_command_resumes_a_run_of_the_first_version(old_run, trainer):
+def test_same_command_resumes_a_run_of_format_version_1(old_run, trainer):
     before = json.loads((old_run / "config.json").read_text())
-    answer = trainer(*SAME_COMMAND, "--steps=9")
-    assert answer.returncode == 0, answer.stderr
-    assert "Resuming from" in answer.stdout
-    assert f"trained by version unknown and is resumed by version {__version__}" in answer.stdout
+    result = trainer(*SAME_COMMAND, "--steps=9")
+    assert result.returncode == 0, result.stderr
+    assert "Resuming from" in result.stdout
+    assert f"trained by version unknown and is resumed by version {__version__}" in result.stdout
     after = json.loads((old_run / "config.json").read_text())
     replaced = {"d_update", "simultaneous"}
     changed = {name for name in before.keys() - replaced if after[name] != before[name]}
@@ -43,14 +43,14 @@ def test_the_same_command_resumes_a_run_of_the_first_version(old_run, trainer):
     assert after["rmsprop_epsilon"] == 1e-7
     assert after["update_rule"] == "separate-simultaneous"
     assert [line["step"] for line in records(old_run)] == list(range(1, 10))
-    again = trainer(*SAME_COMMAND, "--steps=10")
-    assert again.returncode == 0, again.stderr
-    assert "is resumed by version" not in again.stdout
+    second_resume = trainer(*SAME_COMMAND, "--steps=10")
+    assert second_resume.returncode == 0, second_resume.stderr
+    assert "is resumed by version" not in second_resume.stdout
     provenance = json.loads((old_run / "provenance.json").read_text())
     assert (provenance["began_with"], provenance["trainer"]) == ("0.1.0", __version__)
 
 
-def test_only_flags_that_are_given_conflict(old_run, trainer):
+def test_only_given_flags_are_compared_with_the_stored_settings(old_run, trainer):
     resumed = trainer("train", "--devices=cpu", "--run_dir=run", "--steps=7")
     assert resumed.returncode == 0, resumed.stderr
     conflict = trainer("train", "--devices=cpu", "--run_dir=run", "--steps=8", "--g_lr=0.5")
@@ -92,38 +92,38 @@ def test_replaced_settings_of_a_stored_run_are_translated(old, rule):
 )
 def test_replaced_flags_work_with_a_warning(trainer, tmp_path, flags, rule, named):
     command = [*SAME_COMMAND, "--recipe=dcgan", "--steps=1", *flags]
-    answer = trainer(*command)
-    assert answer.returncode == 0, answer.stderr
+    result = trainer(*command)
+    assert result.returncode == 0, result.stderr
     warning = f"WARNING: {named} will be removed in version 0.3.0. Use --update_rule={rule}."
-    assert warning in answer.stdout
+    assert warning in result.stdout
     assert json.loads((tmp_path / "run/config.json").read_text())["update_rule"] == rule
 
 
-def test_replaced_flags_resume_a_run_of_their_version(old_run, trainer):
+def test_replaced_flags_resume_a_run_that_was_started_with_them(old_run, trainer):
     same = ["--d_update=separate", "--simultaneous", "--steps=7"]
-    answer = trainer("train", "--devices=cpu", "--run_dir=run", *same)
-    assert answer.returncode == 0, answer.stderr
+    result = trainer("train", "--devices=cpu", "--run_dir=run", *same)
+    assert result.returncode == 0, result.stderr
     conflict = trainer("train", "--devices=cpu", "--run_dir=run", "--nosimultaneous", "--steps=8")
     assert conflict.returncode == ExitCode.CHECKPOINT
     assert "update_rule: separate-simultaneous -> separate" in conflict.stderr
 
 
-def test_replaced_flags_exclude_the_new_one(trainer):
-    answer = trainer("train", "--dry_run", "--simultaneous", "--update_rule=joint")
-    assert answer.returncode == ExitCode.USAGE
-    assert "--update_rule replaces --simultaneous. Leave out" in answer.stderr
+def test_replaced_flags_cannot_be_combined_with_their_replacement(trainer):
+    result = trainer("train", "--dry_run", "--simultaneous", "--update_rule=joint")
+    assert result.returncode == ExitCode.USAGE
+    assert "--update_rule replaces --simultaneous. Leave out" in result.stderr
     unknown = trainer("train", "--dry_run", "--d_update=jiont")
     assert "--update_rule='jiont-reuse' is not known. Did you mean joint-reuse?" in unknown.stderr
     assert "--simultaneous" not in trainer("train", "--help").stdout
 
 
-def test_a_replaced_flag_is_accepted_for_one_release():
+def test_replaced_flags_are_removed_in_time():
     version = [int(part) for part in __version__.split(".")]
     for replacement in REPLACEMENTS:
         assert version < [int(part) for part in replacement.removed_in.split(".")], replacement.old
 
 
-def test_a_recipe_that_changes_does_not_change_a_run(monkeypatch):
+def test_changing_a_recipe_does_not_change_stored_runs(monkeypatch):
     stored = recipes.resolve(dict(recipe="mlp", batch_size=32, length=Duration(9, "steps")))
     changed = dataclasses.replace(recipes.RECIPES["mlp"], loop=dict(g_lr=0.5, sample_grid=7))
     monkeypatch.setitem(recipes.RECIPES, "mlp", changed)
@@ -134,7 +134,7 @@ def test_a_recipe_that_changes_does_not_change_a_run(monkeypatch):
     assert shorter == stored.replace(length=Duration(5, "steps"))
 
 
-def test_settings_of_one_start_are_not_kept():
+def test_settings_of_a_single_start_are_not_restored():
     stored = recipes.resolve(dict(devices="cpu:2", max_hours=2.0, profile=3, keep_checkpoints=7))
     resumed = recipes.resolve({}, stored)
     assert (resumed.devices, resumed.max_hours, resumed.profile) == ("auto", 0.0, 0)
@@ -144,25 +144,27 @@ def test_settings_of_one_start_are_not_kept():
 def test_flags_and_environment_take_precedence_over_a_stored_run(trainer, tmp_path):
     stored = recipes.resolve(dict(data_dir="/old", g_lr=0.25))
     values = dict.fromkeys(["steps", "epochs", "kimg"])
-    taken = config_flags.config_from_flags(values, {"TRAINER_DATA_DIR": "/new"}, lambda _: stored)
-    assert (taken.data_dir, taken.g_lr) == ("/new", 0.25)
+    overridden = config_flags.config_from_flags(
+        values, {"TRAINER_DATA_DIR": "/new"}, lambda _: stored
+    )
+    assert (overridden.data_dir, overridden.g_lr) == ("/new", 0.25)
     kept = config_flags.config_from_flags(values, {}, lambda _: stored)
     assert kept.data_dir == "/old"
 
 
-def test_every_setting_says_what_older_runs_did():
-    """A setting that the first version did not have states the value of its runs."""
+def test_every_newer_setting_has_a_legacy_value():
+    """Checks that settings absent from format version 1 declare their value for its runs."""
     with zipfile.ZipFile(OLD_RUN) as archive:
         old = json.loads(archive.read("run/config.json"))
-    lacking = [
+    missing = [
         field.name
         for field in dataclasses.fields(Config)
         if field.name not in old and field.metadata["legacy"] is dataclasses.MISSING
     ]
-    assert not lacking
+    assert not missing
 
 
-def test_a_default_that_changes_does_not_change_older_runs(monkeypatch):
+def test_changing_a_default_does_not_change_older_runs(monkeypatch):
     monkeypatch.setitem(Config.__init__.__kwdefaults__, "rmsprop_epsilon", 0.5)
     with zipfile.ZipFile(OLD_RUN) as archive:
         text = archive.read("run/config.json")

@@ -26,7 +26,7 @@ def instructions(path: Path, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_the_image_is_as_clusters_want_it(path):
+def test_image_matches_the_manifests_and_is_labelled(path):
     user = k8s.pod_of(k8s.render("overlays/cpu-smoke"))["securityContext"]
     assert instructions(path, "USER")[-1] == f"{user['runAsUser']}:{user['runAsGroup']}"
     assert json.loads(instructions(path, "ENTRYPOINT")[-1]) == ["python", "-m", "trainer"]
@@ -44,8 +44,8 @@ def test_the_image_is_as_clusters_want_it(path):
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_the_environment_is_the_manifests(path):
-    """A container started by hand writes to the same folders as a Pod."""
+def test_image_sets_the_folders_of_the_manifests(path):
+    """Checks that a container started by hand writes to the same folders as a Pod."""
     overlay = "cpu-smoke" if path.suffix == ".cpu" else "single-node"
     wanted = k8s.environment_of(k8s.render(f"overlays/{overlay}"))
     given = dict(re.findall(r"([A-Z_]+)=(\S+)", " ".join(instructions(path, "ENV"))))
@@ -53,8 +53,8 @@ def test_the_environment_is_the_manifests(path):
         assert given[name] == wanted[name]
 
 
-def test_the_check_of_the_cuda_libraries_runs():
-    """It imports the trainer by name; the libraries themselves may be missing on this machine."""
+def test_cuda_library_check_runs():
+    """Checks that the command can import the trainer; the libraries may be missing here."""
     check = next(line for line in instructions(DOCKERFILES[0], "RUN") if line.startswith("["))
     python, *arguments = json.loads(check)
     assert python == "python"
@@ -67,7 +67,7 @@ def test_the_check_of_the_cuda_libraries_runs():
     assert "libcuda.so.1" not in done.stderr
 
 
-def wanted_by_clusters() -> list[Requirement]:
+def cluster_requirements() -> list[Requirement]:
     """Returns the trainer's requirements, with those of the extras that have a component."""
     setup = (ROOT / "setup.py").read_text()
     block = re.search(r"install_requires=\[(.*?)\]", setup, re.S)[1]
@@ -79,10 +79,10 @@ def wanted_by_clusters() -> list[Requirement]:
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_every_package_is_chosen_with_its_hashes(name):
+def test_requirements_pin_every_package_with_hashes(name):
     text = (ROOT / "docker" / name).read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    chosen = {}
+    pinned = {}
     for line in lines:
         package, *hashes = re.split(r"\s+--hash=", line.strip())
         requirement = Requirement(package)
@@ -90,28 +90,28 @@ def test_every_package_is_chosen_with_its_hashes(name):
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", value) for value in hashes)
         (exact,) = requirement.specifier
         assert exact.operator == "=="
-        chosen[requirement.name] = Version(exact.version)
-    assert {"setuptools", "wheel"} <= chosen.keys(), "the trainer's own wheel is built with them"
-    assert ("nvidia-cudnn-cu12" in chosen) == (name == "requirements-gpu.txt")
+        pinned[requirement.name] = Version(exact.version)
+    assert {"setuptools", "wheel"} <= pinned.keys(), "the trainer's own wheel is built with them"
+    assert ("nvidia-cudnn-cu12" in pinned) == (name == "requirements-gpu.txt")
 
-    for asked in wanted_by_clusters():
-        package = LISTS[name] if asked.name == "tensorflow" else asked.name
-        assert chosen[package] in asked.specifier, f"{name} is out of date: make requirements"
+    for required in cluster_requirements():
+        package = LISTS[name] if required.name == "tensorflow" else required.name
+        assert pinned[package] in required.specifier, f"{name} is out of date: make requirements"
 
 
-def test_images_hold_what_they_need_and_no_more():
-    ignored, *kept = [
+def test_dockerignore_includes_every_copied_file():
+    ignored, *included = [
         line
         for line in (ROOT / ".dockerignore").read_text().splitlines()
         if line and not line.startswith("#")
     ]
     assert ignored == "*"
-    kept = {line[1:] for line in kept if line.startswith("!")}
+    included = {line[1:] for line in included if line.startswith("!")}
     for path in DOCKERFILES:
         for line in instructions(path, "COPY"):
             if not line.startswith("--from"):
                 for source in line.split()[:-1]:
-                    assert any(Path(source).match(pattern) for pattern in kept), source
+                    assert any(Path(source).match(pattern) for pattern in included), source
 
 
 def load_proof():
@@ -122,7 +122,7 @@ def load_proof():
 
 
 @pytest.mark.images
-def test_the_cpu_image_builds_and_runs_as_in_a_pod(tmp_path):
+def test_cpu_image_builds_and_runs_as_in_a_pod(tmp_path):
     """Takes minutes. A folder in TRAINER_PROVE_DIR keeps the base image for later calls."""
     proof = load_proof()
     folder = os.environ.get("TRAINER_PROVE_DIR", tmp_path)

@@ -61,44 +61,44 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path):
-    made = Cluster(tmp_path)
-    yield made
-    made.close()
+    cluster = Cluster(tmp_path)
+    yield cluster
+    cluster.close()
 
 
-def trains(folder: Path):
+def has_logged(folder: Path):
     """Returns a condition that holds once the run has logged three times."""
     return lambda: (folder / "metrics.jsonl").exists() and len(records(folder)) >= 3
 
 
-def check_whole(folder: Path, steps: int = STEPS) -> None:
+def check_complete(folder: Path, steps: int = STEPS) -> None:
     """Asserts that no step was lost or repeated."""
     lines = records(folder)
     assert sum(line["steps"] for line in lines) == lines[-1]["step"] == steps
     assert (folder / "generator.keras").exists()
 
 
-def assert_equal(one: Path, other: Path) -> None:
+def assert_equal_variables(one: Path, other: Path) -> None:
     """Asserts that the variables of two runs are identical bit for bit."""
-    expected, got = variables(one), variables(other)
-    assert expected.keys() == got.keys()
+    expected, actual = variables(one), variables(other)
+    assert expected.keys() == actual.keys()
     for name, value in expected.items():
-        np.testing.assert_array_equal(got[name], value, err_msg=name)
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
-def test_a_clean_run_as_it_is_rendered(cluster):
+def test_rendered_overlay_trains_to_completion(cluster):
     job = cluster.submit(k8s.render("overlays/cpu-smoke"))
-    job.wait(trains(cluster.run("cpu-smoke")))
+    job.wait(has_logged(cluster.run("cpu-smoke")))
     (pod,) = job.running.values()
     assert pod.probe("startupProbe", timeout=30)
     assert pod.probe("livenessProbe", timeout=30)
     job.wait()
     assert job.condition == "Complete", job.outputs()
     assert job.exit_codes == [ExitCode.OK]
-    check_whole(cluster.run("cpu-smoke"), steps=200)
+    check_complete(cluster.run("cpu-smoke"), steps=200)
 
 
-def test_a_finished_job_that_is_submitted_again(cluster):
+def test_submitting_a_complete_run_again_changes_no_files(cluster):
     first = cluster.smoke().wait()
     assert first.condition == "Complete", first.outputs()
     before = {path: path.stat().st_mtime for path in cluster.run().rglob("*.*")}
@@ -111,10 +111,10 @@ def test_a_finished_job_that_is_submitted_again(cluster):
         assert path.stat().st_mtime == before[path]
 
 
-def test_an_evicted_pod_and_one_that_is_killed(cluster):
-    """Neither loses a step, and only the kill counts as a failure."""
+def test_evicted_and_killed_pods_resume_without_losing_steps(cluster):
+    """Checks that no step is lost and that only the kill counts as a failure."""
     job = cluster.smoke()
-    job.wait(trains(cluster.run()))
+    job.wait(has_logged(cluster.run()))
     (pod,) = job.running.values()
     began = time.monotonic()
     pod.evict(job.grace_secs)
@@ -135,26 +135,26 @@ def test_an_evicted_pod_and_one_that_is_killed(cluster):
     assert job.exit_codes == [ExitCode.STOPPED, 137, ExitCode.OK]
     assert "Resuming from" in job.ended[1].output
     assert "Resuming from" in job.ended[2].output
-    check_whole(cluster.run())
-    assert cluster.smoke(name="undisturbed").wait().condition == "Complete"
-    assert_equal(cluster.run("undisturbed"), cluster.run())
+    check_complete(cluster.run())
+    assert cluster.smoke(name="uninterrupted").wait().condition == "Complete"
+    assert_equal_variables(cluster.run("uninterrupted"), cluster.run())
 
 
 @pytest.mark.parametrize(
-    ("given", "code", "says"),
+    ("given", "code", "message"),
     [
         ("--flag=--stepz=1", ExitCode.USAGE, "--stepz is not a flag"),
         ("--dataset=/runs/nothing.zip", ExitCode.DATA, "nothing.zip"),
     ],
 )
-def test_what_cannot_work_is_tried_once(cluster, given, code, says):
+def test_invalid_settings_fail_the_job_without_a_retry(cluster, given, code, message):
     job = cluster.smoke(given).wait()
     assert (job.condition, job.reason) == ("Failed", "PodFailurePolicy")
     assert job.exit_codes == [code]
-    assert says in job.outputs()
+    assert message in job.outputs()
 
 
-def test_other_settings_for_an_old_run_are_refused_once(cluster):
+def test_resuming_with_changed_settings_fails_the_job_without_a_retry(cluster):
     assert cluster.smoke("--length=--steps=1").wait().condition == "Complete"
     job = cluster.smoke("--length=--steps=1", "--flag=--seed=1").wait()
     assert (job.condition, job.reason) == ("Failed", "PodFailurePolicy")
@@ -162,14 +162,14 @@ def test_other_settings_for_an_old_run_are_refused_once(cluster):
     assert "seed" in job.outputs()
 
 
-def test_a_pod_that_dies_again_and_again_is_given_up(cluster):
+def test_job_fails_after_repeated_crashes(cluster):
     job = cluster.smoke()
-    seen: list[Pod] = []
+    killed: list[Pod] = []
     while not job.condition:
         job.step()
         for pod in job.running.values():
-            if pod not in seen:
-                seen.append(pod)
+            if pod not in killed:
+                killed.append(pod)
                 pod.kill()
         time.sleep(0.02)
     assert (job.condition, job.reason) == ("Failed", "BackoffLimitExceeded")
@@ -182,19 +182,19 @@ def test_a_pod_that_dies_again_and_again_is_given_up(cluster):
 SHARED = "gan-runs-shared"
 
 
-def test_workers_from_start_to_end(cluster):
+def test_workers_train_to_completion(cluster):
     job = cluster.workers().wait()
     assert job.condition == "Complete", job.outputs()
     assert job.exit_codes == [ExitCode.OK] * 2
-    check_whole(cluster.run(claim=SHARED))
-    again = cluster.workers().wait()
-    assert again.exit_codes == [ExitCode.OK] * 2, again.outputs()
+    check_complete(cluster.run(claim=SHARED))
+    repeated = cluster.workers().wait()
+    assert repeated.exit_codes == [ExitCode.OK] * 2, repeated.outputs()
 
 
-def test_one_worker_is_evicted(cluster):
-    """All workers stop at the same step without a failure, and resume."""
+def test_all_workers_stop_and_resume_when_one_is_evicted(cluster):
+    """Checks that all workers stop at the same step without a failure and then resume."""
     job = cluster.workers()
-    job.wait(trains(cluster.run(claim=SHARED)))
+    job.wait(has_logged(cluster.run(claim=SHARED)))
     began = time.monotonic()
     job.running[1].evict(job.grace_secs)
     job.wait(lambda: len(job.ended) >= 2)
@@ -203,14 +203,14 @@ def test_one_worker_is_evicted(cluster):
     job.wait()
     assert job.condition == "Complete", job.outputs()
     assert job.failed == 0
-    check_whole(cluster.run(claim=SHARED))
+    check_complete(cluster.run(claim=SHARED))
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_one_worker_is_killed(cluster, index):
-    """The other worker stops by itself, and both resume from the last checkpoint."""
+def test_all_workers_stop_and_resume_when_one_is_killed(cluster, index):
+    """Checks that the other worker stops as well and that both resume from the last checkpoint."""
     job = cluster.workers("--flag=--checkpoint_every_kimg=0.4")
-    job.wait(trains(cluster.run(claim=SHARED)))
+    job.wait(has_logged(cluster.run(claim=SHARED)))
     began = time.monotonic()
     job.running[index].kill()
     job.wait(lambda: len(job.ended) >= 2)
@@ -219,4 +219,4 @@ def test_one_worker_is_killed(cluster, index):
     job.wait()
     assert job.condition == "Complete", job.outputs()
     assert job.failed == 1
-    check_whole(cluster.run(claim=SHARED))
+    check_complete(cluster.run(claim=SHARED))

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, starved and crowded, many times: `make test-faults`."""
+"""Runs that are killed, stopped, started twice or out of disk space; run by `make test-faults`."""
 
 import contextlib
 import json
@@ -32,8 +32,10 @@ EXACT = [
 
 
 @pytest.mark.parametrize(("recipe", "precision", "devices"), EXACT)
-def test_resume_is_exact(tiny, run, tmp_path, recipe, precision, devices):
-    """All that has a state: dropout, noise that decays, mirrors, scales, averages, rates."""
+def test_resumed_run_is_identical_to_an_uninterrupted_run(
+    tiny, run, tmp_path, recipe, precision, devices
+):
+    """Enables all features with a state, such as decaying noise, loss scales, EMA and schedules."""
     given = dict(
         recipe=recipe, precision=precision, devices=devices, conditional=True, log_every_steps=1,
         sample_every=steps(2), log_every_secs=1e9, horizontal_flip=True, d_input_noise=0.1,
@@ -42,27 +44,32 @@ def test_resume_is_exact(tiny, run, tmp_path, recipe, precision, devices):
     )  # fmt: skip
     if recipe == "dcgan-studiogan":
         del given["conditional"]
-    whole = tiny(**given, length=steps(7), run_dir=str(tmp_path / "whole"))
-    run(whole)
-    parts = tiny(**given, run_dir=str(tmp_path / "parts"))
+    uninterrupted = tiny(**given, length=steps(7), run_dir=str(tmp_path / "uninterrupted"))
+    run(uninterrupted)
+    interrupted = tiny(**given, run_dir=str(tmp_path / "interrupted"))
     for end in (2, 5, 7):
-        run(parts.replace(length=steps(end)))
-        if end == 5:  # the end of a part is sampled as well
-            (tmp_path / "parts" / "samples" / "fakes-00000.040.png").unlink()
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+        run(interrupted.replace(length=steps(end)))
+        if end == 5:  # samples are also drawn at the end of each part
+            (tmp_path / "interrupted" / "samples" / "fakes-00000.040.png").unlink()
+    assert_same_run(tmp_path / "uninterrupted", tmp_path / "interrupted")
 
 
 @pytest.mark.parametrize(("before", "after"), [("cpu:2", "cpu:1"), ("cpu:1", "cpu:4")])
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_another_number_of_replicas_goes_on(tmp_path, before, after, accumulate):
+def test_run_resumes_on_another_number_of_replicas(tmp_path, before, after, accumulate):
     arguments = ["--recipe=dcgan-sigmoid", *TINY_FLAGS, "--log_every_steps=1"]
-    more = ["--batch_per_replica=2"] if accumulate else []
+    accumulation = ["--batch_per_replica=2"] if accumulate else []
     for name, first, second in (("one", "cpu:1", "cpu:1"), ("other", before, after)):
         for end, devices in ((3, first), (6, second)):
             process = Process(
-                tmp_path, *arguments, *more, f"--devices={devices}", f"--steps={end}", run_dir=name
+                tmp_path,
+                *arguments,
+                *accumulation,
+                f"--devices={devices}",
+                f"--steps={end}",
+                run_dir=name,
             )
-            assert process.end() == 0, process.output
+            assert process.wait() == 0, process.output
     pairs = list(zip(records(tmp_path / "one"), records(tmp_path / "other"), strict=True))
     assert len(pairs) == 6
     for one, other in pairs:
@@ -70,21 +77,21 @@ def test_another_number_of_replicas_goes_on(tmp_path, before, after, accumulate)
             assert other[name] == pytest.approx(one[name], rel=2e-3)
 
 
-SIGTERM_STEPS = 800  # enough that fast machines are still training when the signal arrives
+SIGTERM_STEPS = 800  # long enough that fast machines are still training at the signal
 PHASES = ["start", "import", "compile", "training", "sampling", "saving"]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The end of a run that nobody stops."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert Process(folder, *TINY_FLAGS, f"--steps={SIGTERM_STEPS}", "--devices=cpu").end() == 0
+def uninterrupted_run(tmp_path_factory):
+    """Returns the run directory of a run that was not interrupted."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert Process(folder, *TINY_FLAGS, f"--steps={SIGTERM_STEPS}", "--devices=cpu").wait() == 0
     return folder / "run"
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_sigterm_in_any_phase(tmp_path, undisturbed, phase):
-    pace = {
+def test_run_stopped_by_sigterm_in_any_phase_resumes(tmp_path, uninterrupted_run, phase):
+    interval = {
         "sampling": ["--sample_every_kimg=0.008"],
         "saving": ["--checkpoint_every_kimg=0.008"],
     }.get(phase, [])
@@ -93,7 +100,7 @@ def test_sigterm_in_any_phase(tmp_path, undisturbed, phase):
         f"--steps={SIGTERM_STEPS}",
         "--devices=cpu",
         "--log_every_secs=0",
-        *pace,
+        *interval,
     ]
     process = Process(tmp_path, *arguments)
     if phase in ("start", "import"):
@@ -106,7 +113,7 @@ def test_sigterm_in_any_phase(tmp_path, undisturbed, phase):
         time.sleep(random.Random(phase).uniform(0, 0.3))
     began = time.monotonic()
     process.popen.send_signal(signal.SIGTERM)
-    code = process.end()
+    code = process.wait()
     saved = bool(list_checkpoints(tmp_path / "run" / "checkpoints"))
     assert code == (ExitCode.STOPPED if saved else ExitCode.TERMINATED), process.output
     assert saved or phase in ("start", "import")
@@ -120,65 +127,65 @@ def test_sigterm_in_any_phase(tmp_path, undisturbed, phase):
         )
         assert f"Running the same command again resumes from step {done}." in process.output
         assert list_checkpoints(tmp_path / "run" / "checkpoints")[0].name == f"ckpt-{done}"
-    again = Process(tmp_path, *arguments)
-    assert again.end() == 0, again.output
-    expected, got = variables(undisturbed), variables(tmp_path / "run")
+    resumed = Process(tmp_path, *arguments)
+    assert resumed.wait() == 0, resumed.output
+    expected, actual = variables(uninterrupted_run), variables(tmp_path / "run")
     for name, value in expected.items():
-        np.testing.assert_array_equal(got[name], value, err_msg=name)
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
 @pytest.mark.parametrize("kills", [24, pytest.param(300, marks=pytest.mark.marathon)])
-def test_killed_again_and_again(tmp_path, kills):
-    """SIGKILL at random moments, half of them while something is saved, sampled or logged."""
+def test_run_killed_repeatedly_is_identical_to_an_uninterrupted_run(tmp_path, kills):
+    """Kills the run with SIGKILL at random times, so that some kills interrupt a save."""
     arguments = [
         *TINY_FLAGS, f"--steps={250 * kills}", "--devices=cpu", "--checkpoint_every_kimg=0.08",
         "--sample_every_kimg=4", "--log_every_steps=25", "--log_every_secs=1e9",
     ]  # fmt: skip
-    chance, done, unfinished = random.Random(kills), 0, 0
+    rng, done, unfinished = random.Random(kills), 0, 0
     while True:
         process = Process(tmp_path, *arguments)
         if done == kills:
             break
         if done % 6:
-            with contextlib.suppress(AssertionError):  # complete
+            with contextlib.suppress(AssertionError):  # the run was already complete
                 process.wait_for("Run directory")
-            delay = chance.uniform(0, 4)
+            delay = rng.uniform(0, 4)
         else:
-            delay = chance.uniform(0, 8)
+            delay = rng.uniform(0, 8)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.popen.wait(delay)
             break
         process.popen.kill()
-        process.end()
+        process.wait()
         assert "Traceback" not in process.output, process.output
         done += 1
         folder = tmp_path / "run" / "checkpoints"
         unfinished += sum(not p.with_suffix(".json").exists() for p in list_checkpoints(folder))
-    assert process.end() == 0, process.output
+    assert process.wait() == 0, process.output
     print(f"{done} kills, {unfinished} of them during a save")
     assert done > kills / 2
-    whole = Process(tmp_path, *arguments, run_dir="whole")
-    assert whole.end(3000) == 0, whole.output
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    uninterrupted = Process(tmp_path, *arguments, run_dir="uninterrupted")
+    assert uninterrupted.wait(3000) == 0, uninterrupted.output
+    assert_same_run(tmp_path / "uninterrupted", tmp_path / "run")
 
 
-def test_two_at_once(tmp_path):
+def test_second_process_in_a_run_directory_is_rejected(tmp_path):
     arguments = [*TINY_FLAGS, "--steps=1000000", "--devices=cpu", "--checkpoint_every_kimg=0.4"]
     first = Process(tmp_path, *arguments)
     first.wait_for("images/s")
     second = Process(tmp_path, *arguments)
-    assert second.end() == ExitCode.BUSY, second.output
+    assert second.wait() == ExitCode.BUSY, second.output
     assert f"is held by process {first.popen.pid} on " in second.output
     assert "--fresh" not in second.output
     fresh = Process(tmp_path, *arguments, "--fresh")
-    assert fresh.end() == ExitCode.BUSY, fresh.output
+    assert fresh.wait() == ExitCode.BUSY, fresh.output
     assert first.popen.poll() is None
     first.popen.kill()
     third = Process(tmp_path, *arguments)
     third.wait_for("Taking over from process")
     third.wait_for("Resuming from")
     third.popen.terminate()
-    assert third.end() == ExitCode.STOPPED
+    assert third.wait() == ExitCode.STOPPED
 
 
 FULL_DISK = """
@@ -192,12 +199,18 @@ code=$?
 cp -r disk/run .
 exit $code
 """
-FILL = "dd if=/dev/zero of=disk/filler bs=4k 2>/dev/null"
-UNTIL_SHOWN = "until grep -q 'save at step' log; do sleep 0.05; done"
+FILL_DISK = "dd if=/dev/zero of=disk/filler bs=4k 2>/dev/null"
+WAIT_FOR_FAILED_SAVE = "until grep -q 'save at step' log; do sleep 0.05; done"
 
 
-def on_a_small_disk(folder: Path, steps: str, *arguments: str) -> tuple[int, str]:
-    """Runs a shell script beside a run on a disk of its own; returns code and log."""
+def run_on_a_small_disk(folder: Path, steps: str, *arguments: str) -> tuple[int, str]:
+    """Trains on a separate small disk while shell commands run; returns the exit code and the log.
+
+    Args:
+      folder: folder for the log and, after the run, for a copy of the run directory.
+      steps: shell commands to run once the checkpoint of step 50 is saved.
+      *arguments: flags of the training run.
+    """
     script = FULL_DISK.replace("{steps}", steps)
     command = [sys.executable, "-m", "trainer", "train", "--run_dir=disk/run", *arguments]
     process = subprocess.run(
@@ -205,7 +218,7 @@ def on_a_small_disk(folder: Path, steps: str, *arguments: str) -> tuple[int, str
         cwd=folder, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     if process.returncode == 99 or "unshare" in process.stderr:
-        pytest.skip(f"no mounts here: {process.stderr}")
+        pytest.skip(f"no permission to mount a file system: {process.stderr}")
     return process.returncode, (folder / "log").read_text()
 
 
@@ -215,9 +228,9 @@ DISK_RUN = [
 ]  # fmt: skip
 
 
-def test_a_full_disk_is_survived(tmp_path):
-    steps = f"{FILL}\n{UNTIL_SHOWN}\nrm disk/filler"
-    code, log = on_a_small_disk(tmp_path, steps, *DISK_RUN, "--max_failed_saves=100")
+def test_training_continues_after_a_disk_was_temporarily_full(tmp_path):
+    steps = f"{FILL_DISK}\n{WAIT_FOR_FAILED_SAVE}\nrm disk/filler"
+    code, log = run_on_a_small_disk(tmp_path, steps, *DISK_RUN, "--max_failed_saves=100")
     assert code == 0, log
     assert (
         "Training continues; 99 more saves may fail. Running the same command again resumes from "
@@ -229,28 +242,29 @@ def test_a_full_disk_is_survived(tmp_path):
     assert list_checkpoints(tmp_path / "run" / "checkpoints")[0].name == "ckpt-3000"
 
 
-def test_a_disk_that_stays_full_ends_the_run_and_nothing_is_lost(tmp_path):
-    code, log = on_a_small_disk(tmp_path, FILL, *DISK_RUN, "--max_failed_saves=3")
+def test_run_stopped_by_a_full_disk_resumes_from_its_last_checkpoint(tmp_path):
+    code, log = run_on_a_small_disk(tmp_path, FILL_DISK, *DISK_RUN, "--max_failed_saves=3")
     assert code == ExitCode.CRASH == 1, log
     assert "after 3 other consecutive failures. Free some disk space" in log
     assert "Traceback" not in log
-    again = Process(tmp_path, *DISK_RUN, "--max_failed_saves=4")
-    assert again.end() == 0, again.output
-    assert "Resuming from" in again.output
-    whole = Process(tmp_path, *DISK_RUN, run_dir="whole")
-    assert whole.end() == 0
-    expected, got = variables(tmp_path / "whole"), variables(tmp_path / "run")
+    resumed = Process(tmp_path, *DISK_RUN, "--max_failed_saves=4")
+    assert resumed.wait() == 0, resumed.output
+    assert "Resuming from" in resumed.output
+    uninterrupted = Process(tmp_path, *DISK_RUN, run_dir="uninterrupted")
+    assert uninterrupted.wait() == 0
+    expected, actual = variables(tmp_path / "uninterrupted"), variables(tmp_path / "run")
     for name, value in expected.items():
-        np.testing.assert_array_equal(got[name], value, err_msg=name)
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
-def test_a_disk_that_turns_read_only(tmp_path):
-    there = "disk/run/checkpoints"
+def test_training_continues_after_a_disk_was_temporarily_read_only(tmp_path):
+    checkpoints = "disk/run/checkpoints"
     steps = (
-        f"mount --bind {there} {there} && mount -o remount,bind,ro {there} || exit 99\n"
-        f"{UNTIL_SHOWN}\numount {there}"
+        f"mount --bind {checkpoints} {checkpoints} || exit 99\n"
+        f"mount -o remount,bind,ro {checkpoints} || exit 99\n"
+        f"{WAIT_FOR_FAILED_SAVE}\numount {checkpoints}"
     )
-    code, log = on_a_small_disk(tmp_path, steps, *DISK_RUN, "--max_failed_saves=100")
+    code, log = run_on_a_small_disk(tmp_path, steps, *DISK_RUN, "--max_failed_saves=100")
     assert code == 0, log
     assert "Read-only file system" in log
     lines = records(tmp_path / "run")

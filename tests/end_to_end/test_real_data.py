@@ -1,4 +1,4 @@
-"""A few steps on real data, where TRAINER_DATA_DIR names a folder that holds it."""
+"""A few steps on real data sets; skipped unless TRAINER_DATA_DIR names their folder."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SIZES = {"mnist": (60000, 28, 1), "fashion_mnist": (None, 28, 1), "cifar10": (50
 
 
 @pytest.mark.parametrize("dataset", SIZES)
-def test_sets_load_from_their_published_forms(data_dir, dataset):
+def test_data_sets_load_from_their_published_files(data_dir, dataset):
     data = sources.load(recipes.resolve(dict(dataset=dataset, data_dir=data_dir)))
     count, size, channels = SIZES[dataset]
     assert count in (None, len(data))

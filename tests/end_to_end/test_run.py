@@ -1,4 +1,4 @@
-"""Whole runs: files, record, resume, stop, refusal, generation."""
+"""Whole runs: their files, metrics, resuming, stopping, errors and generated images."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from trainer.run_dir.directory import RunDir
 from trainer.training.loop import LoopFunctions, LoopPlan, Periodic, train_steps
 
 
-def test_a_run_leaves_what_it_says(tiny, run, tmp_path):
+def test_run_writes_its_files_samples_and_metrics(tiny, run, tmp_path):
     config = tiny(
         recipe="dcgan", length=steps(6), sample_every=steps(2), log_every_secs=0.0, sample_grid=3
     )
@@ -54,15 +54,15 @@ def test_a_run_leaves_what_it_says(tiny, run, tmp_path):
     assert data["fingerprint"] == sources.load(config).fingerprint
 
     lines = records(folder)
-    wanted = "step kimg images_per_sec d_loss g_loss d_acc d_real_acc d_fake_acc g_acc time"
-    assert set(wanted.split()) <= set(lines[0])
+    expected_names = "step kimg images_per_sec d_loss g_loss d_acc d_real_acc d_fake_acc g_acc time"
+    assert set(expected_names.split()) <= set(lines[0])
     assert sum(line["steps"] for line in lines) == lines[-1]["step"] == 6
     line = lines[-1]
     assert line["d_acc"] == pytest.approx((line["d_real_acc"] + line["d_fake_acc"]) / 2)
     assert line["images_per_sec"] == pytest.approx(line["steps"] * 8 / line["secs"])
 
 
-def test_tensorboard_shows_scalars_and_grids(tiny, run):
+def test_tensorboard_has_scalars_and_sample_grids(tiny, run):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = tiny(length=steps(2), log_every_secs=0.0)
     run(config)
@@ -77,56 +77,60 @@ def test_tensorboard_shows_scalars_and_grids(tiny, run):
 
 
 @pytest.mark.parametrize("recipe", ["dcgan", "mlp-small"])
-def test_resume_is_exact(tiny, run, tmp_path, recipe):
-    """3 steps, then 3 more, leave what 6 steps leave: every variable, grid and metric."""
+def test_resumed_run_is_identical_to_an_uninterrupted_run(tiny, run, tmp_path, recipe):
+    """Compares the variables, samples and metrics of 3 + 3 steps with those of 6 steps."""
     given = dict(recipe=recipe, log_every_steps=1, sample_every=steps(2))
-    whole = tiny(**given, length=steps(6), run_dir=str(tmp_path / "whole"))
-    run(whole)
-    parts = tiny(**given, length=steps(3), run_dir=str(tmp_path / "parts"))
-    run(parts)
-    output = run(parts.replace(length=steps(6)))
+    uninterrupted = tiny(**given, length=steps(6), run_dir=str(tmp_path / "uninterrupted"))
+    run(uninterrupted)
+    interrupted = tiny(**given, length=steps(3), run_dir=str(tmp_path / "interrupted"))
+    run(interrupted)
+    output = run(interrupted.replace(length=steps(6)))
     assert "Resuming from" in output
-    expected, found = variables(whole.run_dir), variables(parts.run_dir)
-    assert expected.keys() == found.keys()
+    expected, actual = variables(uninterrupted.run_dir), variables(interrupted.run_dir)
+    assert expected.keys() == actual.keys()
     assert len(expected) > 30
     for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
-    for one, other in zip(records(whole.run_dir), records(parts.run_dir), strict=True):
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
+    for one, other in zip(
+        records(uninterrupted.run_dir), records(interrupted.run_dir), strict=True
+    ):
         for key in ("step", "steps", "d_loss", "g_loss", "d_acc", "g_acc"):
             assert one[key] == other[key], key
-    for path in (Path(whole.run_dir) / "samples").iterdir():
-        again = Path(parts.run_dir) / "samples" / path.name
-        assert path.read_bytes() == again.read_bytes(), path.name
+    for path in (Path(uninterrupted.run_dir) / "samples").iterdir():
+        resumed = Path(interrupted.run_dir) / "samples" / path.name
+        assert path.read_bytes() == resumed.read_bytes(), path.name
 
 
-def test_resume_on_two_replicas(tiny, run, tmp_path):
+def test_run_resumes_on_two_replicas_with_the_same_losses(tiny, run, tmp_path):
     given = dict(recipe="dcgan-sigmoid", log_every_steps=1)
-    whole = tiny(**given, length=steps(6), run_dir=str(tmp_path / "whole"))
-    run(whole)
-    parts = tiny(**given, length=steps(3), run_dir=str(tmp_path / "parts"))
-    run(parts)
-    run(parts.replace(length=steps(6), devices="cpu:2"))
-    for one, other in zip(records(whole.run_dir), records(parts.run_dir), strict=True):
+    uninterrupted = tiny(**given, length=steps(6), run_dir=str(tmp_path / "uninterrupted"))
+    run(uninterrupted)
+    interrupted = tiny(**given, length=steps(3), run_dir=str(tmp_path / "interrupted"))
+    run(interrupted)
+    run(interrupted.replace(length=steps(6), devices="cpu:2"))
+    for one, other in zip(
+        records(uninterrupted.run_dir), records(interrupted.run_dir), strict=True
+    ):
         assert other["d_loss"] == pytest.approx(one["d_loss"], rel=2e-3)
         assert other["g_loss"] == pytest.approx(one["g_loss"], rel=2e-3)
 
 
-def test_four_replicas_with_dropout_flips_and_labels(tmp_path, trainer):
-    """Everything that is drawn, drawn by position: masks, mirrors, latents, labels."""
+def test_four_replicas_have_the_losses_of_one(tmp_path, trainer):
+    """Compares runs with dropout, flips and labels, which must not depend on the replicas."""
     losses = {}
     for devices in ("cpu", "cpu:4"):
-        answer = trainer(
+        result = trainer(
             "train", "--recipe=dcgan-kstep", "--conditional", "--horizontal_flip", "--d_steps=2",
             "--g_width=0.05", "--d_width=0.05", "--batch_size=8", "--steps=4",
             "--log_every_steps=1", f"--devices={devices}", f"--run_dir={devices}",
         )  # fmt: skip
-        assert answer.returncode == 0, answer.stderr
+        assert result.returncode == 0, result.stderr
         losses[devices] = [(r["d_loss"], r["g_loss"]) for r in records(tmp_path / devices)]
     assert len(losses["cpu"]) == 4
     np.testing.assert_allclose(losses["cpu:4"], losses["cpu"], rtol=2e-3)
 
 
-def test_a_complete_run_says_so(tiny, run):
+def test_starting_a_complete_run_trains_no_further(tiny, run):
     config = tiny(length=steps(2))
     run(config)
     before = variables(config.run_dir)
@@ -136,18 +140,18 @@ def test_a_complete_run_says_so(tiny, run):
         np.testing.assert_array_equal(before[name], value)
 
 
-def test_a_requested_stop_saves(tiny, run):
-    asked = iter([False, False, False, True, True])
+def test_requested_stop_saves_a_checkpoint(tiny, run):
+    stop_requests = iter([False, False, False, True, True])
     config = tiny(length=steps(100000))
     with pytest.raises(StoppedError, match="Running the same command again resumes from step"):
-        run(config, stop_requested=lambda: next(asked))
+        run(config, stop_requested=lambda: next(stop_requests))
     assert records(config.run_dir)[-1]["step"] > 0
     assert variables(config.run_dir)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_process_goes_on(tmp_path, trainer, number):
-    """A real process, a real signal, and the same command again."""
+def test_killed_process_resumes(tmp_path, trainer, number):
+    """Kills a process with a signal and resumes its run with the same command."""
     arguments = [
         "train", "--run_dir=run", "--g_width=0.05", "--d_width=0.05", "--batch_size=8",
         "--steps=300", "--checkpoint_every_kimg=0.4", "--sample_every_kimg=0", "--log_every_secs=0",
@@ -164,20 +168,20 @@ def test_a_killed_process_goes_on(tmp_path, trainer, number):
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == (ExitCode.STOPPED if number == signal.SIGTERM else -number)
-    again = trainer(*arguments)
-    assert again.returncode == 0, again.stderr
-    assert "Resuming from" in again.stdout
+    resumed = trainer(*arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resuming from" in resumed.stdout
     lines = records(tmp_path / "run")
     assert sum(line["steps"] for line in lines) == 300
-    whole = trainer(*[a.replace("=run", "=whole") for a in arguments])
-    assert whole.returncode == 0
-    expected, found = variables(tmp_path / "whole"), variables(tmp_path / "run")
+    uninterrupted = trainer(*[a.replace("=run", "=uninterrupted") for a in arguments])
+    assert uninterrupted.returncode == 0
+    expected, actual = variables(tmp_path / "uninterrupted"), variables(tmp_path / "run")
     for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
-def test_a_run_of_the_first_version_goes_on(run, trainer, tmp_path):
-    """A run directory as format version 1 left it after 6 steps."""
+def test_run_of_format_version_1_resumes(run, trainer, tmp_path):
+    """Resumes a run directory that was written in format version 1 and has 6 steps."""
     zipfile.ZipFile(Path(__file__).parent / "run-v1.zip").extractall(tmp_path)
     folder = RunDir(tmp_path / "run")
     before = records(folder.path)
@@ -189,7 +193,7 @@ def test_a_run_of_the_first_version_goes_on(run, trainer, tmp_path):
     assert drawn.returncode == 0, drawn.stderr
 
 
-def test_other_settings_or_data_are_refused(tiny, run):
+def test_resuming_with_changed_settings_or_data_fails(tiny, run):
     config = tiny(length=steps(1))
     run(config)
     with pytest.raises(CheckpointError, match=r"other settings \(g_lr: 0.0002 -> 0.001\)"):
@@ -203,24 +207,25 @@ def test_other_settings_or_data_are_refused(tiny, run):
         run(config)
 
 
-def test_a_number_format_is_that_of_the_first_start(tiny, run, tmp_path):
+def test_resuming_in_another_precision_fails(tiny, run, tmp_path):
     config = tiny(recipe="mlp", length=Duration(1, "steps"))
     run(config)
     record = tmp_path / "run" / "provenance.json"
-    began = json.loads(record.read_text())
-    record.write_text(json.dumps({**began, "precision": "bfloat16"}))  # auto, on another device
+    original = json.loads(record.read_text())
+    # As if "auto" had been resolved on another device.
+    record.write_text(json.dumps({**original, "precision": "bfloat16"}))
     longer = config.replace(length=Duration(2, "steps"))
     with pytest.raises(CheckpointError, match=r"other settings \(precision: bfloat16 -> float32\)"):
         run(longer)
-    record.write_text(json.dumps(began))
-    run(longer.replace(precision="float32"))  # what auto meant
+    record.write_text(json.dumps(original))
+    run(longer.replace(precision="float32"))  # what "auto" was resolved to
 
 
-def test_a_damaged_checkpoint_falls_back_and_none_is_no_fresh_start(tiny, run):
+def test_damaged_checkpoints_are_skipped_and_having_none_left_fails(tiny, run):
     config = tiny(length=steps(4), checkpoint_every=steps(2))
     run(config)
     folder = RunDir(Path(config.run_dir)).checkpoints
-    (folder / "checkpoint").unlink()  # TensorFlow's own note of what is there
+    (folder / "checkpoint").unlink()  # TensorFlow's list of checkpoints, which must not be needed
     newest = folder / "ckpt-4.data-00000-of-00001"
     newest.write_bytes(newest.read_bytes()[:100])
     output = run(config.replace(length=steps(5)))
@@ -233,7 +238,7 @@ def test_a_damaged_checkpoint_falls_back_and_none_is_no_fresh_start(tiny, run):
         run(config.replace(length=steps(6)))
 
 
-def test_fresh_sets_the_old_run_aside(tmp_path):
+def test_fresh_renames_the_previous_run_directory(tmp_path):
     folder = RunDir(tmp_path / "run")
     folder.path.mkdir()
     (folder.path / "x").write_text("old")
@@ -245,7 +250,7 @@ def test_fresh_sets_the_old_run_aside(tmp_path):
     assert (tmp_path / "run.old-1" / "x").read_text() == "old"
 
 
-def test_a_new_run_from_anothers_networks(tiny, run, tmp_path):
+def test_init_from_starts_with_the_networks_of_another_run(tiny, run, tmp_path):
     old = tiny(length=steps(3), run_dir=str(tmp_path / "old"))
     run(old)
     new = tiny(length=steps(0), run_dir=str(tmp_path / "new"), init_from=old.run_dir, g_lr=1e-3)
@@ -260,19 +265,19 @@ def test_a_new_run_from_anothers_networks(tiny, run, tmp_path):
     assert (before[images], after[images]) == (24, 0)
     with pytest.raises(UsageError, match=r"do not fit this run \(latent_dim: 100 -> 7"):
         run(new.replace(run_dir=str(tmp_path / "third"), latent_dim=7))
-    # An average that the other run did not have begins at its generator.
+    # If the other run has no EMA, the EMA starts from its generator.
     plain = tiny(length=steps(2), run_dir=str(tmp_path / "plain"), ema_half_life_kimg=0.0)
     run(plain)
     run(new.replace(run_dir=str(tmp_path / "fourth"), init_from=plain.run_dir))
     before, after = variables(plain.run_dir), variables(tmp_path / "fourth")
     names = [n for n in before if n.startswith("generator/")]
-    assert names  # statistics of its norms; its weights go by the optimizer
+    assert names  # batch-norm statistics; checkpoints store the weights under the optimizer
     for name in names:
         average = name.replace("generator/", "average/", 1)
         np.testing.assert_array_equal(before[name], after[average])
 
 
-def test_generate(tiny, run, trainer):
+def test_generate_writes_images_in_each_format(tiny, run, trainer):
     config = tiny(recipe="cgan", length=steps(2))
     run(config)
     folder = Path(config.run_dir)
@@ -282,8 +287,8 @@ def test_generate(tiny, run, trainer):
     assert both["images"].shape == (13, 28, 28, 1)
     assert both["images"].dtype == np.uint8
     np.testing.assert_array_equal(both["labels"], [*range(10), 0, 1, 2])
-    answer = trainer(*draw, "--num=4", "--labels=7,1", "--seed=3", "--out=pictures")
-    assert answer.returncode == 0, answer.stderr
+    result = trainer(*draw, "--num=4", "--labels=7,1", "--seed=3", "--out=pictures")
+    assert result.returncode == 0, result.stderr
     names = sorted(p.name for p in (folder.parent / "pictures").iterdir())
     assert names == ["0-class7.png", "1-class1.png", "2-class7.png", "3-class1.png"]
     assert trainer(*draw, "--num=9", "--label=7", "--out=seven.png").returncode == 0
@@ -291,12 +296,12 @@ def test_generate(tiny, run, trainer):
     wrong = trainer(*draw, "--label=11")
     assert wrong.returncode == ExitCode.USAGE
     assert "--label='11' is no class of this run: 0 to 9" in wrong.stderr
-    # The generator saved alone draws the same.
+    # The saved generator can be used without the run directory.
     alone = keras.models.load_model(folder / "generator.keras")
     assert alone([np.zeros([1, 100]), np.array([3])]).shape == (1, 28, 28, 1)
 
 
-def test_generate_draws_the_same_whatever_the_number(tiny, run):
+def test_generated_images_do_not_depend_on_their_number(tiny, run):
     from trainer.generation.sampler import Sampler
 
     config = recipes.resolve(dict(recipe="mlp", g_width=0.05))
@@ -314,7 +319,7 @@ def test_generate_draws_the_same_whatever_the_number(tiny, run):
     assert (other != few).any()
 
 
-def test_replicas_draw_together_what_one_draws(tiny):
+def test_replicas_generate_the_images_of_one_replica(tiny):
     from trainer.config.dataset import ImageShape
     from trainer.generation.sampler import Sampler
     from trainer.machine import replicas
@@ -334,23 +339,24 @@ def test_replicas_draw_together_what_one_draws(tiny):
         np.testing.assert_array_equal(batch, other)
 
 
-def test_an_unwritable_run_dir_is_named(tiny, run, tmp_path):
+def test_unwritable_run_dir_is_a_usage_error(tiny, run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
         run(tiny(run_dir=str(tmp_path / "file" / "run")))
 
 
-def test_divergence_is_named_with_its_step(tiny, run, monkeypatch):
+def test_divergence_error_names_the_metrics_and_the_step(tiny, run, monkeypatch):
     broken = dataclasses.replace(OBJECTIVES["hinge"], g_fake=lambda logits: logits / 0.0)
     monkeypatch.setitem(OBJECTIVES, "hinge", broken)
     config = tiny(length=steps(5))
     with pytest.raises(DivergedError, match=r"g_loss, g_grad_norm not finite at step 1, after 1 r"):
         run(config.replace(max_rollbacks=1))
-    (only,) = list_checkpoints(RunDir(Path(config.run_dir)).checkpoints)  # nothing bad is saved
+    # Diverged weights are not saved.
+    (only,) = list_checkpoints(RunDir(Path(config.run_dir)).checkpoints)
     assert only.name == "ckpt-0"
 
 
-def test_the_loop_calls_what_is_due_at_its_step():
+def test_training_loop_calls_periodic_actions_at_their_steps():
     done, observed, now = [], [], [0.0]
 
     def run_steps(count):
@@ -373,14 +379,14 @@ def test_the_loop_calls_what_is_due_at_its_step():
     )
     last = train_steps(plan, functions, clock=lambda: now[0])
     assert last == 20
-    # Every 10 images is at 20, 30, 40, ...: after steps 5, 8, 10, 13, 15, 18, 20.
+    # Multiples of 10 images (20, 30, 40, ...) are reached after steps 5, 8, 10, 13, 15, 18 and 20.
     assert [s for name, s in done if name == "a"] == [5, 8, 10, 13, 15, 18, 20]
     assert [s for name, s in done if name == "b"] == [7, 14]
     assert sum(observed) == 17
-    assert max(observed) <= 5  # half a second at 0.1 s a step
+    assert max(observed) <= 5  # half a second at 0.1 s per step
 
 
-def test_the_bar_stays_below_the_lines():
+def test_progress_bar_stays_below_printed_lines():
     import io
 
     class Terminal(io.StringIO):

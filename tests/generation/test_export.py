@@ -151,7 +151,9 @@ def test_a_file_that_draws_other_images_is_not_exported(tiny, run, tmp_path, mon
     other = keras.models.clone_model(generator)  # with initial weights
     if name == "saved_model":
         save = export.save_model
-        monkeypatch.setattr(export, "save_model", lambda config, _, path: save(config, other, path))
+        monkeypatch.setattr(
+            export, "save_model", lambda config, _, *rest: save(config, other, *rest)
+        )
     else:
         save = keras.Model.save
         monkeypatch.setattr(keras.Model, "save", lambda _, path: save(other, path))
@@ -200,3 +202,26 @@ def test_help_does_not_import_tensorflow():
         "sys.exit(any(codes) or 'tensorflow' in sys.modules or 'keras' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("distribution", ["normal", "uniform", "truncated_normal"])
+def test_every_latent_distribution_is_exported(tiny, run, tmp_path, distribution):
+    config = tiny(recipe="mlp", length=steps(1), latent_distribution=distribution)
+    run(config)
+    export.export(RunDir(Path(config.run_dir)), config, tmp_path / "out")
+    assert (tmp_path / "out/saved_model/saved_model.pb").exists()
+
+
+def test_signatures_check_the_labels(tiny, run, tmp_path):
+    config = tiny(recipe="cgan", length=steps(1))
+    run(config)
+    export.export(RunDir(Path(config.run_dir)), config, tmp_path / "out")
+    signatures = tf.saved_model.load(str(tmp_path / "out/saved_model")).signatures
+    latent = tf.zeros([2, config.latent_dim])
+    short = signatures["serving_default"](latents=latent, labels=tf.constant([3, 9]))["images"]
+    labels = tf.constant([3, 9], tf.int64)
+    long = signatures["int64_labels"](latents=latent, labels=labels)["images"]
+    np.testing.assert_array_equal(short, long)
+    for wrong in (-1, 10, 42):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="Labels must be from 0 to 9"):
+            signatures["serving_default"](latents=latent, labels=tf.constant([3, wrong]))

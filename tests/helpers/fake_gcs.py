@@ -82,7 +82,7 @@ class Server:
         self.sessions: dict[str, dict] = {}
         self.connections: list[socket.socket] = []
         handler = type("Handler", (Handler,), {"world": self})
-        self._http = Quiet(("127.0.0.1", 0), handler)
+        self._http = QuietServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -113,7 +113,7 @@ class Server:
         return None
 
 
-class Quiet(ThreadingHTTPServer):
+class QuietServer(ThreadingHTTPServer):
     """A server that ignores clients which disconnect during a request."""
 
     daemon_threads = True
@@ -139,18 +139,18 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        self._answer(self._get)
+        self._handle(self._get)
 
     def do_POST(self):
-        self._answer(self._post)
+        self._handle(self._post)
 
     def do_PUT(self):
-        self._answer(self._put)
+        self._handle(self._put)
 
     def do_DELETE(self):
-        self._answer(self._delete)
+        self._handle(self._delete)
 
-    def _answer(self, act: Callable[[], None]):
+    def _handle(self, act: Callable[[], None]):
         parts = urlsplit(self.path)
         self.query = {key: value[0] for key, value in parse_qs(parts.query).items()}
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -198,8 +198,8 @@ class Handler(BaseHTTPRequestHandler):
             self._fail(404, "The specified bucket does not exist.")
         return objects
 
-    def _holds(self, name: str) -> bool:
-        """Returns whether the preconditions hold; sends an error response if not."""
+    def _preconditions_hold(self, name: str) -> bool:
+        """Returns whether the request's preconditions hold; sends an error response if not."""
         wanted = self.query.get("ifGenerationMatch")
         there = self.world.objects[self.bucket].get(name)
         if wanted is not None and int(wanted) != (there.generation if there else 0):
@@ -222,7 +222,7 @@ class Handler(BaseHTTPRequestHandler):
         there = objects.get(self.object_name)
         if there is None:
             self._fail(404, f"No such object: {self.bucket}/{self.object_name}")
-        elif self._holds(self.object_name):
+        elif self._preconditions_hold(self.object_name):
             if download:
                 self._download(there, fault)
             else:
@@ -231,15 +231,15 @@ class Handler(BaseHTTPRequestHandler):
     def _list(self, objects: dict[str, Object]):
         names = [n for n in sorted(objects) if n.startswith(self.query.get("prefix", ""))]
         start = int(self.query.get("pageToken", 0))
-        answer = {"items": [objects[n].describe(self.bucket, n) for n in names[start:][:PAGE]]}
+        page = {"items": [objects[n].describe(self.bucket, n) for n in names[start:][:PAGE]]}
         if start + PAGE < len(names):
-            answer["nextPageToken"] = str(start + PAGE)
-        self._send(200, answer)
+            page["nextPageToken"] = str(start + PAGE)
+        self._send(200, page)
 
     def _download(self, there: Object, fault: Fault | None):
         content, code = there.content, 200
-        if asked := self.headers.get("Range"):
-            content, code = content[int(re.search(r"bytes=(\d+)-", asked)[1]) :], 206
+        if byte_range := self.headers.get("Range"):
+            content, code = content[int(re.search(r"bytes=(\d+)-", byte_range)[1]) :], 206
         if fault and fault.kind == "corrupt":
             content = bytes([content[0] ^ 1]) + content[1:]
         headers = {
@@ -290,7 +290,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault and fault.kind not in ("corrupt", "lost"):
             return
         with self.world.lock:
-            if not self._holds(name):
+            if not self._preconditions_hold(name):
                 return
             if fault and fault.kind == "corrupt":
                 content = content[:-1] + bytes([content[-1] ^ 1])
@@ -325,6 +325,6 @@ class Handler(BaseHTTPRequestHandler):
         with self.world.lock:
             if self.object_name not in objects:
                 self._fail(404, f"No such object: {self.bucket}/{self.object_name}")
-            elif self._holds(self.object_name):
+            elif self._preconditions_hold(self.object_name):
                 del objects[self.object_name]
                 self._send(204, b"")

@@ -1,4 +1,4 @@
-"""Small real runs, and what they leave: shared by the tests of many packages."""
+"""Starts small real runs and reads their files; shared by the tests of many packages."""
 
 import json
 import os
@@ -21,13 +21,13 @@ from trainer.training.compiled_steps import compile_steps
 
 DATA_DIR = os.environ.get("TRAINER_DATA_DIR", "")
 STEPS = 4
-# Small enough for a step in milliseconds; every recipe's networks shrink by them.
+# Settings that shrink the networks of every recipe, so that a step takes milliseconds.
 TINY = dict(g_width=0.05, d_width=0.05, batch_size=8, sample_grid=2, devices="cpu:1")
 TINY_FLAGS = ["--g_width=0.05", "--d_width=0.05", "--batch_size=8", "--sample_grid=2"]
 
 
 def variables(run_dir: str | Path) -> dict:
-    """All that the newest checkpoint of a run holds, by name, but the number of saves."""
+    """Returns the values in a run's newest checkpoint by name, without the number of saves."""
     reader = tf.train.load_checkpoint(str(list_checkpoints(Path(run_dir) / "checkpoints")[0]))
     return {
         name: reader.get_tensor(name)
@@ -37,16 +37,22 @@ def variables(run_dir: str | Path) -> dict:
 
 
 def records(run_dir) -> list[dict]:
+    """Returns the lines of a run's metrics.jsonl."""
     lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
 def steps(count):
+    """Returns a length or interval of `count` steps."""
     return Duration(count, "steps")
 
 
 class Process:
-    """A real training process, whose lines are read as they come."""
+    """A training process whose output is read while it runs.
+
+    Attributes:
+      output: what it has printed so far, including standard error.
+    """
 
     def __init__(self, folder: Path, *arguments: str, run_dir="run"):
         command = [sys.executable, "-m", "trainer", "train", f"--run_dir={run_dir}", *arguments]
@@ -65,9 +71,11 @@ class Process:
             self._lines.put(line)
 
     def wait_for(self, text: str):
+        """Waits for a line that contains `text` and returns it."""
         deadline = time.monotonic() + 120
         while True:
-            ended = self.popen.poll() is not None  # before the queue: nothing follows its lines
+            # Checked before the queue is read: once the process has ended, no lines are added.
+            ended = self.popen.poll() is not None
             try:
                 line = self._lines.get(timeout=0.5)
             except queue.Empty:
@@ -77,22 +85,23 @@ class Process:
             if text in line:
                 return line
 
-    def end(self, timeout=300) -> int:
+    def wait(self, timeout=300) -> int:
+        """Waits until the process exits and returns its exit code."""
         code = self.popen.wait(timeout)
-        time.sleep(0.2)  # for the last lines
+        time.sleep(0.2)  # lets the thread read the last lines
         return code
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Every variable, every line of the record, every picture."""
-    expected, got = variables(one), variables(other)
-    assert expected.keys() == got.keys()
+    """Asserts that two runs have equal variables, metrics (except times) and sample images."""
+    expected, actual = variables(one), variables(other)
+    assert expected.keys() == actual.keys()
     for name, value in expected.items():
-        np.testing.assert_array_equal(got[name], value, err_msg=name)
-    clocks = {"secs", "images_per_sec", "utilisation", "data_wait", "time", "memory_gib"}
-    for line, same in zip(records(one), records(other), strict=True):
-        assert {k: v for k, v in line.items() if k not in clocks} == {
-            k: v for k, v in same.items() if k not in clocks
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
+    timings = {"secs", "images_per_sec", "utilisation", "data_wait", "time", "memory_gib"}
+    for line, other_line in zip(records(one), records(other), strict=True):
+        assert {k: v for k, v in line.items() if k not in timings} == {
+            k: v for k, v in other_line.items() if k not in timings
         }
     names = sorted(path.name for path in (one / "samples").iterdir())
     assert names == sorted(path.name for path in (other / "samples").iterdir())
@@ -101,7 +110,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def trajectory(config, steps=STEPS):
-    """Trains some steps; returns the metrics [steps, M] and the state."""
+    """Trains for `steps` steps and returns the metrics [steps, M] and the TrainState."""
     data = sources.load(config)
     devices = replicas.create_replicas(config)
     with devices.scope():
@@ -123,4 +132,5 @@ def trajectory(config, steps=STEPS):
 
 
 def weights(network):
+    """Returns all trainable variables of a network as one vector."""
     return np.concatenate([v.numpy().ravel() for v in network.trainable_variables])

@@ -92,14 +92,14 @@ def validate_text(text: str, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_schemas(manifests, version):
+def test_manifests_match_the_schemas(manifests, version):
     for item in manifests:
         validate(item, version)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", ["data", "results"])
-def test_a_pod_to_fill_and_read_volumes(name, version):
+def test_volume_pods_are_valid_secure_and_without_network(name, version):
     manifests = k8s.render(name)
     for item in manifests:
         validate(item, version)
@@ -110,7 +110,7 @@ def test_a_pod_to_fill_and_read_volumes(name, version):
     assert policy["spec"]["ingress"] == policy["spec"]["egress"] == []
 
 
-def test_results_are_where_runs_put_them():
+def test_results_pod_mounts_the_volumes_of_the_overlays():
     """The Pod mounts the overlays' claim; the documentation shows how to choose another."""
     pod = k8s.one_of(k8s.render("results"), "Pod")["spec"]
     (volume,), (mount,) = pod["volumes"], pod["containers"][0]["volumeMounts"]
@@ -130,12 +130,12 @@ def test_results_are_where_runs_put_them():
     assert "s,claimName: gan-runs,claimName: " in documents
 
 
-def test_the_account_that_reads_buckets_is_the_documents():
+def test_documentation_names_the_service_account_of_gcs():
     name = k8s.one_of(make("gcs"), "ServiceAccount")["metadata"]["name"]
     assert f".svc.id.goog[gan/{name}]" in (k8s.ROOT / "docs/kubernetes.md").read_text()
 
 
-def test_overlays_agree_on_what_they_share():
+def test_overlays_define_shared_objects_identically():
     """Overlays are applied to the same namespace, so equal names must mean equal objects."""
     seen: dict[tuple[str, str], dict] = {}
     for manifests in map(k8s.render, ["data", "results", *(f"overlays/{n}" for n in k8s.OVERLAYS)]):
@@ -152,7 +152,7 @@ def test_overlays_agree_on_what_they_share():
         (["spec", "template", "spec", "terminationGracePeriod"], 30),
     ],
 )
-def test_the_schemas_are_strict(path, value):
+def test_schemas_are_strict(path, value):
     job = k8s.one_of(make("cpu-smoke"), "Job")
     validate(job, VERSIONS[0])
     job = json.loads(json.dumps(job))
@@ -172,7 +172,7 @@ def test_names_are_unique(manifests):
 # The failure policy.
 
 
-def test_exit_codes_are_those_of_the_code(manifests):
+def test_failure_policy_matches_the_trainers_exit_codes(manifests):
     job = k8s.one_of(manifests, "Job")["spec"]
     by_action: dict[str, set[int]] = {}
     for rule in job["podFailurePolicy"]["rules"]:
@@ -189,14 +189,14 @@ def test_exit_codes_are_those_of_the_code(manifests):
     assert job["backoffLimit"] > 0
 
 
-def test_an_evicted_pod_is_never_a_failure(manifests):
+def test_evicted_pods_do_not_count_as_failures(manifests):
     job = k8s.one_of(manifests, "Job")["spec"]
     first = job["podFailurePolicy"]["rules"][0]
     assert first["action"] == "Ignore"
     assert first["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
 
 
-def test_a_job_ends_and_replaces_what_is_gone(manifests):
+def test_job_has_a_deadline_and_replaces_failed_pods(manifests):
     job = k8s.one_of(manifests, "Job")["spec"]
     assert k8s.pod_of(manifests)["restartPolicy"] == "Never"
     assert job["podReplacementPolicy"] == "Failed"
@@ -204,7 +204,7 @@ def test_a_job_ends_and_replaces_what_is_gone(manifests):
     assert "backoffLimitPerIndex" not in job
 
 
-def test_the_grace_period_suffices_and_spot_nodes_keep_it(manifests):
+def test_grace_period_exceeds_the_trainers_and_fits_spot_nodes(manifests):
     pod = k8s.pod_of(manifests)
     assert pod["terminationGracePeriodSeconds"] >= GRACE_SECS + 3
     if "cloud.google.com/gke-spot" in pod["nodeSelector"]:
@@ -215,7 +215,7 @@ def test_the_grace_period_suffices_and_spot_nodes_keep_it(manifests):
 # Several machines.
 
 
-def test_workers_find_each_other(manifests):
+def test_worker_addresses_match_the_headless_service(manifests):
     job = k8s.one_of(manifests, "Job")
     spec, pod = job["spec"], k8s.pod_of(manifests)
     workers = [a for a in k8s.arguments_of(manifests) if a.startswith("--workers=")]
@@ -241,7 +241,7 @@ def test_workers_find_each_other(manifests):
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
-def test_selectors_fit_labels(manifests):
+def test_selectors_match_labels(manifests):
     job = k8s.one_of(manifests, "Job")
     labels = job["spec"]["template"]["metadata"]["labels"]
     assert labels["app.kubernetes.io/instance"] == job["metadata"]["name"]
@@ -257,7 +257,7 @@ def test_selectors_fit_labels(manifests):
             assert spec["podSelector"]["matchLabels"].items() <= labels.items()
 
 
-def test_only_workers_of_the_same_job_come_in(manifests):
+def test_network_policy_admits_only_workers_of_the_same_job(manifests):
     """Prometheus is allowed as well if its component is used."""
     name = k8s.one_of(manifests, "Job")["metadata"]["name"]
     for policy in k8s.all_of(manifests, "NetworkPolicy"):
@@ -311,7 +311,7 @@ def size(quantity: str | int) -> float:
     return float(number) * {"m": 1e-3, "Mi": 2**20, "Gi": 2**30}.get(unit, 1)
 
 
-def test_security(manifests):
+def test_pod_meets_the_security_requirements(manifests):
     pod = k8s.pod_of(manifests)
     check_security(pod)
     account = k8s.one_of(manifests, "ServiceAccount")
@@ -319,7 +319,7 @@ def test_security(manifests):
     assert account["automountServiceAccountToken"] is False
 
 
-def test_what_is_written_is_writable(manifests):
+def test_folders_that_the_trainer_writes_are_writable(manifests):
     pod, container = k8s.pod_of(manifests), k8s.trainer_of(manifests)
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
@@ -331,9 +331,9 @@ def test_what_is_written_is_writable(manifests):
     shared = volumes[mounts["/dev/shm"]["name"]]["emptyDir"]["sizeLimit"]
     limits = container["resources"]["limits"]
     assert size(shared) <= size(limits["memory"]) / 4
-    on_disk = [v["emptyDir"] for v in volumes.values() if "emptyDir" in v]
-    on_disk = sum(size(v["sizeLimit"]) for v in on_disk if "medium" not in v)
-    assert on_disk <= 1.1 * size(limits["ephemeral-storage"])
+    empty_dirs = [v["emptyDir"] for v in volumes.values() if "emptyDir" in v]
+    disk_bytes = sum(size(v["sizeLimit"]) for v in empty_dirs if "medium" not in v)
+    assert disk_bytes <= 1.1 * size(limits["ephemeral-storage"])
 
     environment = k8s.environment_of(manifests)
     written = {environment["HOME"], environment["KERAS_HOME"], "/tmp"}
@@ -349,7 +349,7 @@ def test_what_is_written_is_writable(manifests):
         assert not mounts[above[0]].get("readOnly"), path
 
 
-def test_a_run_outlives_its_pod(manifests):
+def test_run_directory_is_on_a_persistent_volume(manifests):
     run_dir = next(a for a in k8s.arguments_of(manifests) if a.startswith("--run_dir="))
     if run_dir.startswith("--run_dir=gs://"):
         return
@@ -370,14 +370,14 @@ def test_each_overlay_provides_its_data(manifests):
     if folder := environment.get("TRAINER_DATA_DIR"):
         claim = volumes[mounts[folder]["name"]]["persistentVolumeClaim"]["claimName"]
         assert mounts[folder]["readOnly"] is True
-        (there,) = k8s.all_of(k8s.render("data"), "PersistentVolumeClaim")
-        assert there["metadata"]["name"] == claim
+        (data_claim,) = k8s.all_of(k8s.render("data"), "PersistentVolumeClaim")
+        assert data_claim["metadata"]["name"] == claim
     elif not environment["DATASET"].startswith("gs://"):
         # Included in the image, or downloaded to a writable folder.
         assert environment["DATASET"] in ("digits", "mnist", "fashion_mnist", "cifar10")
 
 
-def test_images_are_of_this_version(manifests):
+def test_images_have_the_current_version(manifests):
     makefile = (k8s.ROOT / "Makefile").read_text()
     name, tag = k8s.trainer_of(manifests)["image"].split("/")[-1].rsplit(":", 1)
     assert tag == __version__
@@ -386,7 +386,7 @@ def test_images_are_of_this_version(manifests):
     assert (name == "gan-trainer") == wants_gpus
 
 
-def test_gpu_numbers_agree(manifests, capsys):
+def test_gpu_requests_flags_and_tolerations_agree(manifests, capsys):
     container, arguments = k8s.trainer_of(manifests), k8s.arguments_of(manifests)
     limits = container["resources"]["limits"]
     gpus = limits.get(GPU, 0)
@@ -410,7 +410,7 @@ def resolved(manifests: k8s.Manifests, capsys) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_arguments_parse(manifests, capsys):
+def test_trainer_accepts_the_arguments(manifests, capsys):
     for argument in k8s.arguments_of(manifests):
         assert "$(" not in argument
     names = [a.partition("=")[0] for a in k8s.arguments_of(manifests)]
@@ -421,20 +421,20 @@ def test_arguments_parse(manifests, capsys):
         assert config[name.lower()] == environment[name]
 
 
-def test_settings_are_used(manifests):
+def test_arguments_use_every_setting(manifests):
     """`args` use each setting of the ConfigMap, except JOB, which makes its name unique."""
     data = k8s.one_of(manifests, "ConfigMap")["data"]
     used = set(re.findall(r"\$\((\w+)\)", " ".join(k8s.trainer_of(manifests)["args"])))
     assert used == data.keys() - {"JOB"}
 
 
-def test_the_entry_point_is_the_trainer(manifests):
+def test_entry_point_is_the_trainer(manifests):
     assert "command" not in k8s.trainer_of(manifests)
     for dockerfile in ("Dockerfile", "Dockerfile.cpu"):
         assert k8s.entry_point(dockerfile) == ["python", "-m", "trainer"]
 
 
-def test_probes_read_the_heartbeat_that_is_written(manifests):
+def test_probes_read_the_trainers_heartbeat(manifests):
     container = k8s.trainer_of(manifests)
     assert "readinessProbe" not in container
     (heartbeat,) = (a for a in k8s.arguments_of(manifests) if a.startswith("--heartbeat="))
@@ -447,7 +447,7 @@ def test_probes_read_the_heartbeat_that_is_written(manifests):
     assert startup["periodSeconds"] * startup["failureThreshold"] >= 1800
 
 
-def test_a_probe_is_quick_and_tells_the_living_from_the_dead(tmp_path):
+def test_liveness_probe_fails_without_and_succeeds_with_a_heartbeat(tmp_path):
     command = k8s.trainer_of(make("cpu-smoke"))["livenessProbe"]["exec"]["command"]
     timeout = k8s.trainer_of(make("cpu-smoke"))["livenessProbe"]["timeoutSeconds"]
     heartbeat = tmp_path / "heartbeat"
@@ -467,14 +467,14 @@ def test_a_probe_is_quick_and_tells_the_living_from_the_dead(tmp_path):
 # Components and submissions.
 
 
-def test_kueue_starts_the_job():
+def test_kueue_component_suspends_the_job():
     job = k8s.one_of(k8s.render("overlays/multi-worker", "kueue"), "Job")
     assert job["spec"]["suspend"] is True
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gan-queue"
     assert "suspend" not in k8s.one_of(make("multi-worker"), "Job")["spec"]
 
 
-def test_prometheus_keeps_the_ports_of_workers():
+def test_prometheus_component_keeps_the_worker_port():
     manifests = k8s.render("overlays/multi-worker", "prometheus")
     ports = {port["name"] for port in k8s.trainer_of(manifests)["ports"]}
     assert ports == {"workers", "metrics"}
@@ -493,7 +493,7 @@ def test_prometheus_keeps_the_ports_of_workers():
         ("gcs", "gpu=big", {"gpu": "big"}),
     ],
 )
-def test_gpus_of_one_kind(overlay, given, label):
+def test_gpu_type_sets_the_node_selector(overlay, given, label):
     more = ["--bucket=b", "--service_account=a@b"] if overlay == "gcs" else []
     manifests = k8s.submit(f"--overlay={overlay}", f"--gpu_type={given}", *more)
     selector = k8s.pod_of(manifests)["nodeSelector"]
@@ -501,7 +501,7 @@ def test_gpus_of_one_kind(overlay, given, label):
     assert {name: selector[name] for name in kinds & selector.keys()} == label
 
 
-def test_what_was_applied_before_a_failure_is_shown(tmp_path):
+def test_failed_submission_prints_the_applied_objects(tmp_path):
     """For example the Job, if the cluster does not have the kind PodMonitor."""
     k8s.submit("--overlay=cpu-smoke")  # skips the test if kubectl is missing
     fake = tmp_path / "kubectl"
@@ -521,7 +521,7 @@ def test_what_was_applied_before_a_failure_is_shown(tmp_path):
     assert re.search(r"kubectl get job gan-cpu-smoke-\w{6}$", done.stderr)
 
 
-def test_a_submission_is_a_fresh_job_of_the_run():
+def test_each_submission_creates_a_new_job_for_the_same_run():
     first, second = (k8s.submit("--overlay=single-node", "--recipe=mlp") for _ in range(2))
     names = {k8s.one_of(manifests, "Job")["metadata"]["name"] for manifests in (first, second)}
     assert len(names) == 2
@@ -540,13 +540,13 @@ def test_a_submission_is_a_fresh_job_of_the_run():
         ("host/gan@sha256:0123", "host/gan@sha256:0123"),
     ],
 )
-def test_an_image_of_another_registry(image, becomes):
+def test_image_setting_replaces_name_and_tag(image, becomes):
     container = k8s.trainer_of(k8s.submit("--overlay=cpu-smoke", f"--image={image}"))
     assert container["image"] == becomes.replace("0.2.0", __version__)
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "message"),
     [
         (["--overlay=cpu-smoke", "--gpus=2"], "OVERLAY=cpu-smoke, which has no GPU"),
         (["--overlay=spot", "--gpu_type=a=b=c"], "LABEL=VALUE"),
@@ -557,17 +557,17 @@ def test_an_image_of_another_registry(image, becomes):
         (["--overlay=spot", "--name=My_Run"], "lower-case letters"),
     ],
 )
-def test_a_wrong_submission_ends_in_one_line(given, says):
+def test_invalid_submission_is_a_one_line_error(given, message):
     done = subprocess.run(
         [sys.executable, k8s.K8S / "submit.py", *given], text=True, capture_output=True, timeout=60
     )
     assert done.returncode == ExitCode.USAGE
-    assert says in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not done.stdout
 
 
-def test_make_passes_the_given_settings():
+def test_make_passes_only_the_given_settings():
     command = ["make", "--dry-run", "k8s-submit", "OVERLAY=spot", "DATASET=mnist", "GPUS=2"]
     done = subprocess.run(command, cwd=k8s.ROOT, text=True, capture_output=True, timeout=60)
     words = done.stdout.split()

@@ -1,4 +1,4 @@
-"""Networks: the shapes, sizes and layers that the recipes name."""
+"""Networks: shapes, numbers of weights, layers and initial values of the recipes."""
 
 import functools
 import random
@@ -23,7 +23,7 @@ def build(recipe, shape, **given):
 
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("recipe", recipes.RECIPES)
-def test_every_recipe_fits_gray_and_colour(recipe, conditional):
+def test_every_recipe_builds_networks_for_grayscale_and_colour_images(recipe, conditional):
     for shape in (GRAY, COLOUR, ImageShape(32, 1, 10)):
         if recipe == "dcgan-studiogan" and shape.size != 32:
             with pytest.raises(UsageError, match="make 32 pixels only"):
@@ -40,25 +40,25 @@ def test_every_recipe_fits_gray_and_colour(recipe, conditional):
 
 
 @pytest.mark.parametrize("recipe", recipes.RECIPES)
-def test_the_seed_alone_makes_the_initial_values(recipe):
-    def start(others, **given):
-        # What any thread may do to Python's generator, from which Keras would draw.
-        random.seed(others)
+def test_initial_values_depend_only_on_the_seed(recipe):
+    def initial_values(python_seed, **given):
+        # Any thread may change Python's random state, which Keras uses for default seeds.
+        random.seed(python_seed)
         given = dict(conditional=True, g_width=0.05, d_width=0.05, **given)
         networks = build(recipe, ImageShape(32, 1, 10), **given)
         return [v.numpy() for network in networks for v in network.trainable_variables]
 
-    first = start(0)
-    for one, other in zip(first, start(1), strict=True):
+    first = initial_values(0)
+    for one, other in zip(first, initial_values(1), strict=True):
         np.testing.assert_array_equal(one, other)
     drawn = [k for k, value in enumerate(first) if np.unique(value).size > 2]
-    for k, value in enumerate(start(0, seed=1)):
+    for k, value in enumerate(initial_values(0, seed=1)):
         assert (k in drawn) == (not np.array_equal(first[k], value))
     assert len({first[k].ravel()[:2].tobytes() for k in drawn}) == len(drawn)
 
 
-# Weights of generator and discriminator on MNIST (dcgan-studiogan: CIFAR-10), counted by
-# hand from the published layers; batch norm has four vectors.
+# Numbers of weights of the generator and the discriminator on MNIST (dcgan-studiogan: CIFAR-10),
+# counted by hand from the published layers. Batch norm has four vectors.
 @pytest.mark.parametrize(
     ("recipe", "shape", "g_count", "d_count"),
     [
@@ -125,15 +125,15 @@ def test_dcgan_sigmoid_activates_the_image_before_the_first_convolution():
 
 
 @pytest.mark.parametrize("size", [28, 32, 48, 64, 100, 128])
-def test_dcgan_is_sized_to_the_image(size):
+def test_dcgan_adapts_to_the_image_size(size):
     generator, discriminator = build("dcgan", ImageShape(size, 3, 4), g_width=0.03, d_width=0.03)
     assert generator.output_shape == (None, size, size, 3)
     assert discriminator.layers[-1].output.shape == (None,)
 
 
 def test_dcgan_costs_at_most_0_7_gflop_per_image_at_28_pixels():
-    def products(network):
-        """Multiplications of a forward pass of one image."""
+    def count_multiplications(network):
+        """Returns the number of multiplications in a forward pass of one image."""
         total = 0
         for layer in network.layers:
             if hasattr(layer, "kernel"):
@@ -143,14 +143,14 @@ def test_dcgan_costs_at_most_0_7_gflop_per_image_at_28_pixels():
                 total += size * int(np.prod(pixels))
         return total
 
-    generator, discriminator = map(products, build("dcgan", GRAY))
-    assert generator > 5e6  # the count sees the convolutions
+    generator, discriminator = map(count_multiplications, build("dcgan", GRAY))
+    assert generator > 5e6  # the convolutions are counted
     # G runs forward twice and backward (two products) once; D forward on three batches
     # and backward on two for its weights and images, on one for its images.
     assert 2 * (4 * generator + 8 * discriminator) < 0.7e9
 
 
-def test_sides_that_cannot_be_made_are_refused():
+def test_unsupported_image_sizes_are_usage_errors():
     for size in (30, 4):
         with pytest.raises(UsageError, match=f"--image_size={size}"):
             build("dcgan", ImageShape(size, 1, 10))
@@ -161,9 +161,9 @@ def test_conditional_batch_norm_needs_batch_norm():
         build("dcgan-kstep", GRAY, conditional=True, g_conditioning="batchnorm")
 
 
-@pytest.mark.parametrize("way", ["concat", "multiply", "batchnorm"])
-def test_labels_change_what_is_drawn(way):
-    generator, _ = build("dcgan", GRAY, g_conditioning=way, g_width=0.1)
+@pytest.mark.parametrize("conditioning", ["concat", "multiply", "batchnorm"])
+def test_labels_change_the_generated_images(conditioning):
+    generator, _ = build("dcgan", GRAY, g_conditioning=conditioning, g_width=0.1)
     for variable in generator.trainable_variables:
         variable.assign_add(0.1 * tf.random.stateless_normal(variable.shape, [1, 2]))
     latents = tf.random.stateless_normal([1, 100], [0, 0])
@@ -171,15 +171,15 @@ def test_labels_change_what_is_drawn(way):
     assert np.abs(one - two).max() > 1e-3
 
 
-@pytest.mark.parametrize("way", ["projection", "multiply", "concat"])
-def test_labels_change_the_verdict(way):
-    _, discriminator = build("dcgan", GRAY, d_conditioning=way, initializer="glorot")
+@pytest.mark.parametrize("conditioning", ["projection", "multiply", "concat"])
+def test_labels_change_the_logits(conditioning):
+    _, discriminator = build("dcgan", GRAY, d_conditioning=conditioning, initializer="glorot")
     images = tf.random.stateless_normal([1, 28, 28, 1], [0, 0])
     one, two = (discriminator([images, tf.constant([label])]) for label in (1, 2))
     assert abs(one - two) > 1e-5
 
 
-def test_spectral_norm_is_one():
+def test_spectrally_normalized_kernel_has_spectral_norm_one():
     layer = kernels.NormalizedConv2D(6, 3, norm="spectral")
     images = tf.random.stateless_normal([1, 5, 5, 4], [0, 0])
     layer(images)
@@ -187,13 +187,17 @@ def test_spectral_norm_is_one():
         layer.iterate()
     kernel = layer.normalized_kernel().numpy()
     assert np.linalg.norm(kernel.reshape(-1, 6), 2) == pytest.approx(1.0, rel=1e-3)
-    kept = layer.u.numpy()
+    before = layer.u.numpy()
     layer(images, training=True)
-    np.testing.assert_array_equal(layer.u, kept)  # once per update, not per call
+    np.testing.assert_array_equal(layer.u, before)  # changes once per update, not per call
 
 
 def gradients(function, values, parameters):
-    """The outputs, the gradients to values and parameters, and a gradient of those."""
+    """Returns the outputs, their first gradients and a second gradient.
+
+    The first gradients are those with respect to `values` and `parameters`; the second is that of
+    a gradient penalty with respect to the first parameter.
+    """
     with tf.GradientTape() as outer:
         outer.watch([values, *parameters])
         with tf.GradientTape() as inner:
@@ -207,30 +211,30 @@ def gradients(function, values, parameters):
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5])
 @pytest.mark.parametrize("kind", ["Conv2D", "Conv2DTranspose"])
-def test_convolutions_at_the_edge_are_those_of_keras(kind, size):
-    ours, theirs = (
+def test_convolutions_equal_those_of_keras(kind, size):
+    own_layer, keras_layer = (
         getattr(package, kind)(3 if kind == "Conv2DTranspose" else 5, size, 2, padding="same")
         for package in (convolutions, keras.layers)
     )
     values = tf.random.stateless_normal([2, 8, 8, 5 if kind == "Conv2DTranspose" else 3], [0, 0])
-    for layer in (ours, theirs):
+    for layer in (own_layer, keras_layer):
         layer.build(values.shape)
-    ours.bias.assign(tf.range(ours.filters, dtype=tf.float32))
-    theirs.set_weights(ours.get_weights())
-    results = [gradients(layer, values, [layer.kernel.value]) for layer in (ours, theirs)]
+    own_layer.bias.assign(tf.range(own_layer.filters, dtype=tf.float32))
+    keras_layer.set_weights(own_layer.get_weights())
+    results = [gradients(layer, values, [layer.kernel.value]) for layer in (own_layer, keras_layer)]
     for one, other in zip(*results, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
-def test_batch_norm_is_that_of_keras(precision):
-    ours, theirs = (
+def test_batch_norm_equals_that_of_keras(precision):
+    own_layer, keras_layer = (
         kind(momentum=0.9, dtype=precision)
         for kind in (norms.BatchNorm, keras.layers.BatchNormalization)
     )
     values = 3.0 + 2.0 * tf.random.stateless_normal([4, 5, 5, 3], [0, 0])
-    values = tf.cast(values, ours.compute_dtype)
-    for layer in (ours, theirs):
+    values = tf.cast(values, own_layer.compute_dtype)
+    for layer in (own_layer, keras_layer):
         layer.build(values.shape)
         layer.gamma.assign([1.0, 2.0, 3.0])
         layer.beta.assign([0.0, 1.0, 0.0])
@@ -238,13 +242,13 @@ def test_batch_norm_is_that_of_keras(precision):
         gradients(
             functools.partial(layer, training=True), values, [layer.gamma.value, layer.beta.value]
         )
-        for layer in (ours, theirs)
+        for layer in (own_layer, keras_layer)
     ]
-    rough = 1e-4 if precision == "float32" else 0.05
+    tolerance = 1e-4 if precision == "float32" else 0.05
     for one, other in zip(*results, strict=True):
         one, other = (tf.cast(value, tf.float32).numpy() for value in (one, other))
-        np.testing.assert_allclose(one, other, rtol=rough, atol=rough * np.abs(other).max())
-    for one, other in zip(ours.variables, theirs.variables, strict=True):
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * np.abs(other).max())
+    for one, other in zip(own_layer.variables, keras_layer.variables, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
-    theirs.set_weights(ours.get_weights())
-    np.testing.assert_array_equal(ours(values), theirs(values))  # out of training
+    keras_layer.set_weights(own_layer.get_weights())
+    np.testing.assert_array_equal(own_layer(values), keras_layer(values))  # in inference mode

@@ -1,4 +1,4 @@
-"""Recipes that users define in files: training, the copy in the run directory, wrong files."""
+"""Recipe files: training, the copy in the run directory, and invalid files."""
 
 import hashlib
 import json
@@ -60,7 +60,7 @@ def recipe_file(tmp_path):
     return path
 
 
-def test_a_recipe_file_is_trained_resumed_and_used_from_its_copy(trainer, recipe_file, tmp_path):
+def test_run_of_a_recipe_file_continues_from_its_copy(trainer, recipe_file, tmp_path):
     first = trainer(*TRAIN, "--recipe=mygan.py", "--hyperparameters=units=7,norm=false")
     assert first.returncode == 0, first.stderr
     run_dir = tmp_path / "runs" / "mygan-digits"
@@ -72,18 +72,18 @@ def test_a_recipe_file_is_trained_resumed_and_used_from_its_copy(trainer, recipe
     copy = run_dir / "recipes" / config["recipe"]
     assert copy.read_bytes() == recipe_file.read_bytes()
 
-    # The original is gone: the copy resumes, draws, exports and evaluates.
+    # Without the original, the copy suffices to resume, generate, export and evaluate.
     recipe_file.unlink()
     resumed = trainer(*TRAIN[:2], f"--run_dir={run_dir}", "--steps=6")
     assert resumed.returncode == 0, resumed.stderr
     assert [line["step"] for line in records(run_dir)][-1] == 6
     on_cpu = [f"--run_dir={run_dir}", "--devices=cpu"]
     for command in (["generate", "--num=4"], ["export"], ["evaluate", "--num_samples=100"]):
-        answer = trainer(*command, *on_cpu)
-        assert answer.returncode == 0, answer.stderr
+        result = trainer(*command, *on_cpu)
+        assert result.returncode == 0, result.stderr
 
 
-def test_another_content_is_refused(trainer, recipe_file, tmp_path):
+def test_changed_or_missing_recipe_files_are_checkpoint_errors(trainer, recipe_file, tmp_path):
     assert trainer(*TRAIN, "--recipe=mygan.py").returncode == 0
     run_dir = tmp_path / "runs" / "mygan-digits"
     recipe_file.write_text(RECIPE.replace("slope=0.25", "slope=0.5"))
@@ -96,7 +96,7 @@ def test_another_content_is_refused(trainer, recipe_file, tmp_path):
         damaged = trainer(*command.split(), "--devices=cpu", f"--run_dir={run_dir}")
         assert damaged.returncode == ExitCode.CHECKPOINT
         assert f"{copy.name}, the recipe of this run, was changed" in damaged.stderr
-    # A status does not need the networks, so it runs no code of the run directory.
+    # The status command does not need the networks, so it runs no code from the run directory.
     assert trainer("status", f"--run_dir={run_dir}").returncode == 0
     shutil.rmtree(copy.parent)
     missing = trainer("generate", "--devices=cpu", f"--run_dir={run_dir}")
@@ -120,7 +120,7 @@ def test_another_content_is_refused(trainer, recipe_file, tmp_path):
         ('name="discriminator")', 'name="discriminator"), None', "(None,), not tuple"),
     ],
 )
-def test_wrong_recipe_files_are_named(recipe_file, old, new, message):
+def test_invalid_recipe_files_are_one_line_usage_errors(recipe_file, old, new, message):
     assert old in RECIPE
     recipe_file.write_text(RECIPE.replace(old, new))
     with pytest.raises(UsageError) as error:
@@ -130,16 +130,16 @@ def test_wrong_recipe_files_are_named(recipe_file, old, new, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_wrong_recipe_file_leaves_nothing_behind(trainer, recipe_file):
+def test_invalid_recipe_file_creates_no_run_directory(trainer, recipe_file):
     recipe_file.write_text(RECIPE.replace('own["slope"]', 'own["slop"]'))
-    answer = trainer(*TRAIN, "--recipe=mygan.py")
-    assert answer.returncode == ExitCode.USAGE
-    assert answer.stderr.startswith("error: --recipe=mygan.py: generator(config, shape) failed")
-    assert answer.stderr.count("\n") == 1
+    result = trainer(*TRAIN, "--recipe=mygan.py")
+    assert result.returncode == ExitCode.USAGE
+    assert result.stderr.startswith("error: --recipe=mygan.py: generator(config, shape) failed")
+    assert result.stderr.count("\n") == 1
     assert not (recipe_file.parent / "runs").exists()
 
 
-def test_a_missing_file_is_named():
+def test_missing_recipe_files_are_errors():
     with pytest.raises(UsageError, match=r"--recipe=nowhere/x\.py cannot be read \(No such file"):
         recipes.resolve(dict(recipe="nowhere/x.py"))
     config = recipes.resolve({}).replace(recipe="x-0123456789abcdef.py")
@@ -156,7 +156,7 @@ def test_a_missing_file_is_named():
         ("norm=1", "norm=1 must be of type bool, such as norm=true"),
     ],
 )
-def test_wrong_hyperparameters_are_named(recipe_file, given, message):
+def test_invalid_hyperparameters_are_usage_errors(recipe_file, given, message):
     with pytest.raises(UsageError) as error:
         recipes.resolve(dict(recipe=str(recipe_file), hyperparameters=given))
     assert message in str(error.value)
@@ -166,8 +166,8 @@ def test_hyperparameters_of_a_resumed_run_are_kept(recipe_file):
     given = dict(recipe=str(recipe_file), hyperparameters="slope=1,kind=wide")
     stored = recipes.resolve(given)
     assert stored.hyperparameters == "units=12,slope=1.0,norm=true,kind=wide"
-    again = Config.from_json(stored.to_json(), "config.json")
-    assert again.hyperparameter_values == dict(units=12, slope=1.0, norm=True, kind="wide")
+    restored = Config.from_json(stored.to_json(), "config.json")
+    assert restored.hyperparameter_values == dict(units=12, slope=1.0, norm=True, kind="wide")
     assert recipes.resolve({}, stored).hyperparameters == stored.hyperparameters
     same = recipes.resolve(dict(hyperparameters="slope=1.0"), stored)
     assert same.hyperparameters == stored.hyperparameters
@@ -175,12 +175,12 @@ def test_hyperparameters_of_a_resumed_run_are_kept(recipe_file):
     assert other.hyperparameters == "units=12,slope=2.0,norm=true,kind=wide"
 
 
-def test_a_recipe_without_hyperparameters_takes_none():
+def test_hyperparameters_of_a_recipe_without_any_are_a_usage_error():
     with pytest.raises(UsageError, match="the recipe has no hyper-parameters of its own"):
         recipes.resolve(dict(recipe="mlp", hyperparameters="units=3"))
 
 
-def test_its_networks_train_under_another_loop(recipe_file):
+def test_networks_of_a_recipe_file_train_with_another_recipes_loop(recipe_file):
     config = recipes.resolve(dict(recipe="mlp", networks=str(recipe_file)))
     assert (config.latent_dim, config.batch_size, config.loss) == (6, 128, "nonsaturating")
     assert set(files.copies(config)) == {config.networks}

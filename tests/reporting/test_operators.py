@@ -1,4 +1,4 @@
-"""What an operator sees: JSON lines, heartbeat, status, Prometheus, and runs that do not move."""
+"""Monitoring: JSON log lines, heartbeat, status, Prometheus and the limit on repeated starts."""
 
 import json
 import os
@@ -29,90 +29,91 @@ def steps(count):
 
 def test_json_lines_heartbeat_and_status(trainer, tmp_path):
     command = ["train", *TINY, "--log_format=json", "--heartbeat=beat"]
-    answer = trainer(*command, "--steps=3")
-    assert answer.returncode == 0, answer.stderr
-    lines = [json.loads(line) for line in answer.stdout.splitlines()]
+    result = trainer(*command, "--steps=3")
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert {line["severity"] for line in lines} == {"INFO"}
     assert all({"severity", "message", "time"} <= set(line) for line in lines)
     labels = [line["logging.googleapis.com/labels"] for line in lines]
     assert {(each["run"], each["worker"]) for each in labels} == {("run", "0")}
     assert any(each.get("step") == "3" for each in labels)
-    wrong = trainer(*command, "--steps=4", "--g_lr=0.5")
-    assert wrong.returncode == ExitCode.CHECKPOINT
-    last = json.loads(wrong.stdout.splitlines()[-1])
+    conflict = trainer(*command, "--steps=4", "--g_lr=0.5")
+    assert conflict.returncode == ExitCode.CHECKPOINT
+    last = json.loads(conflict.stdout.splitlines()[-1])
     assert last["severity"] == "ERROR"
     assert "g_lr: " in last["message"]
 
     assert json.loads((tmp_path / "beat").read_text())["step"] >= 0
-    live = ["doctor", "--liveness", "--heartbeat=beat"]
-    assert trainer(*live).returncode == 0
+    liveness = ["doctor", "--liveness", "--heartbeat=beat"]
+    assert trainer(*liveness).returncode == 0
     os.utime(tmp_path / "beat", (0, time.time() - 700))
-    dead = trainer(*live)
-    assert dead.returncode == ExitCode.CRASH
-    assert "700 s old, more than --max_age_secs=600" in dead.stderr
+    stale = trainer(*liveness)
+    assert stale.returncode == ExitCode.CRASH
+    assert "700 s old, more than --max_age_secs=600" in stale.stderr
 
     shown = trainer("status", "--run_dir=run", "--json")
-    found = json.loads(shown.stdout)
-    assert (found["state"], found["step"], found["last_step"]) == ("complete", 3, 3)
-    assert (found["checkpoint_step"], found["starts"], found["health"]) == (3, 1, [])
+    actual = json.loads(shown.stdout)
+    assert (actual["state"], actual["step"], actual["last_step"]) == ("complete", 3, 3)
+    assert (actual["checkpoint_step"], actual["starts"], actual["health"]) == (3, 1, [])
     screen = trainer("status", "--run_dir=run").stdout
     assert "mlp on digits" in screen
     assert "Checkpoint  step 3, 0:" in screen
     assert trainer("status", "--run_dir=nowhere").returncode == ExitCode.USAGE
 
 
-def test_status_of_runs_that_live_and_that_died(tiny, run, tmp_path):
+def test_status_of_running_and_killed_runs(tiny, run, tmp_path):
     config = tiny(recipe="mlp", length=steps(2))
     run(config)
     folder = RunDir(tmp_path / "run")
     folder.config.write_text(config.replace(length=steps(10)).to_json())
-    note = folder.path / "lock.json"
-    note.write_text("{}")
-    living = status.read_status(folder, "run")
-    assert living.state == "running"
-    assert living.secs_left > 0
-    assert not living.health
-    os.utime(note, (0, time.time() - 100))
-    dead = status.read_status(folder, "run")
-    assert dead.state == "stopped"
-    assert dead.health == ["it ended without saying so, 1:40 ago"]
+    lock_note = folder.path / "lock.json"
+    lock_note.write_text("{}")
+    running = status.read_status(folder, "run")
+    assert running.state == "running"
+    assert running.secs_left > 0
+    assert not running.health
+    os.utime(lock_note, (0, time.time() - 100))
+    stopped = status.read_status(folder, "run")
+    assert stopped.state == "stopped"
+    assert stopped.health == ["the job was killed; its last heartbeat was 1:40 ago"]
     record = folder.path / "metrics.jsonl"
     line = json.loads(record.read_text().splitlines()[-1])
     record.write_text(json.dumps({**line, "failed_saves": 2, "collapse": 1.0}) + "\n{torn")
-    troubled = status.read_status(folder, "run")
-    assert troubled.health[1:] == ["2 saves failed", "it looks collapsed"]
-    assert troubled.evaluation == {}
+    unhealthy = status.read_status(folder, "run")
+    assert unhealthy.health[1:] == ["2 failed saves", "signs of collapse"]
+    assert unhealthy.evaluation == {}
 
 
-def test_status_takes_the_end_and_odd_files_for_what_they_are(tiny, run, tmp_path):
+def test_status_of_complete_runs_and_invalid_files(tiny, run, tmp_path):
     run(tiny(recipe="mlp", length=steps(2)))
     folder = RunDir(tmp_path / "run")
     config = folder.read_config()
     folder.config.write_text(config.replace(length=steps(9)).to_json())
-    assert status.read_status(folder, "x").state == "complete"  # it stopped gaining, say
+    # A run can end before its length, for example because its metrics stopped improving.
+    assert status.read_status(folder, "x").state == "complete"
     (folder.checkpoints / "ckpt-2 (copy).json").write_text("{}")
     for text in ("[]", "{}", '{"kimg": "?"}'):
         folder.evaluation.write_text(text)
         assert status.read_status(folder, "x").evaluation == {}
-    os.utime(folder.generator, (0, 0))  # the next steps are saved, and not all trained
-    found = status.read_status(folder, "x")
-    assert (found.state, found.checkpoint_step) == ("stopped", 2)
+    os.utime(folder.generator, (0, 0))  # older than the newest checkpoint: training is not complete
+    actual = status.read_status(folder, "x")
+    assert (actual.state, actual.checkpoint_step) == ("stopped", 2)
 
 
-def test_progress_of_an_older_version_is_shown():
+def test_progress_line_supports_metrics_of_older_versions():
     line = dict.fromkeys(("kimg", "images_per_sec", "d_loss", "g_loss", "g_acc"), 1.0)
     line |= {"d_acc": 1.0, "d_real_acc": 1.0, "d_fake_acc": 1.0, "memory_gib": {}}
     assert "waiting" not in console.progress(line, 2.0, 1.0)
     assert "25% waiting for data" in console.progress({**line, "data_wait": 0.25}, 2.0, 1.0)
 
 
-def test_status_shows_the_newest_evaluation(tiny, run, tmp_path):
+def test_status_shows_the_latest_evaluation(tiny, run, tmp_path):
     run(tiny(recipe="mlp", length=steps(2)))
     folder = RunDir(tmp_path / "run")
     line = json.loads(folder.metrics.read_text().splitlines()[-1])
     folder.metrics.write_text(json.dumps({**line, "evaluated_kimg": 2.0, "fid": 7.5}) + "\n")
     assert status.read_status(folder, "x").evaluation == {"kimg": 2.0, "fid": 7.5}
-    folder.evaluation.write_text('{"kimg": 1.0, "fid": 9.0}')  # of an earlier checkpoint
+    folder.evaluation.write_text('{"kimg": 1.0, "fid": 9.0}')  # evaluates an earlier checkpoint
     assert status.read_status(folder, "x").evaluation["fid"] == 7.5
     folder.evaluation.write_text('{"kimg": 2.0, "fid": 5.25, "precision": 0.5, "seed": 0}')
     shown = status.read_status(folder, "gs://b/r").screen()
@@ -120,7 +121,7 @@ def test_status_shows_the_newest_evaluation(tiny, run, tmp_path):
     assert "gs://b/r: mlp on digits" in shown
 
 
-def test_a_heartbeat_paces_itself_and_bears_a_bad_disk(tmp_path, monkeypatch):
+def test_heartbeat_limits_its_rate_and_tolerates_write_errors(tmp_path, monkeypatch):
     monkeypatch.setattr(heartbeat.time, "time", lambda: now[0])
     now, path = [100.0], tmp_path / "beat"
     beats = Heartbeat(path)
@@ -134,7 +135,7 @@ def test_a_heartbeat_paces_itself_and_bears_a_bad_disk(tmp_path, monkeypatch):
         heartbeat.check_age(tmp_path / "none", 10)
 
 
-def test_prometheus_shows_the_newest_line(tiny, run, monkeypatch):
+def test_prometheus_exports_the_latest_metrics(tiny, run, monkeypatch):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -161,7 +162,7 @@ def _no_prometheus(name, *rest):
     raise ImportError(name)
 
 
-def test_starts_that_come_no_further_end_at_last(tmp_path):
+def test_starts_without_progress_are_limited(tmp_path):
     run_dir = RunDir(tmp_path)
     assert [run_dir.record_start(0) for _ in range(3)] == [0, 1, 2]
     assert [run_dir.record_start(5) for _ in range(directory.MAX_STARTS)] == list(range(3, 23))
@@ -171,14 +172,14 @@ def test_starts_that_come_no_further_end_at_last(tmp_path):
     assert run_dir.record_start(5) == 0
 
 
-def test_vertex_says_where_the_run_goes(trainer):
-    said = {
+def test_vertex_environment_variables_set_the_directories(trainer):
+    environment = {
         name: f"gs://bucket/{name}/"
         for name in ("AIP_CHECKPOINT_DIR", "AIP_TENSORBOARD_LOG_DIR", "AIP_MODEL_DIR")
     }
-    config = json.loads(trainer("train", "--dry_run", "--model_dir=here", **said).stdout)
+    config = json.loads(trainer("train", "--dry_run", "--model_dir=here", **environment).stdout)
     assert config["run_dir"] == "gs://bucket/AIP_CHECKPOINT_DIR"
     assert config["tensorboard_dir"] == "gs://bucket/AIP_TENSORBOARD_LOG_DIR"
     assert config["model_dir"] == "here"
-    none = json.loads(trainer("train", "--dry_run", "--model_dir=", **said).stdout)
+    none = json.loads(trainer("train", "--dry_run", "--model_dir=", **environment).stdout)
     assert none["model_dir"] == ""

@@ -1,4 +1,4 @@
-"""What goes wrong while a run trains, one small case each; the long ones are in faults/."""
+"""Failures during training: divergence, collapse, changed data, signals and failed saves."""
 
 import re
 import signal
@@ -31,59 +31,59 @@ from trainer.training.divergence import CollapseDetector, check_finite
 
 
 @pytest.fixture
-def poison(monkeypatch):
-    """Makes a weight of the generator NaN once, after some steps."""
+def make_weight_nan(monkeypatch):
+    """Returns a function that makes training set a generator weight to NaN before a given step."""
 
     def at(step, times=1):
         real = run_module.compile_steps
-        left = [times]
+        remaining = [times]
 
         def make(config, devices, variables, *rest):
             run_steps = real(config, devices, variables, *rest)
 
-            def poisoned(count):
+            def with_bad_weight(count):
                 done = variables.steps_done(config.batch_size)
-                if left[0] and done <= step < done + count:
-                    left[0] -= 1
+                if remaining[0] and done <= step < done + count:
+                    remaining[0] -= 1
                     run_steps(step - done)
                     weight = variables.generator.trainable_variables[0]
                     weight.assign(tf.fill(weight.shape, np.nan))
                     count -= step - done
                 return run_steps(count)
 
-            return poisoned
+            return with_bad_weight
 
         monkeypatch.setattr(run_module, "compile_steps", make)
 
     return at
 
 
-def test_a_run_that_diverges_goes_back_and_on(tiny, run, poison, tmp_path):
+def test_diverged_run_continues_from_the_last_checkpoint(tiny, run, make_weight_nan, tmp_path):
     config = tiny(recipe="mlp", length=steps(9), checkpoint_every=steps(2), log_every_steps=1)
-    poison(5)
+    make_weight_nan(5)
     output = run(config)
-    what = (
+    warning = (
         r"WARNING: Training diverged: d_loss, g_loss, .*_grad_norm not finite at step 6\. Restored"
     )
     assert re.search(
-        rf"{what} .*ckpt-4; training continues with other random numbers \(rollback 1 of 3\)",
+        rf"{warning} .*ckpt-4; training continues with other random numbers \(rollback 1 of 3\)",
         output,
     )
     lines = records(config.run_dir)
     assert [line["step"] for line in lines] == list(range(1, 10))
     assert [line.get("rollbacks", 0) for line in lines] == [0] * 4 + [1] * 5
-    found_values = variables(config.run_dir)
-    assert all(np.isfinite(value).all() for value in found_values.values())
-    # The noise is other than the undisturbed run's from there on, not before.
-    whole = config.replace(run_dir=str(tmp_path / "whole"))
-    run(whole)
-    pairs = list(zip(lines, records(whole.run_dir), strict=True))
+    values = variables(config.run_dir)
+    assert all(np.isfinite(value).all() for value in values.values())
+    # Random numbers differ from those of an uninterrupted run after the rollback, and only then.
+    uninterrupted = config.replace(run_dir=str(tmp_path / "uninterrupted"))
+    run(uninterrupted)
+    pairs = list(zip(lines, records(uninterrupted.run_dir), strict=True))
     assert all((one["d_loss"] == other["d_loss"]) == (one["step"] <= 4) for one, other in pairs)
 
 
-def test_a_run_that_diverges_again_and_again_ends(tiny, run, poison):
+def test_run_stops_after_too_many_rollbacks(tiny, run, make_weight_nan):
     config = tiny(recipe="mlp", length=steps(9), checkpoint_every=steps(2), max_rollbacks=2)
-    poison(5, times=3)
+    make_weight_nan(5, times=3)
     with pytest.raises(DivergedError, match=r"not finite at step 6, after 2 rollbacks") as error:
         run(config)
     assert error.value.exit_code == ExitCode.DIVERGED == 70
@@ -92,7 +92,7 @@ def test_a_run_that_diverges_again_and_again_ends(tiny, run, poison):
 
 
 @pytest.mark.parametrize("replica", [0, 1])
-def test_what_is_not_finite_on_one_replica_reaches_no_weight(tiny, replica):
+def test_gradients_not_finite_on_one_replica_change_no_weights(tiny, replica):
     devices = replicas.create_replicas(tiny(recipe="mlp", devices="cpu:2"))
     with devices.scope():
         variables = state.create_state(tiny(recipe="mlp"), sources.load(tiny()).shape, "float32")
@@ -114,19 +114,19 @@ def test_what_is_not_finite_on_one_replica_reaches_no_weight(tiny, replica):
     assert int(variables.g.optimizer.iterations.numpy()) == 0
 
 
-def test_weights_are_looked_at(tiny, run, monkeypatch):
-    """Batch norm's statistics get no gradient: a bad one shows in no loss."""
+def test_weights_that_are_not_finite_stop_the_run(tiny, run, monkeypatch):
+    """Checks batch-norm statistics: they have no gradient and do not affect the training losses."""
     real = run_module.compile_steps
 
     def make(config, devices, variables, *rest):
         run_steps = real(config, devices, variables, *rest)
 
-        def poisoned(count):
+        def with_bad_weight(count):
             statistics = variables.generator.non_trainable_variables[0]
             statistics.assign(tf.fill(statistics.shape, np.inf))
             return run_steps(count)
 
-        return poisoned
+        return with_bad_weight
 
     monkeypatch.setattr(run_module, "compile_steps", make)
     config = tiny(recipe="mlp", length=steps(2), max_rollbacks=0)
@@ -134,7 +134,7 @@ def test_weights_are_looked_at(tiny, run, monkeypatch):
         run(config)
 
 
-def test_overflow_of_a_scaled_gradient_is_no_divergence():
+def test_overflow_of_a_scaled_gradient_is_not_divergence():
     names = ("d_loss", "d_grad_norm", "g_grad_norm", "d_loss_scale", "g_loss_scale")
     skipped = np.array([[1, np.inf, np.nan, 1024, 2]])
     check_finite(skipped, names, 10)
@@ -144,13 +144,13 @@ def test_overflow_of_a_scaled_gradient_is_no_divergence():
         check_finite(np.array([[1, 1], [np.nan, np.nan]]), names[:2], 10)
 
 
-def test_collapse_counts_once_it_has_lasted():
+def test_collapse_is_reported_once_after_it_has_lasted():
     detector = CollapseDetector(1000)
     assert [detector.observe_accuracy(k, 1.0) for k in (0, 500, 900)] == [""] * 3
     assert detector.observe_accuracy(1000, 1.0) == (
         "the discriminator classifies every image correctly, since 0 kimg"
     )
-    assert not detector.observe_accuracy(1500, 1.0)  # said once
+    assert not detector.observe_accuracy(1500, 1.0)  # reported only once
     assert not detector.observe_accuracy(2000, 0.9)
     assert not detector.observe_accuracy(2500, 1.0)
     assert detector.observe_accuracy(3500, 1.0)
@@ -159,9 +159,9 @@ def test_collapse_counts_once_it_has_lasted():
     assert not CollapseDetector(0).observe_diversity(10**9, 0.0)
 
 
-def test_a_collapsed_run_warns_and_ends_where_asked(tiny, run, tmp_path):
+def test_collapsed_run_warns_and_stops_with_stop_on_collapse(tiny, run, tmp_path):
     given = dict(recipe="dcgan", g_lr=0.0, collapse_kimg=0.02, sample_every=steps(1))
-    # A generator that does not learn draws near gray for ever.
+    # A generator that does not learn keeps generating nearly gray images.
     config = tiny(**given, length=steps(8), log_every_steps=1)
     output = run(config)
     assert "WARNING: This looks like collapse: the samples are all alike, since 0 kimg" in output
@@ -170,13 +170,15 @@ def test_a_collapsed_run_warns_and_ends_where_asked(tiny, run, tmp_path):
     assert lines[-1]["collapse"] == 1.0
     assert lines[-1]["sample_diversity"] < 0.1
     assert "collapse" not in lines[0]
-    ends = config.replace(run_dir=str(tmp_path / "ends"), length=steps(800), stop_on_collapse=True)
+    stopping = config.replace(
+        run_dir=str(tmp_path / "stopping"), length=steps(800), stop_on_collapse=True
+    )
     with pytest.raises(DivergedError, match=r"Collapsed by step \d+: the samples are all alike"):
-        run(ends)
-    assert list_checkpoints(RunDir(Path(ends.run_dir)).checkpoints)
+        run(stopping)
+    assert list_checkpoints(RunDir(Path(stopping.run_dir)).checkpoints)
 
 
-def test_data_that_changed_are_named_and_accepted_when_asked(tiny, run, tmp_path):
+def test_changed_data_are_an_error_unless_accepted(tiny, run, tmp_path):
     path = tmp_path / "set.npz"
     images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
     config = tiny(recipe="mlp", dataset=str(path), length=steps(2))
@@ -197,7 +199,7 @@ def test_data_that_changed_are_named_and_accepted_when_asked(tiny, run, tmp_path
         run(larger, accept_changed_data=True)
 
 
-STUCK = """
+ENDLESS_DEVICE_CALL = """
 import sys, time
 from trainer.machine import signals
 signals.GRACE_SECS = float(sys.argv[1])
@@ -206,7 +208,7 @@ stop.allow_graceful_stop()
 import tensorflow as tf
 
 @tf.function
-def spin():  # a device call that does not end
+def spin():  # a device call that never returns
     k = tf.constant(0, tf.int64)
     while k < 10**15:
         k += 1
@@ -219,10 +221,10 @@ spin()
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_device_call_that_does_not_end_is_ended(tmp_path, number, times):
+def test_signals_stop_a_process_in_an_endless_device_call(tmp_path, number, times):
     grace = 1 if times == 1 else 60
-    script = tmp_path / "stuck.py"  # a file: TensorFlow reads the source
-    script.write_text(STUCK)
+    script = tmp_path / "endless.py"  # a file, because TensorFlow reads the source of spin
+    script.write_text(ENDLESS_DEVICE_CALL)
     process = subprocess.Popen(
         [sys.executable, str(script), str(grace)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -241,7 +243,7 @@ def test_a_device_call_that_does_not_end_is_ended(tmp_path, number, times):
     assert "Running the same command again resumes from the last checkpoint." in errors
 
 
-def test_an_end_that_cannot_be_saved_is_no_success(tiny, run, monkeypatch):
+def test_run_fails_if_its_last_checkpoint_cannot_be_saved(tiny, run, monkeypatch):
     real = Checkpoints.save
 
     def save(self, step):
@@ -259,13 +261,13 @@ def test_an_end_that_cannot_be_saved_is_no_success(tiny, run, monkeypatch):
     assert list_checkpoints(RunDir(Path(config.run_dir)).checkpoints)[0].name == "ckpt-2"
 
 
-def test_fresh_waits_for_the_lock_and_keeps_the_old_run(tiny, run, tmp_path):
+def test_fresh_renames_the_previous_run_only_for_a_valid_command(tiny, run, tmp_path):
     config = tiny(recipe="mlp", length=steps(1))
     run(config)
     with pytest.raises(CheckpointError):
         run(config.replace(g_lr=1e-3))
     with pytest.raises(UsageError, match="cannot be divided among"):
         run(config.replace(batch_size=9, devices="cpu:2"), fresh=True)
-    assert (tmp_path / "run" / "config.json").exists()  # a wrong command sets nothing aside
+    assert (tmp_path / "run" / "config.json").exists()  # an invalid command renames nothing
     run(config.replace(g_lr=1e-3), fresh=True)
     assert (tmp_path / "run.old-1" / "config.json").exists()

@@ -1,4 +1,4 @@
-"""The training tricks: what each setting changes, alone and together."""
+"""Training settings: regularization, noise, schedules, gradient accumulation and float16."""
 
 import json
 from pathlib import Path
@@ -47,20 +47,20 @@ BASE = dict(recipe="cgan", d_norm="none", update_rule="separate")
     ],
     ids=str,
 )
-def test_each_setting_changes_the_run_and_trains(tiny, plain, setting):
+def test_each_setting_changes_the_metrics_and_keeps_them_finite(tiny, baseline, setting):
     metrics, variables = trajectory(tiny(**{**BASE, **setting}), 2)
     assert np.isfinite(metrics).all()
     assert np.isfinite(weights(variables.generator)).all()
-    assert np.abs(metrics - plain).max() > 1e-6
+    assert np.abs(metrics - baseline).max() > 1e-6
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    given = {**TINY, "run_dir": str(tmp_path_factory.mktemp("plain"))}
+def baseline(tmp_path_factory):
+    given = {**TINY, "run_dir": str(tmp_path_factory.mktemp("baseline"))}
     return trajectory(recipes.resolve({**given, **BASE}), 2)[0]
 
 
-def test_smoothed_labels_are_cross_entropy_with_the_target():
+def test_smoothed_labels_give_the_cross_entropy_with_the_target():
     logits = tf.constant([-1.0, 0.3, 2.0])
     mixed = objective.towards(
         0.9, OBJECTIVES["nonsaturating"].d_real, OBJECTIVES["nonsaturating"].d_fake
@@ -69,15 +69,15 @@ def test_smoothed_labels_are_cross_entropy_with_the_target():
     np.testing.assert_allclose(mixed(logits), expected, rtol=1e-6)
 
 
-def test_gradient_penalty_is_zero_at_length_one():
+def test_gradient_penalty_is_zero_at_norm_one():
     unit = tf.one_hot([0, 3], 12) * [[1.0], [3.0]]
     penalty = objective.gradient_penalty(tf.reshape(unit, [2, 2, 2, 3]))
     np.testing.assert_allclose(penalty, [0.0, 4.0], atol=1e-5)
 
 
-def test_the_penalty_pulls_the_gradient_to_length_one(tiny):
-    """A strong penalty moves the length of D's gradient towards 1."""
-    lengths = {}
+def test_gradient_penalty_moves_the_gradient_norm_towards_one(tiny):
+    """Checks the norm of D's gradient with respect to real images after training."""
+    norms_by_weight = {}
     for weight in (0.0, 100.0):
         config = tiny(
             recipe="mlp-small", update_rule="separate", gradient_penalty=weight, d_lr=1e-2
@@ -88,42 +88,44 @@ def test_the_penalty_pulls_the_gradient_to_length_one(tiny):
             tape.watch(images)
             verdict = tf.reduce_sum(variables.discriminator(images))
         gradient = tape.gradient(verdict, images)
-        lengths[weight] = float(tf.reduce_mean(tf.sqrt(tf.reduce_sum(gradient**2, [1, 2, 3]))))
-    assert abs(lengths[100.0] - 1.0) < abs(lengths[0.0] - 1.0)
-    assert lengths[100.0] == pytest.approx(1.0, abs=0.5)
+        norms_by_weight[weight] = float(
+            tf.reduce_mean(tf.sqrt(tf.reduce_sum(gradient**2, [1, 2, 3])))
+        )
+    assert abs(norms_by_weight[100.0] - 1.0) < abs(norms_by_weight[0.0] - 1.0)
+    assert norms_by_weight[100.0] == pytest.approx(1.0, abs=0.5)
 
 
-def test_clipping_bounds_the_weights_of_d_alone(tiny):
+def test_clipping_bounds_only_the_discriminators_weights(tiny):
     variables = trajectory(tiny(recipe="mlp-small", loss="wasserstein", d_clip=0.01), 2)[1]
     assert np.abs(weights(variables.discriminator)).max() <= 0.01
     assert np.abs(weights(variables.generator)).max() > 0.01
 
 
-def test_noise_decays_over_images(tiny):
-    """Decayed to nothing after the first batch, noise changes that one alone."""
+def test_noise_decays_with_the_images_shown(tiny):
+    """Checks that noise which decays to zero within a batch affects only the first step."""
     given = dict(recipe="mlp-small", d_lr=0.0, g_lr=0.0)
     none = trajectory(tiny(**given), 3)[0]
     for noise in (dict(d_input_noise=0.5), dict(d_layer_noise=0.5)):
-        falling = trajectory(tiny(**given, **noise, noise_decay_kimg=0.008), 3)[0]
-        staying = trajectory(tiny(**given, **noise), 3)[0]
-        assert np.abs(falling[0] - none[0]).max() > 1e-4
-        np.testing.assert_allclose(falling[1:], none[1:], rtol=1e-5, atol=1e-6)
-        assert np.abs(staying[1:] - none[1:]).max() > 1e-4
+        decaying = trajectory(tiny(**given, **noise, noise_decay_kimg=0.008), 3)[0]
+        constant = trajectory(tiny(**given, **noise), 3)[0]
+        assert np.abs(decaying[0] - none[0]).max() > 1e-4
+        np.testing.assert_allclose(decaying[1:], none[1:], rtol=1e-5, atol=1e-6)
+        assert np.abs(constant[1:] - none[1:]).max() > 1e-4
 
 
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [("constant", 1.0), ("linear", 0.1 + 0.9 * 0.75), ("cosine", 0.1 + 0.9 * 0.8535534)],
 )
-def test_schedules_at_a_quarter(schedule, expected):
+def test_learning_rate_schedules_at_a_quarter_and_after_the_decay(schedule, expected):
     config = recipes.resolve(dict(g_lr=2.0, g_lr_schedule=schedule, lr_decay_kimg=4.0, lr_end=0.1))
     rate = optimizers.scheduled(config, "g", tf.Variable(1000, dtype=tf.int64))
     assert float(rate()) == pytest.approx(2.0 * expected)
-    beyond = optimizers.scheduled(config, "g", tf.Variable(9000, dtype=tf.int64))
-    assert float(beyond()) == pytest.approx(2.0 if schedule == "constant" else 0.2)
+    after_the_decay = optimizers.scheduled(config, "g", tf.Variable(9000, dtype=tf.int64))
+    assert float(after_the_decay()) == pytest.approx(2.0 if schedule == "constant" else 0.2)
 
 
-def test_weight_norm_separates_length_from_direction():
+def test_weight_norm_ignores_the_kernels_length():
     layer = kernels.NormalizedConv2DTranspose(3, 3, norm="weight", strides=2)
     images = tf.random.stateless_normal([1, 4, 4, 2], [0, 0])
     before = layer(images)
@@ -133,7 +135,7 @@ def test_weight_norm_separates_length_from_direction():
     np.testing.assert_allclose(layer(images), before, rtol=1e-4, atol=1e-5)
 
 
-def test_instance_norm_is_of_single_images():
+def test_instance_norm_normalizes_each_image():
     config = recipes.resolve({})
     inputs = tf.keras.Input([4, 4, 2])
     model = tf.keras.Model(inputs, norms.norm(inputs, config, "instance"))
@@ -152,7 +154,7 @@ def test_instance_norm_is_of_single_images():
         (dict(flip_labels=0.6), "--flip_labels=0.6 is too large"),
     ],
 )
-def test_settings_that_make_no_sense_together(given, message):
+def test_inconsistent_settings_are_usage_errors(given, message):
     with pytest.raises(UsageError, match=message):
         recipes.resolve(given)
 
@@ -167,24 +169,24 @@ def test_settings_that_make_no_sense_together(given, message):
     ],
     ids=str,
 )
-def test_accumulation_is_one_large_batch(tiny, given):
-    whole, first = trajectory(tiny(**given))
-    parts, second = trajectory(tiny(**given, batch_per_replica=2))
-    np.testing.assert_allclose(parts, whole, rtol=2e-3, atol=2e-3)
+def test_gradient_accumulation_equals_one_large_batch(tiny, given):
+    expected, first = trajectory(tiny(**given))
+    accumulated, second = trajectory(tiny(**given, batch_per_replica=2))
+    np.testing.assert_allclose(accumulated, expected, rtol=2e-3, atol=2e-3)
     np.testing.assert_allclose(weights(second.generator), weights(first.generator), atol=2e-3)
 
 
-def test_accumulation_is_said_at_start(tiny, run):
+def test_gradient_accumulation_is_logged_at_the_start(tiny, run):
     output = run(tiny(recipe="mlp", batch_per_replica=2, length=Duration(1, "steps")))
     assert "Accumulating gradients over 4 micro-batches of 2 images per device" in output
 
 
-def test_micro_batches_must_divide_the_share(tiny):
+def test_batch_per_replica_must_divide_the_replicas_batch(tiny):
     with pytest.raises(UsageError, match="--batch_per_replica=3 does not divide"):
         batch.check_batch_size(tiny(batch_per_replica=3), 1)
 
 
-def test_float16_trains_and_shows_its_scales(tiny):
+def test_float16_trains_and_reports_its_loss_scales(tiny):
     metrics, variables = trajectory(tiny(recipe="dcgan", precision="float16", devices="cpu:2"))
     assert np.isfinite(metrics).all()
     np.testing.assert_array_equal(metrics[:, 7:], 2.0**15)
@@ -193,7 +195,7 @@ def test_float16_trains_and_shows_its_scales(tiny):
     assert {"d_loss_scale", "g_loss_scale"} <= set(variables.trackables())
 
 
-def test_the_log_and_the_record_show_the_scales(tiny, run):
+def test_log_and_metrics_contain_the_loss_scales(tiny, run):
     config = tiny(precision="float16", length=Duration(2, "steps"), log_every_secs=0.0)
     output = run(config)
     assert "scales D 32768 G 32768" in output
@@ -201,7 +203,7 @@ def test_the_log_and_the_record_show_the_scales(tiny, run):
     assert line["d_loss_scale"] == 2.0**15
 
 
-def test_too_little_memory_names_the_flag(tiny, run, monkeypatch):
+def test_out_of_memory_error_names_the_flag(tiny, run, monkeypatch):
     def out_of_memory(*_):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
@@ -210,8 +212,12 @@ def test_too_little_memory_names_the_flag(tiny, run, monkeypatch):
         run(tiny(length=Duration(2, "steps")))
 
 
-def overflow(config: Config, bad_replica: int | None):
-    """One update of D by gradients of ones, or with an infinity on one replica."""
+def update_with_overflow(config: Config, bad_replica: int | None):
+    """Updates D with gradients of ones, or of infinities on one replica.
+
+    Returns:
+      D's weights before the update, its weights on each replica after it, and D's updater.
+    """
     devices = replicas.create_replicas(config)
     with devices.scope():
         variables = state.create_state(config, ImageShape(28, 1, 10), devices.precision)
@@ -232,21 +238,21 @@ def overflow(config: Config, bad_replica: int | None):
     return before, copies, variables.d
 
 
-def test_an_overflow_on_one_replica_is_skipped_by_all(tiny):
+def test_all_replicas_skip_an_update_that_overflows_on_one(tiny):
     config = tiny(recipe="mlp-small", precision="float16", devices="cpu:2")
-    before, copies, updater = overflow(config, bad_replica=1)
+    before, copies, updater = update_with_overflow(config, bad_replica=1)
     for copy in copies:
         np.testing.assert_array_equal(copy, before)
     assert [float(v.numpy()) for v in updater.scale.value.values] == [2.0**14] * 2
     assert int(updater.optimizer.iterations.numpy()) == 0
-    before, copies, updater = overflow(config, bad_replica=None)
+    before, copies, updater = update_with_overflow(config, bad_replica=None)
     np.testing.assert_array_equal(copies[0], copies[1])
     assert np.abs(copies[0] - before).min() > 0
     assert float(updater.scale.value.numpy()) == 2.0**15
     assert int(updater.optimizer.iterations.numpy()) == 1
 
 
-def test_the_scale_grows_after_enough_finite_updates():
+def test_loss_scale_doubles_after_enough_finite_updates():
     from trainer.training.updates import GROWTH_STEPS, LossScale
 
     scale = LossScale.create()
@@ -257,12 +263,12 @@ def test_the_scale_grows_after_enough_finite_updates():
     assert (scale.value.numpy(), scale.finite_steps.numpy()) == (2.0**15, 0)
 
 
-def test_parts_of_draws_are_rows_of_the_whole():
-    whole = Draws(seed=1, step=2, batch_size=8, first_row=4, rows=4)
-    np.testing.assert_array_equal(whole.part(2, 2).normal("x", (3,)), whole.normal("x", (3,))[2:])
+def test_part_of_draws_equals_rows_of_all_draws():
+    draws = Draws(seed=1, step=2, batch_size=8, first_row=4, rows=4)
+    np.testing.assert_array_equal(draws.part(2, 2).normal("x", (3,)), draws.normal("x", (3,))[2:])
 
 
-def test_layer_noise_is_on_all_but_the_first_layer():
+def test_layer_noise_applies_to_all_but_the_first_layer():
     config = recipes.resolve(dict(recipe="dcgan-studiogan", d_layer_noise=0.1))
     _, discriminator = build_networks(config, ImageShape(32, 3, 10))
     noisy = [layer for layer in discriminator.layers if isinstance(layer, layers.GaussianNoise)]

@@ -1,7 +1,7 @@
-"""The step: what each recipe's updates do, and that replicas do not change it.
+"""The training step: update rules, optimizers, EMA and random draws, on one and two replicas.
 
-A process can have one strategy of several replicas only (their collective operations
-share their numbers), so here it is cpu:2; four replicas are in end_to_end/test_run.py.
+A process can use only one strategy with several replicas, because the keys of their collective
+operations would collide. Here it is cpu:2; end_to_end/test_run.py tests four replicas.
 """
 
 import numpy as np
@@ -19,19 +19,19 @@ from trainer.training import state, step
 
 
 @pytest.mark.parametrize("recipe", recipes.RECIPES)
-def test_replicas_do_not_change_the_losses(tiny, recipe):
+def test_two_replicas_have_the_losses_of_one(tiny, recipe):
     one, first = trajectory(tiny(recipe=recipe))
     two, second = trajectory(tiny(recipe=recipe, devices="cpu:2"))
     assert one.shape == (STEPS, len(step.metric_names("float32")))
     assert np.isfinite(one).all()
     np.testing.assert_allclose(two[:, :5], one[:, :5], rtol=2e-3, atol=2e-3)
-    # Norms of gradients feel the rounding of Adam's first steps more than losses do.
+    # Gradient norms are more sensitive to rounding in Adam's first steps than losses are.
     np.testing.assert_allclose(two[:, 5:], one[:, 5:], rtol=5e-2)
     np.testing.assert_allclose(weights(second.generator), weights(first.generator), atol=2e-3)
     assert int(first.images.numpy()) == STEPS * 8
 
 
-def test_another_seed_gives_another_run(tiny):
+def test_another_seed_changes_the_metrics(tiny):
     one, _ = trajectory(tiny())
     other, _ = trajectory(tiny(seed=1))
     assert np.abs(one - other).max() > 1e-3
@@ -47,8 +47,8 @@ def test_bfloat16_trains_with_float32_weights(tiny, recipe):
     np.testing.assert_allclose(metrics[0, :2], full[0, :2], rtol=0.05, atol=0.02)
 
 
-class Counting:
-    """Counts the calls of a network and its updates."""
+class CallCounter:
+    """Records the batch sizes of a network's calls and counts its updates."""
 
     def __init__(self, monkeypatch, network, updater):
         self.calls, self.updates = [], 0
@@ -64,7 +64,7 @@ class Counting:
             return apply(updater, gradients)
 
         monkeypatch.setattr(network, "call", counted_call)
-        object.__setattr__(updater, "apply", counted_apply)  # it is frozen
+        object.__setattr__(updater, "apply", counted_apply)  # the dataclass is frozen
 
 
 @pytest.mark.parametrize(
@@ -81,15 +81,17 @@ class Counting:
         (dict(update_rule="joint-simultaneous"), [16], 1, [8]),
     ],
 )
-def test_update_orders(tiny, monkeypatch, given, d_calls, d_updates, g_calls):
-    """Batches that D and G see in a step, and updates of D, by the order of updates."""
+def test_update_rules_call_and_update_the_networks_as_often_as_specified(
+    tiny, monkeypatch, given, d_calls, d_updates, g_calls
+):
+    """Checks the batch sizes that D and G process in a step and the number of D's updates."""
     config = tiny(recipe="mlp-small", **given)
     devices = replicas.create_replicas(config)
     data = sources.load(config)
     with devices.scope():
         variables = state.create_state(config, data.shape, devices.precision)
-    d = Counting(monkeypatch, variables.discriminator, variables.d)
-    g = Counting(monkeypatch, variables.generator, variables.g)
+    d = CallCounter(monkeypatch, variables.discriminator, variables.d)
+    g = CallCounter(monkeypatch, variables.generator, variables.g)
     replica_step = step.Step(config, variables, data.shape.classes, 1)
     reals = tf.constant(data.images[: 8 * config.d_steps].reshape(-1, 8, 28, 28, 1))
     labels = tf.zeros([config.d_steps, 8], tf.int32)
@@ -98,11 +100,11 @@ def test_update_orders(tiny, monkeypatch, given, d_calls, d_updates, g_calls):
     assert (g.calls, g.updates) == (g_calls, 1)
 
 
-def test_joint_and_separate_losses(tiny):
-    """D's first loss: the mean over a joint batch, the sum over two, the mean of two."""
+def test_separate_discriminator_loss_is_twice_the_joint_loss(tiny):
+    """Compares D's first loss as a mean over a joint batch and as a sum of two batches' means."""
     first = {
-        way: trajectory(tiny(recipe="mlp-small", update_rule=way), 1)[0][0, 0]
-        for way in ("joint", "separate")
+        rule: trajectory(tiny(recipe="mlp-small", update_rule=rule), 1)[0][0, 0]
+        for rule in ("joint", "separate")
     }
     assert first["separate"] == pytest.approx(2 * first["joint"], rel=1e-4)
 
@@ -113,52 +115,54 @@ def test_each_d_step_draws_its_own_reals_unless_repeated(tiny):
 
 
 def test_simultaneous_gradients_come_from_the_same_weights(tiny):
-    """After one step G is where a G step from the initial weights puts it."""
+    """Checks that G's first update does not depend on D's update of the same step."""
     given = dict(recipe="mlp", optimizer="rmsprop", g_lr=1e-3)
     both = trajectory(tiny(**given, d_lr=1.0), 1)[1]
-    alone = trajectory(tiny(**given, d_lr=0.0), 1)[1]
-    np.testing.assert_array_equal(weights(both.generator), weights(alone.generator))
+    reference = trajectory(tiny(**given, d_lr=0.0), 1)[1]
+    np.testing.assert_array_equal(weights(both.generator), weights(reference.generator))
     for rule in ("separate", "separate-reuse"):  # G is updated after D
         given.update(update_rule=rule)
         after = trajectory(tiny(**given, d_lr=1.0), 1)[1]
-        assert np.abs(weights(after.generator) - weights(alone.generator)).max() > 1e-4
+        assert np.abs(weights(after.generator) - weights(reference.generator)).max() > 1e-4
 
 
-def test_rates_decay_by_images(tiny):
+def test_inverse_time_schedule_decays_with_the_images_shown(tiny):
     given = dict(recipe="mlp-small", update_rule="joint", optimizer="adam", beta1=0.0, beta2=0.0)
     variables = trajectory(
         tiny(**given, g_lr=0.5, g_lr_schedule="inverse_time", g_lr_decay_per_kimg=125.0), 4
     )[1]
-    # 24 images before the fourth step: 0.5 / (1 + 125 * 0.032) after it.
+    # After four steps of 8 images the rate is 0.5 / (1 + 125 * 0.032).
     assert float(variables.g.optimizer.learning_rate) == pytest.approx(0.5 / 5.0)
 
 
-def test_fused_updates_are_keras_updates():
+def test_fused_optimizers_equal_those_of_keras():
     import keras
 
     from trainer.training import optimizers
 
-    for config, theirs in (
+    for config, keras_optimizer in (
         (dict(optimizer="adam", beta1=0.5), keras.optimizers.Adam(1e-3, beta_1=0.5)),
         (dict(optimizer="rmsprop", beta2=0.9), keras.optimizers.RMSprop(1e-3)),
         (dict(optimizer="sgd", momentum=0.8), keras.optimizers.SGD(1e-3, momentum=0.8)),
         (dict(optimizer="sgd", momentum=0.0), keras.optimizers.SGD(1e-3)),
     ):
         start = np.linspace(-1, 1, 7, dtype=np.float32)
-        mine = keras.Variable(start)
-        plain = keras.Variable(start)
-        ours = optimizers.make(recipes.resolve(config), lambda: tf.constant(1e-3))
-        ours.build([mine])
-        theirs.build([plain])
+        own_variable = keras.Variable(start)
+        keras_variable = keras.Variable(start)
+        own_optimizer = optimizers.make(recipes.resolve(config), lambda: tf.constant(1e-3))
+        own_optimizer.build([own_variable])
+        keras_optimizer.build([keras_variable])
         for k in range(5):
             gradient = tf.constant(np.cos(start * (k + 1)))
-            ours.update_step(gradient, mine.value, ours.learning_rate)
-            ours.iterations.assign_add(1)
-            theirs.apply([gradient], [plain])
-        np.testing.assert_allclose(mine.numpy(), plain.numpy(), rtol=1e-5, atol=1e-7)
+            own_optimizer.update_step(gradient, own_variable.value, own_optimizer.learning_rate)
+            own_optimizer.iterations.assign_add(1)
+            keras_optimizer.apply([gradient], [keras_variable])
+        np.testing.assert_allclose(
+            own_variable.numpy(), keras_variable.numpy(), rtol=1e-5, atol=1e-7
+        )
 
 
-def test_the_average_follows_by_half_life_in_images(tiny):
+def test_ema_half_life_is_measured_in_images(tiny):
     config = tiny(ema_half_life_kimg=0.008, g_lr=1e-2)  # one batch of 8
     devices = replicas.create_replicas(config)
     data = sources.load(config)
@@ -173,27 +177,29 @@ def test_the_average_follows_by_half_life_in_images(tiny):
         np.testing.assert_allclose(new.numpy(), old + 0.5, rtol=1e-5, atol=1e-6)
 
 
-def test_average_includes_the_statistics_of_batch_norm(tiny):
+def test_ema_includes_batch_norm_statistics(tiny):
     _, variables = trajectory(tiny())
     moving = [v for v in variables.ema_generator.variables if "moving_mean" in v.path]
     assert moving
     assert all(np.abs(v.numpy()).max() > 0 for v in moving)
 
 
-def test_draws_are_functions_of_the_position():
-    whole = Draws(seed=3, step=7, batch_size=8)
-    half = Draws(seed=3, step=7, batch_size=8, first_row=4, rows=4)
-    np.testing.assert_array_equal(whole.normal("x", (5,))[4:], half.normal("x", (5,)))
-    both = whole.uniform("m", (3,), parts=2).numpy().reshape(2, 8, 3)
-    np.testing.assert_array_equal(half.uniform("m", (3,), parts=2), both[:, 4:].reshape(8, 3))
-    for other in (Draws(4, 7, 8), Draws(3, 8, 8), whole.within("g")):
-        assert np.abs(whole.normal("x", (5,)) - other.normal("x", (5,))).max() > 0.1
+def test_random_draws_depend_only_on_seed_step_name_and_row():
+    full_batch = Draws(seed=3, step=7, batch_size=8)
+    second_half = Draws(seed=3, step=7, batch_size=8, first_row=4, rows=4)
+    np.testing.assert_array_equal(full_batch.normal("x", (5,))[4:], second_half.normal("x", (5,)))
+    both = full_batch.uniform("m", (3,), parts=2).numpy().reshape(2, 8, 3)
+    np.testing.assert_array_equal(
+        second_half.uniform("m", (3,), parts=2), both[:, 4:].reshape(8, 3)
+    )
+    for other in (Draws(4, 7, 8), Draws(3, 8, 8), full_batch.within("g")):
+        assert np.abs(full_batch.normal("x", (5,)) - other.normal("x", (5,))).max() > 0.1
     labels = Draws(0, 0, 10000).integers("labels", 10).numpy()
     assert set(labels) == set(range(10))
     assert np.bincount(labels).min() > 850
 
 
-def test_latents_are_of_the_distribution_set():
+def test_latent_vectors_have_the_configured_distribution():
     for name, low, high, std in (("uniform", -1, 1, 3**-0.5), ("normal", -9, 9, 1)):
         config = recipes.resolve(dict(latent_distribution=name, latent_dim=50))
         latents = randomness.latents(config, Draws(0, 0, 1000)).numpy()
@@ -203,8 +209,8 @@ def test_latents_are_of_the_distribution_set():
         assert latents.std() == pytest.approx(std, rel=0.02)
 
 
-def test_losses_are_means_over_the_global_batch(tiny):
-    """The first D loss of an untouched D is the objective at its logits."""
+def test_generator_loss_is_the_mean_over_the_global_batch(tiny):
+    """Compares G's loss in the first step with the objective at the logits of its fakes."""
     config = tiny(recipe="mlp-small", update_rule="joint", d_lr=0.0, g_lr=0.0)
     metrics, variables = trajectory(config, 1)
     draws = Draws(0, 0, 8).within("g")
@@ -214,7 +220,7 @@ def test_losses_are_means_over_the_global_batch(tiny):
     assert metrics[0, 1] == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_lengths_are_converted_once():
+def test_epochs_are_converted_to_steps():
     assert Duration(1, "epochs").steps(64, 1500) == 24
 
 
@@ -227,11 +233,13 @@ def test_lengths_are_converted_once():
         (dict(recipe="mlp", operation_threads=3), 3),
     ],
 )
-def test_operations_of_fully_connected_networks_share_the_cores(tiny, monkeypatch, given, threads):
-    seen = []
+def test_number_of_threads_per_operation(tiny, monkeypatch, given, threads):
+    thread_counts = []
     monkeypatch.setattr(replicas.os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", seen.append)
+    monkeypatch.setattr(
+        tf.config.threading, "set_intra_op_parallelism_threads", thread_counts.append
+    )
     config = tiny(**given)
     small_operations = recipes.get(config.networks).fully_connected
     replicas.create_replicas(config, small_operations=small_operations)
-    assert seen == [threads]
+    assert thread_counts == [threads]

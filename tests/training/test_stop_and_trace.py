@@ -1,4 +1,4 @@
-"""--max_hours and --profile."""
+"""The flags --max_hours and --profile."""
 
 import contextlib
 import functools
@@ -24,28 +24,28 @@ def steps(count):
     return Duration(count, "steps")
 
 
-def test_a_run_stops_when_its_hours_are_up_and_goes_on(tiny, run, tmp_path):
+def test_run_stopped_by_max_hours_resumes(tiny, run, tmp_path):
     config = tiny(recipe="mlp", length=steps(12), max_hours=2.0)
-    times = itertools.count(step=2500.0)  # the limit is passed at the fourth look
+    times = itertools.count(step=2500.0)  # exceeds the limit at the fourth reading
 
-    def limited() -> None:
+    def train_with_clock() -> None:
         data, terminal = sources.load(config), Console(io.StringIO())
         clock = functools.partial(next, times)
         train(config, data, Control(terminal=terminal, clock=clock))
 
     with pytest.raises(StoppedError, match="Stopped by --max_hours=2 after 1 of 12 steps") as end:
-        limited()
+        train_with_clock()
     assert end.value.exit_code == ExitCode.STOPPED == 42
     assert (Path(config.run_dir) / "checkpoints" / "ckpt-1.index").exists()
-    run(config.replace(max_hours=0.0))  # may change; 0: no limit
-    whole = config.replace(run_dir=str(tmp_path / "whole"), max_hours=0.0)
-    run(whole)
-    expected, found = variables(whole.run_dir), variables(config.run_dir)
+    run(config.replace(max_hours=0.0))  # the setting may change on resuming; 0 means no limit
+    uninterrupted = config.replace(run_dir=str(tmp_path / "uninterrupted"), max_hours=0.0)
+    run(uninterrupted)
+    expected, actual = variables(uninterrupted.run_dir), variables(config.run_dir)
     for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
-def test_the_limit_and_the_request():
+def test_time_limit_gives_the_reason_of_a_stop():
     now, requested = [100.0], [False]
     limit = TimeLimit(0.5, lambda: requested[0], clock=lambda: now[0])
     endless = TimeLimit(0.0, lambda: requested[0], clock=lambda: now[0])
@@ -61,24 +61,24 @@ def test_the_limit_and_the_request():
     assert endless.reason == "on request"
 
 
-def test_a_trace_is_written_and_named(tiny, run, tmp_path):
+def test_profile_writes_a_trace_without_changing_the_run(tiny, run, tmp_path):
     config = tiny(recipe="mlp", length=steps(14), log_every_steps=1, profile=3)
     output = run(config)
     folder = Path(config.run_dir) / "tensorboard"
     assert f"Traced steps 11 to 13 of this process: tensorboard --logdir={folder}" in output
     (trace,) = folder.glob("plugins/profile/*/*.xplane.pb")
     assert trace.stat().st_size > 1000
-    plain = config.replace(profile=0, run_dir=str(tmp_path / "plain"))
-    assert not frozen_differences(config, plain)
-    assert "Traced" not in run(plain)
-    assert not list((tmp_path / "plain" / "tensorboard").glob("plugins"))
-    for name, value in variables(plain.run_dir).items():  # looking changes nothing
+    untraced = config.replace(profile=0, run_dir=str(tmp_path / "untraced"))
+    assert not frozen_differences(config, untraced)
+    assert "Traced" not in run(untraced)
+    assert not list((tmp_path / "untraced" / "tensorboard").glob("plugins"))
+    for name, value in variables(untraced.run_dir).items():  # tracing changes no variable
         np.testing.assert_array_equal(variables(config.run_dir)[name], value, err_msg=name)
 
 
 @pytest.fixture
 def events(monkeypatch):
-    """What a traced loop does, in order: steps trained, trace begun and ended."""
+    """Returns the list that records step counts and the starts and stops of the trace."""
     done = []
     profiler = profiling.tf.profiler.experimental
     monkeypatch.setattr(profiler, "start", lambda folder: done.append("start"))
@@ -86,7 +86,9 @@ def events(monkeypatch):
     return done
 
 
-def counting(events):
+def make_run_steps(events):
+    """Returns a function that stands for training steps and records their number."""
+
     def run_steps(count):
         events.append(count)
         return np.full((count, 2), len(events), np.float32)
@@ -94,32 +96,32 @@ def counting(events):
     return run_steps
 
 
-def test_calls_are_cut_at_the_edges_of_the_trace(events, tmp_path):
-    with profiling.traced(counting(events), tmp_path, 5) as run_steps:
+def test_calls_are_split_where_the_trace_starts_and_stops(events, tmp_path):
+    with profiling.traced(make_run_steps(events), tmp_path, 5) as run_steps:
         shapes = [run_steps(count).shape for count in (0, 4, 30, 2)]
     assert shapes == [(0, 2), (4, 2), (30, 2), (2, 2)]
     assert events == [0, 4, 6, "start", 5, "stop", 19, 2]
 
 
-def test_a_trace_ends_with_the_run(events, tmp_path):
-    with profiling.traced(counting(events), tmp_path, 5) as run_steps:
+def test_trace_stops_when_training_ends_early(events, tmp_path):
+    with profiling.traced(make_run_steps(events), tmp_path, 5) as run_steps:
         run_steps(10)
         run_steps(2)
     assert events == [10, "start", 2, "stop"]
     events.clear()
     with (
         contextlib.suppress(ZeroDivisionError),
-        profiling.traced(counting(events), tmp_path, 5) as run_steps,
+        profiling.traced(make_run_steps(events), tmp_path, 5) as run_steps,
     ):
         run_steps(12)
         raise ZeroDivisionError
     assert events == [10, "start", 2, "stop"]
     events.clear()
-    with profiling.traced(counting(events), tmp_path, 5) as run_steps:
+    with profiling.traced(make_run_steps(events), tmp_path, 5) as run_steps:
         run_steps(10)
     assert events == [10]
 
 
-def test_a_run_too_short_to_trace_says_so(tiny, run):
+def test_profile_warns_if_the_run_is_too_short_to_trace(tiny, run):
     output = run(tiny(recipe="mlp", length=steps(2), profile=3))
     assert "WARNING: --profile=3 traced nothing: this process trained 2 steps" in output

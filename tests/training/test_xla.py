@@ -1,4 +1,4 @@
-"""XLA: the same run, and the choice of what is faster."""
+"""XLA: results equal those without it, and --xla=auto uses it if it is faster."""
 
 import json
 import logging
@@ -13,24 +13,24 @@ from trainer.machine.replicas import Replicas
 from trainer.training import xla
 
 
-def test_a_run_with_xla_is_the_same_up_to_rounding(trainer, tmp_path):
+def test_run_with_xla_is_the_same_up_to_rounding(trainer, tmp_path):
     rows = {}
     for choice in ("off", "on"):
-        answer = trainer(
+        result = trainer(
             "train", "--recipe=mlp", "--batch_size=8", "--steps=2", f"--xla={choice}",
             "--devices=cpu:1", "--g_width=0.05", "--d_width=0.05", "--log_every_steps=1",
             f"--run_dir={choice}",
         )  # fmt: skip
-        assert answer.returncode == 0, answer.stderr
+        assert result.returncode == 0, result.stderr
         lines = (tmp_path / choice / "metrics.jsonl").read_text().splitlines()
         names = ("d_loss", "g_loss", "d_grad_norm")
         rows[choice] = np.array([[json.loads(line)[name] for name in names] for line in lines])
     np.testing.assert_allclose(rows["on"], rows["off"], rtol=1e-3)
-    assert (rows["on"] != rows["off"]).any()  # it was compiled otherwise
+    assert (rows["on"] != rows["off"]).any()  # rounding differs, so XLA was used
 
 
 def is_faster(monkeypatch, *, gain=2.0, error=None):
-    """What trials find where XLA makes steps so much faster, or fails."""
+    """Returns the result of xla.is_faster if XLA speeds up steps by `gain` or raises `error`."""
     clock, counter = [0.0], tf.Variable(5)
     monkeypatch.setattr(xla.time, "perf_counter", lambda: clock[0])
 
@@ -51,7 +51,7 @@ def is_faster(monkeypatch, *, gain=2.0, error=None):
         xla.switch(False)
 
 
-def test_what_is_faster_is_chosen_and_nothing_else_changes(monkeypatch, caplog):
+def test_faster_choice_is_returned_and_variables_are_restored(monkeypatch, caplog):
     with caplog.at_level(logging.INFO):
         assert is_faster(monkeypatch)
     assert "XLA makes steps 2.00 times as fast: on" in caplog.text
@@ -66,13 +66,13 @@ def test_what_is_faster_is_chosen_and_nothing_else_changes(monkeypatch, caplog):
         tf.errors.InternalError(None, None, "libdevice not found\nat all"),
     ],
 )
-def test_what_xla_cannot_do_is_done_without(monkeypatch, caplog, error):
+def test_xla_is_off_if_compiling_fails(monkeypatch, caplog, error):
     assert not is_faster(monkeypatch, error=error)
     assert f"XLA cannot compile the steps: {str(error).splitlines()[0]}" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("on_gpus", "settings", "tried"),
+    ("on_gpus", "settings", "is_tried"),
     [
         (True, {}, True),
         (False, {}, False),
@@ -80,11 +80,13 @@ def test_what_xla_cannot_do_is_done_without(monkeypatch, caplog, error):
         (True, {"devices": "cpu:2"}, False),
     ],
 )
-def test_where_both_are_tried(tiny, run, monkeypatch, on_gpus, settings, tried):
+def test_xla_is_tried_only_on_one_gpu_without_determinism(
+    tiny, run, monkeypatch, on_gpus, settings, is_tried
+):
     monkeypatch.setattr(Replicas, "is_on_gpus", on_gpus)
     calls = []
     monkeypatch.setattr(xla, "is_faster", lambda *arguments: bool(calls.append(arguments)))
     length = Duration(1, "steps")
     config = tiny(**{"recipe": "mlp", "deterministic": False, "length": length, **settings})
     run(config)
-    assert len(calls) == tried
+    assert len(calls) == is_tried

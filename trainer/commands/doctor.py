@@ -19,7 +19,7 @@ def main(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
     parser = CommandLine("doctor", SUMMARY)
     parser.boolean("liveness", "check only the age of the --heartbeat file", default=False)
-    parser.text("heartbeat", "heartbeat file that `train --heartbeat` writes")
+    parser.path("heartbeat", "heartbeat file that `train --heartbeat` writes")
     parser.real("max_age_secs", "maximum age of the heartbeat file in seconds", default=600.0)
     values = parser.parse(arguments)
     if values["liveness"]:

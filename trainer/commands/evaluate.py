@@ -10,13 +10,14 @@ from trainer.errors import UsageError, one_of
 from trainer.machine import imports
 from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
+from trainer.storage.address import local_path
 from trainer.storage.location import upload_outputs
 
 SUMMARY = """Measures the image quality of a run.  Draws images and compares them with real ones:
 FID, KID, Inception Score, precision, recall, density, coverage and, for a conditional run, the
-share of images that show the requested class.  Prints a table and writes RUN_DIR/evaluation.json
-and, in RUN_DIR/evaluation/, nearest.png, confusion.png and interpolation.png.  Results are
-comparable only if features, number of samples and reference are equal."""
+share of images that show the requested class.  Prints a table and writes evaluation.json and, in
+evaluation/, nearest.png, confusion.png and interpolation.png, into the run directory or --out.
+Results are comparable only if features, number of samples and reference are equal."""
 MIN_SAMPLES = 100
 
 
@@ -29,11 +30,12 @@ def main(arguments: list[str], _: StopRequest) -> None:
     if count < MIN_SAMPLES:
         raise UsageError(f"--num_samples={count} is too small. Use {MIN_SAMPLES} or more.")
     runs.check_seed(values)
+    out = local_path(values["out"], "out") if values["out"] else None
     run_dir = runs.open_run(values, which)
     config = run_dir.read_config().replace(devices=values["devices"])
     if values["split"]:
         config = config.replace(split=values["split"])
-    data_dir = values["data_dir"] or os.environ.get("TRAINER_DATA_DIR", "")
+    data_dir = values["data_dir"] or os.path.expanduser(os.environ.get("TRAINER_DATA_DIR", ""))
     if values["data_dir"] or (data_dir and not os.path.isdir(config.data_dir)):
         config = config.replace(data_dir=data_dir)
 
@@ -52,12 +54,13 @@ def main(arguments: list[str], _: StopRequest) -> None:
         num_samples=count,
         seed=seed,
     )
-    evaluate(run_dir, config, data, options, which)
-    upload_outputs(
-        runs.run_dir_flag(values),
-        run_dir.path,
-        (run_dir.evaluation.name, run_dir.evaluation_pictures.name),
-    )
+    evaluate(run_dir, config, data, options, which, out)
+    if out is None:
+        upload_outputs(
+            runs.run_dir_flag(values),
+            run_dir.path,
+            (run_dir.evaluation.name, run_dir.evaluation_pictures.name),
+        )
 
 
 def _command_line() -> CommandLine:
@@ -71,7 +74,7 @@ def _command_line() -> CommandLine:
         "or auto (inception if its file is given)",
         default="auto",
     )
-    parser.text(
+    parser.path(
         "inception_path",
         "path of classify_image_graph_def.pb, or of inception-2015-12-05.tgz which contains it; "
         "may be gs://BUCKET/PATH",
@@ -79,10 +82,11 @@ def _command_line() -> CommandLine:
     runs.define_checkpoint(parser, more="all")
     parser.integer("seed", "seed of the latent vectors", default=0)
     parser.text("split", "split of the real images: train, test or all (default: the run's split)")
-    parser.text(
+    parser.path(
         "data_dir",
         "folder that holds the data sets (default: that of the run, or $TRAINER_DATA_DIR)",
     )
+    parser.path("out", "folder on this machine for the results (default: the run directory)")
     parser.text(
         "devices", "devices to draw and measure on: auto, cpu, cpu:2 or gpu:N", default="auto"
     )

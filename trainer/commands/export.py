@@ -16,7 +16,7 @@ def main(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
     parser = CommandLine("export", SUMMARY)
     runs.define_run_dir(parser, "to export")
-    parser.text("out", "output folder (default: RUN_DIR/export)")
+    parser.path("out", "output folder (default: RUN_DIR/export)")
     runs.define_checkpoint(parser)
     parser.text(
         "devices",

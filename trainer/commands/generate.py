@@ -11,8 +11,9 @@ from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
 from trainer.run_dir.directory import RunDir
 
-SUMMARY = """Draws images from a run.  Writes one picture (--out=FILE.png), a folder of pictures
-(--out=DIR) or arrays (--out=FILE.npz with images uint8 [N, H, W, C] and labels int [N])."""
+SUMMARY = """Draws images from a run.  Writes one picture (--out=FILE.png; each class is a row), a
+folder of pictures (--out=DIR) or arrays (--out=FILE.npz with images uint8 [N, H, W, C] and labels
+int [N])."""
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def main(arguments: list[str], _: StopRequest) -> None:
     parser.text("label", "class of all images, by number or name")
     parser.text("labels", "classes to cycle through, such as 0,1,2 (default: all classes)")
     parser.integer("seed", "seed of the latent vectors", default=0)
-    parser.text("out", "output: FILE.png, FILE.npz or a folder (default: RUN_DIR/generated.png)")
+    parser.path("out", "output: FILE.png, FILE.npz or a folder (default: RUN_DIR/generated.png)")
     runs.define_checkpoint(parser)
     parser.text("devices", "device to draw on: auto, cpu or gpu:N", default="auto")
     values = parser.parse(arguments)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.commands.flags import config_flags
+from trainer.commands.flags import config_flags, settings_help
 from trainer.commands.flags.command_line import CommandLine
 from trainer.config import Config
 from trainer.data import sources
@@ -24,9 +24,11 @@ SUMMARY = "Trains a recipe on a data set.  Running the same command again resume
 
 def main(arguments: list[str], stop_requested: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
-    values = _command_line().parse(arguments)
-    config = _resolve(values)
+    values = _command_line().parse(arguments, settings_help.help_details)
+    config, is_resumed = _resolve(values)
+    requested = {name for name, value in values.items() if value is not None}
     if values["dry_run"]:
+        sources.check(config, requested)
         print(config.to_json(), end="")
         return
     location = RunLocation(config)
@@ -49,12 +51,11 @@ def main(arguments: list[str], stop_requested: StopRequest) -> None:
         terminal.bar(share, what)
 
     try:
-        data = sources.load(config, reading)
+        # `adapt` checks the batch size: whether a smaller one may be used depends on the flags.
+        data = sources.load(config.replace(batch_size=1), reading)
     finally:
         terminal.end_bar()
-    config = sources.resolve_conditional(
-        config, data, was_requested=values["conditional"] is not None
-    )
+    config = sources.adapt(config, data, requested, is_resumed=is_resumed)
     with imports.quiet():
         from trainer.train import (  # late: TensorFlow takes seconds to import
             Control,
@@ -78,9 +79,16 @@ def main(arguments: list[str], stop_requested: StopRequest) -> None:
 
 def _command_line() -> CommandLine:
     parser = CommandLine("train", SUMMARY)
+    config_flags.define_settings(parser)
+    parser.integer(
+        "worker_index",
+        "index of this machine in --workers, from 0 (default: $JOB_COMPLETION_INDEX)",
+    )
+    parser.group("Starting and resuming")
     parser.boolean(
         "dry_run",
-        "print the resolved configuration as JSON and stop; a run in a bucket is not read",
+        "check that the data set exists, print the resolved configuration as JSON and stop; "
+        "nothing is read from buckets",
         default=False,
     )
     parser.boolean("fresh", "rename an existing run directory and start a new run", default=False)
@@ -89,20 +97,19 @@ def _command_line() -> CommandLine:
         "resume although images of the data set were added, removed or changed",
         default=False,
     )
-    parser.integer(
-        "worker_index",
-        "index of this machine in --workers, from 0 (default: $JOB_COMPLETION_INDEX)",
-    )
-    config_flags.define_settings(parser)
     return parser
 
 
-def _resolve(values: Mapping[str, Any]) -> Config:
-    """Returns the configuration that the flags, and the run that they resume, select."""
+def _resolve(values: Mapping[str, Any]) -> tuple[Config, bool]:
+    """Returns the configuration that the flags and an existing run select, and if there is one."""
+    is_resumed = False
 
     def stored_config(run_dir: str) -> Config | None:
+        nonlocal is_resumed
         if values["fresh"] or (values["dry_run"] and is_bucket(run_dir)):
             return None
-        return read_stored_config(run_dir)
+        stored = read_stored_config(run_dir)
+        is_resumed = stored is not None
+        return stored
 
-    return config_flags.config_from_flags(values, stored_config=stored_config)
+    return config_flags.config_from_flags(values, stored_config=stored_config), is_resumed

@@ -2,16 +2,30 @@
 
 import dataclasses
 import functools
+import inspect
 import types
 import typing
 
-from trainer.config.model_settings import Networks, Optimization, Task
-from trainer.config.operation_settings import Operation
-from trainer.config.settings import check_value
+from trainer.config.common_settings import Common
+from trainer.config.model_settings import Data, Networks, Objective, Optimizers
+from trainer.config.operation_settings import Computation, Evaluation, Limits, Output, Workers
+from trainer.config.settings import FilePath, check_value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AllSettings(Operation, Optimization, Networks, Task):
+class AllSettings(
+    # Dataclasses take the fields of the last base first, as --help lists them.
+    Workers,
+    Limits,
+    Output,
+    Computation,
+    Evaluation,
+    Optimizers,
+    Objective,
+    Networks,
+    Data,
+    Common,
+):
     """The settings of `Config`.  Each value is of its type and in its range."""
 
     def __post_init__(self) -> None:
@@ -29,3 +43,21 @@ def value_types() -> dict[str, tuple[type, ...]]:
         else (hints[f.name],)
         for f in dataclasses.fields(AllSettings)
     }
+
+
+@functools.cache
+def paths() -> frozenset[str]:
+    """Returns the names of the settings that accept a path."""
+    hints = typing.get_type_hints(AllSettings, include_extras=True)
+    return frozenset(name for name, hint in hints.items() if hint == FilePath)
+
+
+def groups() -> "dict[str, list[dataclasses.Field[typing.Any]]]":
+    """Returns the settings by heading, the first line of the class that declares them."""
+    fields = {field.name: field for field in dataclasses.fields(AllSettings)}
+    found = {}
+    for base in reversed(AllSettings.__mro__):
+        own = [fields[name] for name in inspect.get_annotations(base) if name in fields]
+        if own:
+            found[(base.__doc__ or "").partition("\n")[0].removesuffix(".")] = own
+    return found

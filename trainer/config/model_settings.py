@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from trainer.config.settings import Duration, setting
+from trainer.config.settings import FilePath, setting
 from trainer.config.update_rule import UPDATE_RULES
 
 NORMS = ("batch", "instance", "layer", "none")
@@ -11,15 +11,23 @@ SCHEDULES = ("constant", "linear", "cosine", "inverse_time")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
-    """The recipe, the data set, the batch and the length of training."""
+class Data:
+    """Data."""
 
-    recipe: str = setting(
-        "dcgan",
-        "recipe to start from: the name of a published system, whose settings are the defaults, "
-        "or a file that defines one, such as mygan.py",
+    split: str = setting(
+        "train", "split of the data set to train on", choices=("train", "test", "all")
     )
-    networks: str = setting(
+    skip_bad_images: bool = setting(
+        False, "skip pictures of your own that cannot be read instead of stopping"
+    )
+    horizontal_flip: bool = setting(False, "flip each training image horizontally at random")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Networks:
+    """Networks."""
+
+    networks: FilePath = setting(
         "", "recipe whose networks to train under this recipe's loop (default: its own)"
     )
     hyperparameters: str = setting(
@@ -28,48 +36,9 @@ class Task:
         "NAME=VALUE,NAME=VALUE; those that are not given keep their defaults",
         legacy="",
     )
-    dataset: str = setting(
-        "digits",
-        "data set: a name, or the path of your own images: a "
-        "folder or .zip (folders train/ and test/ are splits, the folders below them are classes, "
-        "transparent pixels become white), or an .npz (arrays x and y, or x_train, y_train, "
-        "x_test and y_test). The path may be gs://BUCKET/PATH",
-    )
-    split: str = setting(
-        "train", "split of the data set to train on", choices=("train", "test", "all")
-    )
-    image_size: int = setting(
-        0,
-        "height and width of the training images in pixels. 0 keeps the size of a named data set, "
-        "and selects the smallest side of your own pictures, rounded down to a multiple of 4 and "
-        "limited to 8 to 64",
-        bounds=(0, 1024),
-    )
-    skip_bad_images: bool = setting(
-        False, "skip pictures of your own that cannot be read instead of stopping"
-    )
-    conditional: bool = setting(
-        False, "train a conditional GAN, which draws images of a requested class"
-    )
-    horizontal_flip: bool = setting(False, "flip each training image horizontally at random")
-    seed: int = setting(
-        0, "seed of the initial weights, the data order and all noise", bounds=(0, 2**31 - 1)
-    )
-    batch_size: int = setting(
-        64, "global batch size: images per step over all replicas", bounds=(1, None)
-    )
-    length: Duration = setting(
-        Duration(300, "kimg"), "length of training", bounds=(0, None), scope="resume"
-    )
-    init_from: str = setting(
+    init_from: FilePath = setting(
         "", "run directory, or gs://BUCKET/PATH, whose networks initialise this run's networks"
     )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Networks:
-    """The generator and the discriminator."""
-
     latent_dim: int = setting(100, "size of the latent vector", bounds=(1, 65536))
     latent_distribution: str = setting(
         "normal",
@@ -139,8 +108,8 @@ class Networks:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Optimization:
-    """Losses, updates and optimizers."""
+class Objective:
+    """Objective and updates."""
 
     loss: str = setting("nonsaturating", "adversarial loss")
     gradient_penalty: float = setting(
@@ -208,6 +177,12 @@ class Optimization:
     repeat_reals: bool = setting(
         False, "use the same batch of reals for all discriminator updates of a step"
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizers:
+    """Optimizers."""
+
     optimizer: str = setting(
         "adam", "optimizer of both networks", choices=("adam", "rmsprop", "sgd")
     )

@@ -1,91 +1,16 @@
-"""Settings of how a run is carried out: devices, directories, intervals and limits."""
+"""Settings of how a run is carried out: intervals, speed, outputs, limits and workers."""
 
 import dataclasses
 
-from trainer.config.settings import Duration, setting
+from trainer.config.settings import Duration, FilePath, setting
 
 FEATURES = ("auto", "classifier", "inception")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Operation:
-    """Devices, directories, intervals and limits."""
+class Evaluation:
+    """Checkpoints, samples and evaluation."""
 
-    precision: str = setting(
-        "auto",
-        "number format of the networks' computations. auto selects bfloat16 on GPUs of compute "
-        "capability 8.0 or higher, float16 on 7.x, and float32 otherwise",
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )
-    batch_per_replica: int = setting(
-        0,
-        "images that a replica processes at once. A larger share of the batch is split into "
-        "micro-batches whose gradients are accumulated, which gives the same result except that "
-        "batch norm computes its statistics per micro-batch. 0 processes the whole share at once",
-        bounds=(0, None),
-        scope="resume",
-    )
-    devices: str = setting(
-        "auto",
-        "devices to train on: auto, gpu (all GPUs), gpu:0,1 (these two), cpu, or cpu:2 (two "
-        "logical CPU devices)",
-        scope="start",
-    )
-    workers: str = setting(
-        "",
-        "addresses of the workers of a run on several machines, as HOST:PORT,HOST:PORT. The first "
-        "one is the chief, and job-{0..3}.svc:2222 stands for four addresses. The environment "
-        "variable TF_CONFIG takes precedence",
-        scope="start",
-        legacy="",
-    )
-    deterministic: bool | None = setting(
-        None,
-        "make every run on the same hardware bit-identical, which is slower on GPUs (default: on "
-        "for CPUs, off for GPUs)",
-        scope="resume",
-    )
-    xla: str = setting(
-        "auto",
-        "compile the training step with XLA. auto measures on one GPU whether it is faster, and "
-        "means off on CPUs, on several GPUs and with --deterministic",
-        choices=("auto", "on", "off"),
-        scope="resume",
-        legacy="auto",
-    )
-
-    # Directories.
-    data_dir: str = setting(
-        "",
-        "folder that holds the data sets, or gs://BUCKET/PATH (default: $TRAINER_DATA_DIR)",
-        scope="resume",
-    )
-    run_dir: str = setting(
-        "",
-        "run directory, or gs://BUCKET/PATH (default: runs/RECIPE-DATASET)",
-        scope="start",
-    )
-    tensorboard_dir: str = setting(
-        "",
-        "folder of the TensorBoard event files, or gs://BUCKET/PATH (default: RUN_DIR/tensorboard)",
-        scope="start",
-        legacy="",
-    )
-    model_dir: str = setting(
-        "",
-        "folder, or gs://BUCKET/PATH, to which a complete run exports its generator as a "
-        "SavedModel for serving, from the best checkpoint if there is one (default: no export)",
-        scope="start",
-        legacy="",
-    )
-    scratch_dir: str = setting(
-        "",
-        "local folder for the working copy of a run in a bucket (default: in the user's cache)",
-        scope="start",
-        legacy="",
-    )
-
-    # Intervals.
     checkpoint_every: Duration = setting(
         Duration(50, "kimg"),
         "interval between checkpoints; 0 saves only at the end",
@@ -130,7 +55,7 @@ class Operation:
         scope="resume",
         legacy="auto",
     )
-    inception_path: str = setting(
+    inception_path: FilePath = setting(
         "",
         "file of the Inception network, or the archive that holds it; may be gs://BUCKET/PATH",
         scope="resume",
@@ -147,7 +72,121 @@ class Operation:
         legacy=0.0,
     )
 
-    # Limits and failures.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Computation:
+    """Precision and speed."""
+
+    precision: str = setting(
+        "auto",
+        "number format of the networks' computations. auto selects bfloat16 on GPUs of compute "
+        "capability 8.0 or higher, float16 on 7.x, and float32 otherwise",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    batch_per_replica: int = setting(
+        0,
+        "images that a replica processes at once. A larger share of the batch is split into "
+        "micro-batches whose gradients are accumulated, which gives the same result except that "
+        "batch norm computes its statistics per micro-batch. 0 processes the whole share at once",
+        bounds=(0, None),
+        scope="resume",
+    )
+    deterministic: bool | None = setting(
+        None,
+        "make every run on the same hardware bit-identical, which is slower on GPUs (default: on "
+        "for CPUs, off for GPUs)",
+        scope="resume",
+    )
+    xla: str = setting(
+        "auto",
+        "compile the training step with XLA. auto measures on one GPU whether it is faster, and "
+        "means off on CPUs, on several GPUs and with --deterministic",
+        choices=("auto", "on", "off"),
+        scope="resume",
+        legacy="auto",
+    )
+    operation_threads: int = setting(
+        0,
+        "CPU threads that one operation may use. 0 means all cores, or half of them for fully "
+        "connected networks, whose small operations run two at a time",
+        bounds=(0, 1024),
+        scope="resume",
+        legacy=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+    """Outputs and log."""
+
+    tensorboard_dir: FilePath = setting(
+        "",
+        "folder of the TensorBoard event files, or gs://BUCKET/PATH (default: RUN_DIR/tensorboard)",
+        scope="start",
+        legacy="",
+    )
+    model_dir: FilePath = setting(
+        "",
+        "folder, or gs://BUCKET/PATH, to which a complete run exports its generator as a "
+        "SavedModel for serving, from the best checkpoint if there is one (default: no export)",
+        scope="start",
+        legacy="",
+    )
+    scratch_dir: FilePath = setting(
+        "",
+        "local folder for the working copy of a run in a bucket (default: in the user's cache)",
+        scope="start",
+        legacy="",
+    )
+    log_every_secs: float = setting(
+        5.0, "seconds between log lines", bounds=(0, None), scope="resume"
+    )
+    log_every_steps: int = setting(
+        0,
+        "steps between lines of metrics.jsonl, in addition to --log_every_secs; 0 disables it",
+        bounds=(0, None),
+        scope="resume",
+    )
+    log_format: str = setting(
+        "text",
+        "format of the log: text, or JSON objects as Cloud Logging expects them",
+        choices=("text", "json"),
+        scope="start",
+        legacy="text",
+    )
+    heartbeat: FilePath = setting(
+        "",
+        "file that the training loop updates about every second, for `doctor --liveness`",
+        scope="start",
+        legacy="",
+    )
+    metrics_port: int = setting(
+        0,
+        "port of the Prometheus metrics endpoint; 0 disables it",
+        bounds=(0, 65535),
+        scope="start",
+        legacy=0,
+    )
+    profile: int = setting(
+        0,
+        "number of steps to trace for TensorBoard's profiler, after the first 10 steps of this "
+        "process; 0 disables tracing",
+        bounds=(0, 1000),
+        scope="start",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits and failures."""
+
+    max_hours: float = setting(
+        0.0,
+        "hours after which this process saves a checkpoint and stops with exit code 42; 0 means "
+        "no limit",
+        bounds=(0, None),
+        scope="start",
+    )
     max_failed_saves: int = setting(
         3,
         "number of consecutive saves that may fail, for example on a full disk, before the run "
@@ -172,54 +211,17 @@ class Operation:
     stop_on_collapse: bool = setting(
         False, "stop with exit code 70 when collapse is detected", scope="resume"
     )
-    operation_threads: int = setting(
-        0,
-        "CPU threads that one operation may use. 0 means all cores, or half of them for fully "
-        "connected networks, whose small operations run two at a time",
-        bounds=(0, 1024),
-        scope="resume",
-        legacy=0,
-    )
-    log_every_secs: float = setting(
-        5.0, "seconds between log lines", bounds=(0, None), scope="resume"
-    )
-    log_every_steps: int = setting(
-        0,
-        "steps between lines of metrics.jsonl, in addition to --log_every_secs; 0 disables it",
-        bounds=(0, None),
-        scope="resume",
-    )
-    log_format: str = setting(
-        "text",
-        "format of the log: text, or JSON objects as Cloud Logging expects them",
-        choices=("text", "json"),
-        scope="start",
-        legacy="text",
-    )
-    heartbeat: str = setting(
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Workers."""
+
+    workers: str = setting(
         "",
-        "file that the training loop updates about every second, for `doctor --liveness`",
+        "addresses of the workers of a run on several machines, as HOST:PORT,HOST:PORT. The first "
+        "one is the chief, and job-{0..3}.svc:2222 stands for four addresses. The environment "
+        "variable TF_CONFIG takes precedence",
         scope="start",
         legacy="",
-    )
-    metrics_port: int = setting(
-        0,
-        "port of the Prometheus metrics endpoint; 0 disables it",
-        bounds=(0, 65535),
-        scope="start",
-        legacy=0,
-    )
-    max_hours: float = setting(
-        0.0,
-        "hours after which this process saves a checkpoint and stops with exit code 42; 0 means "
-        "no limit",
-        bounds=(0, None),
-        scope="start",
-    )
-    profile: int = setting(
-        0,
-        "number of steps to trace for TensorBoard's profiler, after the first 10 steps of this "
-        "process; 0 disables tracing",
-        bounds=(0, 1000),
-        scope="start",
     )

@@ -1,8 +1,8 @@
 """The configuration of a run as one immutable value.
 
 The command line, `--help`, config.json and the checks of a resumed run are derived from its
-fields, which are defined in model_settings.py and operation_settings.py.  A new setting is one
-entry there and the code that uses it.
+fields, which are defined in common_settings.py, model_settings.py and operation_settings.py.  A
+new setting is one entry there, in the class of its group, and the code that uses it.
 """
 
 import dataclasses

@@ -4,11 +4,14 @@ import dataclasses
 import math
 import types
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from trainer.errors import UsageError, one_of
 
 UNITS = ("steps", "epochs", "kimg")
+
+# The type of settings that accept a path, in which flags expand `~`.
+FilePath = Annotated[str, "path"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +34,7 @@ class Duration:
         return cls(float(number), unit)
 
     def __str__(self) -> str:
-        short = f"{self.value:g}"
-        return f"{short if float(short) == self.value else repr(self.value)} {self.unit}"
+        return f"{shortest(self.value)} {self.unit}"
 
     def images(self, batch_size: int, epoch_size: int) -> int:
         """The same length in images; `epoch_size` is that of the data set."""
@@ -79,6 +81,22 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def shortest(value: float) -> str:
+    """Returns the shortest text that reads as the same number."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def as_flag(name: str, value: Any) -> str:
+    """Returns a setting with its value as the user writes it, such as --kimg=5."""
+    if isinstance(value, Duration):
+        if name == "length":
+            return f"--{value.unit}={shortest(value.value)}"
+        if value.unit == "kimg":
+            return f"--{name}_kimg={shortest(value.value)}"
+    return f"--{name}={value}"
+
+
 def check_value(field: "dataclasses.Field[Any]", value: Any, allowed: tuple[type, ...]) -> None:
     """Raises a UsageError that names the setting unless `value` is allowed.
 
@@ -96,9 +114,9 @@ def check_value(field: "dataclasses.Field[Any]", value: Any, allowed: tuple[type
         one_of(f"--{name}", value, rules["choices"])
     number = value.value if isinstance(value, Duration) else value
     if isinstance(number, (int, float)) and not math.isfinite(number):
-        raise UsageError(f"--{name}={value} must be finite.")
+        raise UsageError(f"{as_flag(name, value)} must be finite.")
     low, high = rules["low"], rules["high"]
     if low is not None and number < low:
-        raise UsageError(f"--{name}={value} is too small: it must be {low:g} or more.")
+        raise UsageError(f"{as_flag(name, value)} is too small: it must be {low:g} or more.")
     if high is not None and number > high:
-        raise UsageError(f"--{name}={value} is too large: it must be {high:g} or less.")
+        raise UsageError(f"{as_flag(name, value)} is too large: it must be {high:g} or less.")

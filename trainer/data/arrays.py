@@ -2,12 +2,13 @@
 
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from trainer.config import Config
 from trainer.data import formats
-from trainer.data.decoding import default_size
+from trainer.data.decoding import default_size, explain_size
 from trainer.data.file_stores import printable
 from trainer.data.images import ImageSet, resize
 from trainer.data.listing import SPLITS
@@ -27,11 +28,41 @@ def load(path: Path, config: Config) -> ImageSet:
             f"{printable(path)}: the images of x_train and x_test have different shapes. Set "
             "--split=train."
         )
+    height, width = x[0].shape[1:3]
     images = _crop_to_square(np.concatenate(x))
     size = config.image_size or default_size(images.shape[1])
     memory.check_images_fit(printable(path), len(images), size, images.shape[3])
     labels = np.concatenate(y or [np.zeros(len(images))]).astype(np.int32)
-    return ImageSet(resize(images, size), labels, class_names)
+    pictures = f"all pictures are {width}x{height}"
+    message = explain_size(size, pictures, min(height, width), is_default=not config.image_size)
+    return ImageSet(resize(images, size), labels, class_names, message)
+
+
+def count(path: Path, split: str) -> int:
+    """Counts the images of a split by the shapes of their arrays, without reading them.
+
+    Raises:
+      DataError: if the file is damaged, or has no arrays of images for the split.
+    """
+    total = 0
+    try:
+        with zipfile.ZipFile(path) as archive:
+            files = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            for name in _array_names(path, split, tuple(files))[0]:
+                with archive.open(files[name]) as file:
+                    shape = _shape(file)
+                total += shape[0] if shape else 0
+    except formats.DAMAGE as error:
+        raise formats.damaged(path, error) from None
+    return total
+
+
+def _shape(file: IO[bytes]) -> tuple[int, ...]:
+    """Reads the shape of an array from the header of its .npy file."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)[0]
+    return np.lib.format.read_array_header_2_0(file)[0]
 
 
 def _read(path: Path, split: str) -> tuple[list[np.ndarray], list[np.ndarray], tuple[str, ...]]:

@@ -24,12 +24,19 @@ class Header:
     """Properties of an image file that its header states.
 
     Attributes:
-      side: the shorter of height and width, in pixels.
+      width: width in pixels, before a rotation that the EXIF data request.
+      height: height in pixels, likewise.
       is_gray: whether the pixels are stored as gray values, with or without alpha.
     """
 
-    side: int
+    width: int
+    height: int
     is_gray: bool
+
+    @property
+    def side(self) -> int:
+        """The shorter of width and height, in pixels."""
+        return min(self.width, self.height)
 
 
 def read_header(file: IO[bytes]) -> Header:
@@ -39,7 +46,7 @@ def read_header(file: IO[bytes]) -> Header:
       ImageFileError: if the file is not an image or has more than MAX_PIXELS pixels.
     """
     with _opened(file) as image:
-        return Header(min(image.size), _is_gray(image))
+        return Header(*image.size, _is_gray(image))
 
 
 def decode(file: IO[bytes], size: int, channels: int) -> np.ndarray:
@@ -73,6 +80,28 @@ def decode(file: IO[bytes], size: int, channels: int) -> np.ndarray:
 def default_size(side: int) -> int:
     """Returns the default image size for a smallest side: a multiple of 4 from 8 to 64."""
     return max(MIN_SIDE, min(MAX_SIDE, side // 4 * 4))
+
+
+def explain_size(size: int, pictures: str, side: int, *, is_default: bool) -> str:
+    """Returns a log message that states the image size and why it was chosen.
+
+    Args:
+      size: the image size in pixels.
+      pictures: a clause that states the size of the pictures, such as "all pictures are 40x52".
+      side: the shortest side of the pictures in pixels.
+      is_default: whether `default_size` chose the size, rather than --image_size.
+    """
+    crop = "pictures are cropped to their central square"
+    if not is_default:
+        return f"Image size {size} px, set by --image_size: {pictures}; {crop}"
+    limit = ""
+    if side < MIN_SIDE:
+        limit = f", and the default is at least {MIN_SIDE} px"
+    elif side > MAX_SIDE:
+        limit = f", and the default is at most {MAX_SIDE} px"
+    elif side > size:
+        limit = ", and the default is a multiple of 4"
+    return f"Image size {size} px: {pictures}{limit}; {crop} (--image_size sets another size)"
 
 
 @contextlib.contextmanager

@@ -13,11 +13,20 @@ from trainer.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """Images [N, H, W, C] uint8 with labels [N] int32 in [0, len(class_names))."""
+    """A labelled set of images.
+
+    Attributes:
+      images: uint8 array of shape [N, H, W, C].
+      labels: int32 array of shape [N] with values in [0, len(class_names)).
+      class_names: names of the classes; () if the images have no labels.
+      size_message: log message that states why the images have this size; "" if they have the
+        usual size of a named data set.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
+    size_message: str = ""
 
     def __len__(self) -> int:
         return len(self.images)

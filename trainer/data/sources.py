@@ -3,13 +3,13 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from trainer.config import Config
-from trainer.data import named, user_images
+from trainer.data import advice, batch_size, named, user_images
 from trainer.data.formats import Arrays
 from trainer.data.images import ImageSet, check_arrays, resize
 from trainer.data.named.source import Source
@@ -42,12 +42,63 @@ def load(config: Config, report: Report = lambda share, what: None) -> ImageSet:
         data = user_images.load(config, report)
     else:
         data = _load_named(config, report)
-    if len(data) < config.batch_size:
-        raise DataError(
-            f"--dataset={config.dataset} --split={config.split} has {len(data)} images, fewer "
-            f"than --batch_size={config.batch_size}. Lower --batch_size."
-        )
+    batch_size.check(config, len(data))
     return data
+
+
+def check(config: Config, requested: Collection[str] = ()) -> None:
+    """Checks that `config.dataset` can be found, without reading all of its images.
+
+    A data set in a bucket is not looked up, and the files of a named one are not read.
+
+    Args:
+      config: configuration of the run.
+      requested: names of the settings that the user, rather than the recipe, set.
+
+    Raises:
+      UsageError, DataError: as `load` does, if the data set is unknown, missing or too small.
+    """
+    if config.dataset not in SOURCES and user_images.is_path(config.dataset):
+        if not is_bucket(config.dataset):
+            count = user_images.count(config)
+            if "batch_size" in requested:  # otherwise few images get a smaller batch
+                batch_size.check(config, count)
+        return
+    source = SOURCES[one_of("--dataset", config.dataset, SOURCES)]
+    if not is_bucket(config.data_dir):
+        _check_data_dir(source, config.data_dir)
+
+
+def _check_data_dir(source: Source, data_dir: str) -> None:
+    """Raises a UsageError if the folder is missing from which a named data set is read."""
+    if source.files and data_dir and not Path(data_dir).is_dir():
+        raise UsageError(
+            f"--data_dir={data_dir} is not a folder. Set --data_dir to an existing folder."
+        )
+
+
+def adapt(
+    config: Config, data: ImageSet, requested: Collection[str], *, is_resumed: bool = False
+) -> Config:
+    """Returns the configuration adapted to the data, and logs advice about the data.
+
+    Without labels the run is unconditional, and few images get a smaller batch.
+
+    Args:
+      config: configuration of the run.
+      data: images of the run.
+      requested: names of the settings that the user, rather than the recipe, set.
+      is_resumed: whether the run exists, so that its batch size cannot change.
+
+    Raises:
+      DataError: if the data do not suit a setting that the user or the existing run set.
+    """
+    config = batch_size.fit(
+        config, data, was_requested="batch_size" in requested, is_resumed=is_resumed
+    )
+    config = resolve_conditional(config, data, was_requested="conditional" in requested)
+    advice.give(config, data)
+    return config
 
 
 def resolve_conditional(config: Config, data: ImageSet, *, was_requested: bool = False) -> Config:
@@ -64,15 +115,19 @@ def resolve_conditional(config: Config, data: ImageSet, *, was_requested: bool =
     if not config.conditional or data.shape.classes > 1:
         return config
     found = "has only one class" if data.shape.classes else "has no labels"
+    remedy = "Sort the images into two or more class folders"
+    if config.dataset.lower().endswith(".npz"):
+        remedy = "Save labels of two or more classes in the .npz"
     if was_requested:
         raise DataError(
-            f"--conditional: --dataset={config.dataset} {found}. Sort the images into two or "
-            "more class folders, or set --noconditional."
+            f"--conditional: --dataset={config.dataset} {found}. {remedy}, or set --noconditional."
         )
-    log.info(
-        "--dataset=%s %s, so the networks are trained without labels (--noconditional)",
+    log.warning(
+        "--dataset=%s %s, so the networks are trained without labels (--noconditional). %s to "
+        "draw images of a requested class",
         config.dataset,
         found,
+        remedy,
     )
     return config.replace(conditional=False)
 
@@ -90,17 +145,18 @@ def _load_named(config: Config, report: Report) -> ImageSet:
     images, labels = _read(config.dataset, source, splits, data_dir)
     check_arrays(images, labels, len(source.class_names), config.dataset)
     size = config.image_size or source.image_size
+    message = ""
+    if size != source.image_size:
+        usual = f"the usual size of --dataset={config.dataset} is {source.image_size} px"
+        message = f"Image size {size} px, set by --image_size: {usual}"
     if size != images.shape[1]:
         memory.check_images_fit(f"--dataset={config.dataset}", len(images), size, images.shape[-1])
     images = resize(images, size)
-    return ImageSet(images, labels, source.class_names)
+    return ImageSet(images, labels, source.class_names, message)
 
 
 def _read(name: str, source: Source, splits: tuple[str, ...], data_dir: str) -> Arrays:
-    if data_dir and not Path(data_dir).is_dir():
-        raise UsageError(
-            f"--data_dir={data_dir} is not a folder. Set --data_dir to an existing folder."
-        )
+    _check_data_dir(source, data_dir)
     if data_dir or not source.files:
         found = source.read(Path(data_dir), splits)
         if found is not None:

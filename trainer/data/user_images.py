@@ -54,17 +54,9 @@ def load(config: Config, report: Report) -> ImageSet:
         path = dataset_download.fetch(config.dataset, "dataset", cache_folder("data"), report)
     else:
         path = Path(config.dataset).expanduser()
-    name = f"--dataset={printable(config.dataset)}"
-    if not os.path.exists(path):
-        raise DataError(
-            f"{name} does not exist. Set --dataset to a folder, a .zip or an .npz of images."
-        )
-    if path.is_file() and path.suffix.lower() == ".npz":
+    name = _check_path(config.dataset, path)
+    if _is_npz(path):
         return arrays.load(path, config)
-    if path.is_file() and path.suffix.lower() != ".zip":
-        raise DataError(
-            f"{name} is not a folder, a .zip or an .npz. Set --dataset to one of these."
-        )
     with contextlib.closing(Folder(path) if path.is_dir() else Archive(path)) as store:
         listing = list_images(store.stamps, name)
         positions, labels, class_names = listing.select(config.split)
@@ -84,7 +76,47 @@ def load(config: Config, report: Report) -> ImageSet:
             f"{name} --split={config.split}: none of the {len(positions):,} images can be read. "
             "Replace the files."
         )
-    return ImageSet(np.asarray(decoded.images[rows]), labels[is_decoded], class_names)
+    size_message = decoding.explain_size(
+        decoded.images.shape[1],
+        f"the smallest picture, {decoded.smallest}",
+        decoded.smallest_side,
+        is_default=not config.image_size,
+    )
+    return ImageSet(np.asarray(decoded.images[rows]), labels[is_decoded], class_names, size_message)
+
+
+def count(config: Config) -> int:
+    """Counts the images of `config.split` in `config.dataset`, which is on a disk.
+
+    It lists the files, or reads the shapes of the arrays, but decodes no image.
+
+    Raises:
+      DataError: if there are no images, or their folders or arrays are unsuitable.
+    """
+    path = Path(config.dataset).expanduser()
+    name = _check_path(config.dataset, path)
+    if _is_npz(path):
+        return arrays.count(path, config.split)
+    with contextlib.closing(Folder(path) if path.is_dir() else Archive(path)) as store:
+        return len(list_images(store.stamps, name).select(config.split)[0])
+
+
+def _check_path(dataset: str, path: Path) -> str:
+    """Returns how messages name a data set; raises a DataError unless its path can be read."""
+    name = f"--dataset={printable(dataset)}"
+    if not os.path.exists(path):
+        raise DataError(
+            f"{name} does not exist. Set --dataset to a folder, a .zip or an .npz of images."
+        )
+    if path.is_file() and path.suffix.lower() not in (".zip", ".npz"):
+        raise DataError(
+            f"{name} is not a folder, a .zip or an .npz. Set --dataset to one of these."
+        )
+    return name
+
+
+def _is_npz(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() == ".npz"
 
 
 def _find_rows(decoded: Decoded, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -131,8 +163,8 @@ def _decode(store: Folder | Archive, listing: Listing, config: Config, report: R
         raise DataError(
             f"{listing.source}: none of the {len(headers):,} images can be read. Replace the files."
         )
-    smallest = min(header.side for _, header in good)
-    size = config.image_size or decoding.default_size(smallest)
+    smallest, header = min(good, key=lambda one: one[1].side)
+    size = config.image_size or decoding.default_size(header.side)
     channels = 1 if all(header.is_gray for _, header in good) else 3
     memory.check_images_fit(listing.source, len(good), size, channels)
     images = np.empty((len(good), size, size, channels), np.uint8)
@@ -153,6 +185,8 @@ def _decode(store: Folder | Archive, listing: Listing, config: Config, report: R
             for (_, header), decoded in zip(good, is_decoded, strict=True)
             if decoded
         ),
+        f"{printable(listing.names[smallest])}, is {header.width}x{header.height}",
+        header.side,
     )
 
 

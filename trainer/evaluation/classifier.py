@@ -8,7 +8,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -40,6 +40,10 @@ LEARNING_RATE = 2e-3
 MAX_SHIFT = 2  # pixels by which training images are shifted at most
 MAX_SIDE = 64  # larger images are resized to this height and width
 HELD_OUT = 10  # without a test split, every 10th training image is held out for the test
+# Below these a warning says that FIDs mean little.  A classifier that errs on 3 of 10 images does
+# not separate the classes; the standard error of an accuracy on 100 images is up to 0.05.
+MIN_TEST_ACCURACY = 0.7
+MIN_TEST_IMAGES = 100
 
 
 def load(
@@ -67,7 +71,30 @@ def load(
     else:
         details = _train_and_test(network, config, training, budget, check_interrupt)
         array_cache.write(name, {str(n): w for n, w in enumerate(network.get_weights())}, details)
+    warn_if_weak(config.dataset, details)
     return create_feature_network(network, details)
+
+
+def warn_if_weak(dataset: str, details: Mapping[str, Any]) -> None:
+    """Logs a warning if a classifier is too weak, or hardly tested, to judge images by.
+
+    Args:
+      dataset: the data set of the classifier, for the message.
+      details: its `test_accuracy` in [0, 1] and its number of `test_images`.
+    """
+    accuracy, images = details["test_accuracy"], details["test_images"]
+    if accuracy >= MIN_TEST_ACCURACY and images >= MIN_TEST_IMAGES:
+        return
+    log.warning(
+        "The classifier of --dataset=%s is right on %.0f%% of %d test images. Below %.0f%%, or on "
+        "fewer than %d images, what is measured by it, such as FID, means little. Add images to "
+        "each class, or compare by the features of Inception, with --inception_path.",
+        dataset,
+        100 * accuracy,
+        images,
+        100 * MIN_TEST_ACCURACY,
+        MIN_TEST_IMAGES,
+    )
 
 
 def check_labels(config: Config, shape: ImageShape) -> None:

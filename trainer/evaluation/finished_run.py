@@ -30,6 +30,7 @@ from trainer.run_dir import selection
 from trainer.run_dir.checkpoint_files import checkpoint_step
 from trainer.run_dir.checkpoints import load_networks_of
 from trainer.run_dir.directory import RunDir
+from trainer.storage import output_copies
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,12 @@ Record = dict[str, Any]
 
 
 def evaluate(
-    run_dir: RunDir, config: Config, data: ImageSet, options: EvaluationOptions, which: str = ""
+    run_dir: RunDir,
+    config: Config,
+    data: ImageSet,
+    options: EvaluationOptions,
+    which: str = "",
+    out: Path | None = None,
 ) -> None:
     """Evaluates checkpoints of a run; writes evaluation.json and the folder evaluation/.
 
@@ -50,11 +56,14 @@ def evaluate(
       options: what to draw and which features to compare.
       which: "best", "latest", a step, "all", or "" for the best if the run has one, else the
         latest.
+      out: folder to write to; the run directory by default.
 
     Raises:
-      TrainerError: if the checkpoint cannot be loaded, or the requested features are not
-        available.
+      TrainerError: if the checkpoint cannot be loaded, the requested features are not available,
+        or the folder cannot be written, which is checked first.
     """
+    results = RunDir(out or run_dir.path)
+    output_copies.check_writable(str(results.path), "out")
     check_data(run_dir, data, config)
     # Deterministic operations give the same results each time.
     replicas = create_replicas(config.replace(deterministic=True))
@@ -74,11 +83,11 @@ def evaluate(
         metrics = format_metrics(result.values)
         log.info("Step %d: %s (%.1f s)", checkpoint_step(path), metrics, result.secs)
     best = select_best(records)
-    with run_dir.converted_write_errors():
-        write_records(run_dir, records, best)
+    with output_copies.converted_disk_errors(str(results.path), "out"):
+        write_records(results, records, best)
         if which != "all":
-            gallery.draw(run_dir, config, data, generator, evaluator, result)
-    log_records(run_dir, records, best)
+            gallery.draw(results, config, data, generator, evaluator, result)
+    log_records(results, records, best)
 
 
 def load_checkpoints(
@@ -192,13 +201,13 @@ def select_best(records: list[Record]) -> Record:
     return best
 
 
-def write_records(run_dir: RunDir, records: list[Record], best: Record) -> None:
+def write_records(results: RunDir, records: list[Record], best: Record) -> None:
     """Writes evaluation.json: the best record, and all records under "evaluations"."""
     content = {"format_version": FORMAT_VERSION, **best, "evaluations": records}
-    write_text(run_dir.evaluation, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(results.evaluation, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def log_records(run_dir: RunDir, records: list[Record], best: Record) -> None:
+def log_records(results: RunDir, records: list[Record], best: Record) -> None:
     """Logs the results as a table, and the conditions of the evaluation."""
     names = [name for name in METRICS if name in best]
     if len(records) > 1:
@@ -227,4 +236,4 @@ def log_records(run_dir: RunDir, records: list[Record], best: Record) -> None:
         f"{best['reference_images']:,}",
         best["reference_split"],
     )
-    log.info("Results written to %s", run_dir.evaluation)
+    log.info("Results written to %s", results.evaluation)

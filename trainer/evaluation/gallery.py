@@ -29,24 +29,24 @@ STEPS = 10  # number of images in a strip, including both ends
 
 
 def draw(
-    run_dir: RunDir,
+    results: RunDir,
     config: Config,
     data: ImageSet,
     generator: keras.Model,
     evaluator: Evaluator,
     result: EvaluationResult,
 ) -> None:
-    """Draws the pictures of an evaluation into RUN_DIR/evaluation/.
+    """Draws the pictures of an evaluation into the folder evaluation/.
 
     Args:
-      run_dir: the run directory.
+      results: the run directory, or another folder for the results.
       config: the configuration of the run.
       data: the real images.
       generator: the generator that was evaluated.
       evaluator: the evaluator that was used.
       result: its result.
     """
-    folder = run_dir.evaluation_pictures
+    folder = results.evaluation_pictures
     folder.mkdir(exist_ok=True)
     sampler = Sampler(config, generator)
     sheets = {"nearest.png": nearest(sampler, data, evaluator, result)}

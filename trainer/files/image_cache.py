@@ -13,7 +13,8 @@ import numpy as np
 
 from trainer.files import cache
 
-FORMAT_VERSION = 1  # increase it when the same files would decode to other pixels
+# Increase it when the same files would decode to other pixels, or about.json changes.
+FORMAT_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +26,16 @@ class Decoded:
       kept: int64 array of shape [N]: the index of each image among all images of the data set.
       skipped: the images that could not be decoded, each as "name (reason)".
       enlarged: number of images that were enlarged.
+      smallest: the image with the shortest side, as "NAME, is WIDTHxHEIGHT".
+      smallest_side: its shortest side in pixels.
     """
 
     images: np.ndarray
     kept: np.ndarray
     skipped: tuple[str, ...]
     enlarged: int
+    smallest: str
+    smallest_side: int
 
 
 def key(parts: Iterable[str]) -> str:
@@ -50,6 +55,8 @@ def write(name: str, decoded: Decoded) -> None:
         "kept": decoded.kept.tolist(),
         "skipped": decoded.skipped,
         "enlarged": decoded.enlarged,
+        "smallest": decoded.smallest,
+        "smallest_side": decoded.smallest_side,
     }
 
     def save(path: Path) -> None:
@@ -65,5 +72,11 @@ def _load(path: Path) -> Decoded:
     images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
     if zlib.crc32(images.data) != about["crc32"]:
         raise ValueError("wrong checksum")
-    kept = np.array(about["kept"], np.int64)
-    return Decoded(images, kept, tuple(about["skipped"]), about["enlarged"])
+    return Decoded(
+        images,
+        np.array(about["kept"], np.int64),
+        tuple(about["skipped"]),
+        about["enlarged"],
+        about["smallest"],
+        about["smallest_side"],
+    )

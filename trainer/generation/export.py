@@ -28,6 +28,12 @@ KERAS_FILE = "generator.keras"
 SAVED_MODEL = "saved_model"
 MODEL_FILE = "saved_model.pb"  # the file in a SavedModel that contains its graph
 SIGNATURE = "serving_default"
+INT64_SIGNATURE = "int64_labels"  # TensorFlow does not cast labels of another type itself
+DISTRIBUTIONS = {
+    "normal": "N(0, 1)",
+    "uniform": "uniform on [-1, 1]",
+    "truncated_normal": "N(0, 1), truncated at 2 standard deviations",
+}
 
 
 def export(run_dir: RunDir, config: Config, out: Path, which: str = "") -> None:
@@ -47,15 +53,15 @@ def export(run_dir: RunDir, config: Config, out: Path, which: str = "") -> None:
     replicas.create_replicas(config.replace(deterministic=True))
     run_generator, source = load_generator(run_dir, config, which)
     generator = plain(run_generator)
-    labels = None
+    labels, classes = None, run_dir.read_dataset().classes
     if config.conditional:
-        labels = np.arange(sampler.BATCH, dtype=np.int32) % run_dir.read_dataset().classes
+        labels = np.arange(sampler.BATCH, dtype=np.int32) % classes
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as name:
             scratch = Path(name)
             generator.save(scratch / KERAS_FILE)
-            save_model(config, generator, scratch / SAVED_MODEL)
+            save_model(config, generator, scratch / SAVED_MODEL, classes)
             verify_export(config, generator, labels, scratch)
             _move_files(scratch, out)
     except OSError as error:
@@ -80,7 +86,8 @@ def export_to_model_dir(run_dir: RunDir, config: Config) -> None:
     generator, source = load_generator(run_dir, config)
     with tempfile.TemporaryDirectory(prefix="gan-trainer-model-") as name:
         try:
-            save_model(config, plain(generator), Path(name))
+            classes = run_dir.read_dataset().classes
+            save_model(config, plain(generator), Path(name), classes)
         except OSError as error:
             raise StorageError(
                 f"The temporary folder {name} cannot be written ({error}). Free disk space or set "
@@ -90,25 +97,47 @@ def export_to_model_dir(run_dir: RunDir, config: Config) -> None:
     log.info("Exported the generator of %s to --model_dir=%s", source, config.model_dir)
 
 
-def save_model(config: Config, generator: keras.Model, folder: Path) -> None:
-    """Writes a SavedModel with one signature: latents, labels if conditional -> images uint8.
+def save_model(config: Config, generator: keras.Model, folder: Path, classes: int) -> None:
+    """Writes a SavedModel with the signature latents, labels if conditional -> images uint8.
+
+    A conditional generator has a second signature, for labels of type int64.  Labels that are no
+    class of the run raise an error.
+
+    Args:
+      config: the configuration of the run.
+      generator: the generator, of Keras layers only.
+      folder: the folder to write.
+      classes: number of classes of the data set.
 
     Raises:
       OSError: if the SavedModel cannot be written.
     """
 
     def serve(latents: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+        if labels is None:
+            return {"images": sampler.draw_bytes(config, generator, latents, None)}
+        in_range = tf.logical_and(labels >= 0, labels < tf.constant(classes, labels.dtype))
+        message = f"Labels must be from 0 to {classes - 1}."
+        with tf.control_dependencies([tf.debugging.assert_equal(in_range, True, message)]):
+            labels = tf.cast(labels, tf.int32)
         return {"images": sampler.draw_bytes(config, generator, latents, labels)}
 
     inputs = [tf.TensorSpec([None, config.latent_dim], tf.float32, name="latents")]
-    if config.conditional:
-        inputs.append(tf.TensorSpec([None], tf.int32, name="labels"))
+    types = {SIGNATURE: tf.int32, INT64_SIGNATURE: tf.int64} if config.conditional else {}
     # Plain variables instead of the Keras model, because loading that needs its classes.
     module = tf.Module()
     module.weights = [variable.value for variable in generator.variables]
-    module.serve = tf.function(serve, input_signature=inputs, autograph=False)
+    signatures = {
+        name: tf.function(
+            serve,
+            input_signature=[*inputs, tf.TensorSpec([None], dtype, name="labels")],
+            autograph=False,
+        )
+        for name, dtype in types.items()
+    } or {SIGNATURE: tf.function(serve, input_signature=inputs, autograph=False)}
+    module.signature_functions = list(signatures.values())
     try:
-        tf.saved_model.save(module, str(folder), signatures={SIGNATURE: module.serve})
+        tf.saved_model.save(module, str(folder), signatures=signatures)
     except tf.errors.OpError as error:  # raised if the disk is full
         raise OSError(first_line(error)) from None
 
@@ -187,16 +216,15 @@ def _log_export(config: Config, generator: keras.Model, source: Path, out: Path)
     if config.conditional:
         inputs, arguments = f"{inputs}, labels int32 [None]", f"{arguments}, labels=labels"
     low = {"tanh": "-1", "sigmoid": "0"}[config.image_range]
-    distribution = {"normal": "N(0, 1)", "uniform": "uniform on [-1, 1]"}[
-        config.latent_distribution
-    ]
     signature = f'tf.saved_model.load("{out / SAVED_MODEL}").signatures["{SIGNATURE}"]'
     log.info("Exported %s. Both formats draw exactly the images that the run draws.", source)
     for title, text in (
         ("Keras file", f"{out / KERAS_FILE} (images float32 {shape} in [{low}, 1])"),
         ("SavedModel", str(out / SAVED_MODEL)),
         ("Signature", f"{SIGNATURE}({inputs}) -> images uint8 {shape}"),
-        ("Latents", distribution),
+        ("Latents", DISTRIBUTIONS[config.latent_distribution]),
         ("Call it as", f'{signature}({arguments})["images"]'),
+        ("int64 labels", f"signature {INT64_SIGNATURE}" if config.conditional else ""),
     ):
-        log.info("%-12s%s", title, text)
+        if text:
+            log.info("%-14s%s", title, text)

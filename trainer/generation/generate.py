@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -12,7 +13,7 @@ from PIL import Image
 
 from trainer.config import Config
 from trainer.errors import UsageError
-from trainer.generation.sampler import Sampler, grid
+from trainer.generation.sampler import GRID_ROWS, Sampler, grid, grid_of_rows
 from trainer.machine import replicas
 from trainer.recipes import files
 from trainer.recipes.networks import build_networks
@@ -60,7 +61,7 @@ def generate(
         labels = np.fromiter(itertools.cycle(classes), np.int32, count)
     images = np.concatenate(list(Sampler(config, generator).draw(count, options.seed, labels)))
     try:
-        write_images(out, images, labels, columns=_columns(count, classes))
+        write_images(out, images, labels, classes)
     except OSError as error:
         raise UsageError(
             f"--out={out} cannot be written ({error.strerror}). Choose another path."
@@ -94,14 +95,16 @@ def build_generator(run_dir: RunDir, config: Config) -> tuple[keras.Model, str]:
     return generator, "average" if config.ema_half_life_kimg else "generator"
 
 
-def write_images(out: Path, images: np.ndarray, labels: np.ndarray | None, columns: int) -> None:
+def write_images(
+    out: Path, images: np.ndarray, labels: np.ndarray | None, classes: Sequence[int] | None
+) -> None:
     """Writes images as one grid, as arrays or as a folder of pictures.
 
     Args:
       out: FILE.png, FILE.npz or a folder.
       images: uint8 [N, H, W, C].
       labels: [N] int32, class of each image; None for an unconditional run.
-      columns: number of columns of the grid.
+      classes: the classes that the labels cycle through, or None.
 
     Raises:
       OSError: if the output cannot be written.
@@ -114,7 +117,7 @@ def write_images(out: Path, images: np.ndarray, labels: np.ndarray | None, colum
             np.savez_compressed(out, images=images, labels=labels)
     elif out.suffix == ".png":
         out.parent.mkdir(parents=True, exist_ok=True)
-        grid(images, columns).save(out)
+        arrange(images, classes).save(out)
     else:
         out.mkdir(parents=True, exist_ok=True)
         digits = len(str(len(images) - 1))
@@ -124,8 +127,18 @@ def write_images(out: Path, images: np.ndarray, labels: np.ndarray | None, colum
             picture.save(out / f"{number:0{digits}}{label}.png")
 
 
-def _columns(count: int, classes: list[int] | None) -> int:
-    """Returns the number of columns of the grid: one per class if they fit, else for a square."""
-    if classes is not None and 1 < len(classes) <= 20 and count > len(classes):
-        return len(classes)
-    return math.ceil(math.sqrt(count))
+def arrange(images: np.ndarray, classes: Sequence[int] | None) -> Image.Image:
+    """Tiles images whose labels cycle through `classes` into one picture.
+
+    As in the grids of training, each class is a row.  The picture is square instead if there are
+    fewer than two classes or more than GRID_ROWS, or no more images than classes.  Remaining tiles
+    are black.
+
+    Args:
+      images: uint8 [N, H, W, C].
+      classes: the class of each of the first images, or None.
+    """
+    rows = 1 if classes is None else len(classes)
+    if 1 < rows <= GRID_ROWS and len(images) > rows:
+        return grid_of_rows([images[k::rows] for k in range(rows)], -(-len(images) // rows))
+    return grid(images, math.ceil(math.sqrt(len(images))))

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -13,6 +13,7 @@ from PIL import Image
 
 from trainer import randomness
 from trainer.config import Config
+from trainer.data.file_stores import printable
 from trainer.data.images import ImageSet
 from trainer.files.atomic import replacing
 from trainer.machine.replicas import Replicas
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 BATCH = 100
 GRID_ROWS = 100  # maximum number of classes in a grid
+NAMED_CLASSES = 5  # maximum number of small classes that a warning names
 GIF_FRAMES = 200  # maximum number of grids in a GIF
 GIF_SECS = 12.0
 
@@ -126,6 +128,17 @@ def grid(images: np.ndarray, columns: int) -> Image.Image:
     return Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
 
 
+def grid_of_rows(rows: Sequence[np.ndarray], columns: int) -> Image.Image:
+    """Tiles each of `rows`, images [N <= columns, H, W, C] uint8, into one row of a picture.
+
+    The remaining tiles of a row are black.
+    """
+    tiles = np.zeros((len(rows), columns, *rows[0].shape[1:]), np.uint8)
+    for row, images in zip(tiles, rows, strict=True):
+        row[: len(images)] = images
+    return grid(tiles.reshape(-1, *tiles.shape[2:]), columns)
+
+
 @dataclasses.dataclass(frozen=True)
 class SampleSheet:
     """The sample grid of a run, with one row for each class if the run is conditional.
@@ -159,18 +172,49 @@ class SampleSheet:
         return grid(np.concatenate(list(batches)), self.config.sample_grid)
 
     def reals(self, data: ImageSet) -> Image.Image:
-        """Returns a grid of real images with the same layout."""
+        """Returns a grid of real images with the same layout.
+
+        Tiles for which there is no image, as in the row of a class with fewer images than
+        columns, are black.
+        """
         columns = self.config.sample_grid
         if not self.config.conditional:
             count = self.rows * columns
             spread = max(1, len(data) // count)  # data sets may be sorted by class
-            return grid(data.images[::spread][:count], columns)
-        empty = np.zeros_like(data.images[:columns])
-        rows = []
-        for label in range(self.rows):
-            chosen = data.images[data.labels == label][:columns]
-            rows.append(np.concatenate([chosen, empty[len(chosen) :]]))
-        return grid(np.concatenate(rows), columns)
+            chosen = data.images[::spread][:count]
+            rows = [chosen[first : first + columns] for first in range(0, count, columns)]
+            return grid_of_rows(rows, columns)
+        rows = [data.images[data.labels == label][:columns] for label in range(self.rows)]
+        return grid_of_rows(rows, columns)
+
+    def warn_of_missing_reals(self, data: ImageSet, path: Path) -> None:
+        """Logs a warning if the grid of real images, written to `path`, has black tiles."""
+        columns = self.config.sample_grid
+        if not self.config.conditional:
+            tiles = self.rows * columns
+            if len(data) < tiles:
+                log.warning(
+                    "The data set has %d images, fewer than the %d tiles of %s: the last tiles are "
+                    "black.",
+                    len(data),
+                    tiles,
+                    path,
+                )
+            return
+        counts = np.bincount(data.labels, minlength=self.rows)[: self.rows]
+        small = np.flatnonzero(counts < columns)
+        if len(small):
+            named = [
+                f"{printable(data.class_names[k])} has {counts[k]}" for k in small[:NAMED_CLASSES]
+            ]
+            more = [f"{len(small) - NAMED_CLASSES} more"] if len(small) > NAMED_CLASSES else []
+            log.warning(
+                "Classes with fewer images than the %d columns of %s (--sample_grid): %s. The rest "
+                "of their rows is black.",
+                columns,
+                path,
+                ", ".join([*named, *more]),
+            )
 
     def diversity(self, picture: Image.Image) -> float:
         """Returns how much the images of a grid differ, in levels of uint8.
@@ -221,6 +265,8 @@ def write_gif(folder: Path, target: Path) -> None:
     """Writes a GIF of the sample grids in a folder; the last frame lasts two seconds."""
     palette = Image.Palette.ADAPTIVE
     pictures = [Image.open(path).convert("P", palette=palette) for path in frames(folder)]
+    if not pictures:  # none could be written
+        return
     pause = int(np.clip(1000 * GIF_SECS / len(pictures), 40, 500))
     durations = [pause] * (len(pictures) - 1) + [2000]
     with replacing(target) as scratch:

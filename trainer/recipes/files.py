@@ -185,4 +185,6 @@ def of_module(module: types.ModuleType, shown: str) -> Recipe:
             Config(**Config.parse_values({**recipe.networks, **recipe.loop, **settings}))
         except (UsageError, TypeError) as error:
             raise UsageError(f"{shown}: {error}") from None
+    summary = (module.__doc__ or "").strip().partition("\n")[0]
+    recipe = dataclasses.replace(recipe, summary=summary)
     return recipe.with_networks(module.generator, module.discriminator)

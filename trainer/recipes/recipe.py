@@ -35,6 +35,7 @@ class Recipe:
         hyper-parameter that is added later must default to what the networks did before.
       fully_connected: whether the networks have no convolutions.  Their operations are small
         and use half of the CPU cores each, because two of them run at a time.
+      summary: what it is: the first line of the file's docstring, set when the file is loaded.
       generator: builds the generator; the file's function, set when the file is loaded.
       discriminator: builds the discriminator, likewise.
     """
@@ -48,6 +49,7 @@ class Recipe:
     by_dataset: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fully_connected: bool = False
+    summary: str = ""
     generator: Network | None = None
     discriminator: Network | None = None
 

@@ -85,6 +85,7 @@ class Recorder:
         epoch = plan.epoch_of(plan.steps.start + 1)
         self._epoch_lines = [line for line in earlier if line["epoch"] == epoch]
         self._last: Line = dict(last)
+        self._has_news = False  # whether an evaluation is newer than the last line
         self._step = self._shown_step = plan.steps.start
         self._rows: list[np.ndarray] = []
         self._secs = self._wait_secs = 0.0
@@ -131,6 +132,7 @@ class Recorder:
     def evaluated(self, values: Mapping[str, float], step: int) -> None:
         """Records the values of an evaluation, which are in each line from now on."""
         self._notes.update(values)
+        self._has_news = True
         for writer in self._writers:
             writer.evaluation(values, step)
 
@@ -153,6 +155,11 @@ class Recorder:
         """Passes on what is left and closes the writers."""
         if self._step > self._shown_step:
             self._show()
+        if self._has_news and self._last:
+            # A line without steps, so that the last line has the newest evaluation.
+            line = {**self._last, "steps": 0, "secs": 0.0, **self._notes, "time": self._clock()}
+            for writer in self._writers:
+                writer.line(line)
         for writer in self._writers:
             writer.close()
 
@@ -179,6 +186,7 @@ class Recorder:
         }
         self._epoch_lines.append(line)
         self._last, self._rows = line, []
+        self._has_news = False
         self._secs = self._wait_secs = 0.0
         for writer in self._writers:
             writer.line(line)

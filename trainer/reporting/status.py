@@ -12,7 +12,7 @@ from trainer.files import json_lines
 from trainer.metrics.registry import METRICS
 from trainer.reporting.console import duration
 from trainer.run_dir.directory import RunDir
-from trainer.run_dir.lock import BEAT_SECS, WATCH_SECS
+from trainer.run_dir.lock import BEAT_SECS, WATCH_SECS, holder_ended
 
 MANIFEST = re.compile(r"ckpt-(\d+)\.json")
 
@@ -68,7 +68,7 @@ class Status:
             ("Rate", f"{self.images_per_sec:,.0f} images/s"),
             ("Checkpoint", saved),
             ("Starts", str(self.starts)),
-            ("Health", "; ".join(self.health) or "well"),
+            ("Health", "; ".join(self.health) or "no problems"),
         ]
         if self.evaluation:
             values = (f"{name} {value:.4g}" for name, value in self.evaluation.items())
@@ -101,8 +101,11 @@ def read_status(run_dir: RunDir, name: str, now: float | None = None) -> Status:
     saved = _age(manifests[newest], now) if newest is not None else None
     drawn = _age(run_dir.generator, now)
     beating = _age(run_dir.path / "lock.json", now)
+    ended = beating is not None and (
+        beating >= BEAT_SECS + WATCH_SECS or holder_ended(run_dir.path)
+    )
     state = "stopped"
-    if beating is not None and beating < BEAT_SECS + WATCH_SECS:
+    if beating is not None and not ended:
         state = "running"
     elif beating is None and saved is not None and drawn is not None and drawn <= saved:
         state = "complete"
@@ -121,37 +124,47 @@ def read_status(run_dir: RunDir, name: str, now: float | None = None) -> Status:
         checkpoint_step=newest,
         checkpoint_age_secs=saved,
         starts=run_dir.read_starts()["starts"],
-        health=_health(line, beating),
+        health=_health(line, beating if ended else None),
         evaluation=_evaluation(run_dir, line),
     )
 
 
-def _health(line: dict[str, Any], beating: float | None) -> list[str]:
+def _health(line: dict[str, Any], silent_secs: float | None) -> list[str]:
+    """Returns signs of trouble.
+
+    Args:
+      line: the last line of metrics.jsonl.
+      silent_secs: seconds since the last heartbeat of a job that ended without releasing the
+        run; None without one.
+    """
     signs = []
-    if beating is not None and beating >= BEAT_SECS + WATCH_SECS:
-        signs.append(f"it ended without saying so, {duration(beating)} ago")
+    if silent_secs is not None:
+        signs.append(f"the job was killed; its last heartbeat was {duration(silent_secs)} ago")
     for name, what in (
-        ("failed_saves", "saves failed"),
-        ("failed_uploads", "uploads failed"),
-        ("rollbacks", "times back to a checkpoint"),
+        ("failed_saves", "failed saves"),
+        ("failed_uploads", "failed uploads"),
+        ("rollbacks", "rollbacks after divergence"),
     ):
         if line.get(name):
             signs.append(f"{line[name]} {what}")
     if line.get("collapse"):
-        signs.append("it looks collapsed")
+        signs.append("signs of collapse")
     return signs
 
 
 def _evaluation(run_dir: RunDir, line: dict[str, Any]) -> dict[str, float]:
-    """What the newest evaluation found: one of training's, or that of the evaluate command."""
-    found = {**line, "kimg": line.get("evaluated_kimg", -1.0)}
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # of another kind
-        later = json.loads(run_dir.evaluation.read_text(encoding="utf-8"))
-        if later["kimg"] >= found["kimg"]:
-            found = later
-    if found["kimg"] < 0:
+    """Returns the newest evaluation: one during training, or that of the evaluate command."""
+    newest = {**line, "kimg": line.get("evaluated_kimg", -1.0)}
+    during_training = json_lines.read_last(run_dir.evaluation_log)
+    if during_training.get("kimg", -1.0) > newest["kimg"]:
+        newest = during_training
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # of another format
+        finished = json.loads(run_dir.evaluation.read_text(encoding="utf-8"))
+        if finished["kimg"] >= newest["kimg"]:
+            newest = finished
+    if newest["kimg"] < 0:
         return {}
-    return {name: found[name] for name in ("kimg", *METRICS) if name in found}
+    return {name: newest[name] for name in ("kimg", *METRICS) if name in newest}
 
 
 def _age(path: Path, now: float) -> float | None:

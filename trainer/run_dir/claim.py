@@ -77,6 +77,10 @@ class Claim:
             ended.set()
             thread.join(JOIN_SECS)
 
+    def waiting_text(self, holder: Heartbeat, secs: float) -> str:
+        """Returns the log line while this job waits for the holder to end."""
+        return f"{self._run_dir} is held by {who(holder)}. Waiting up to {secs:g} s for it to end."
+
     def held_error(self, holder: Heartbeat | None) -> BusyError:
         """Returns the error that the run is held by another job."""
         return BusyError(

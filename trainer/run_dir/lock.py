@@ -71,6 +71,7 @@ class Lock:
     ) -> None:
         """Acquires the lock, or raises a BusyError once the holder is known to be alive."""
         began, first, alive = clock(), self._read_holder(), False
+        is_reported = False
         while True:
             locked, holder = _try_kernel_lock(file), self._read_holder()
             alive = alive or bool(holder and first and holder != first)
@@ -82,6 +83,9 @@ class Lock:
                 if alive or holder is None or (is_local and locked is False):
                     raise self._claim.held_error(holder)
                 break
+            if holder and not is_reported:
+                is_reported = True
+                log.info(self._claim.waiting_text(holder, WATCH_SECS))
             sleep(0.5)
         self._write_heartbeat()
         if holder:
@@ -108,6 +112,22 @@ class Lock:
         except OSError:
             return None
         return holder if set(holder) == FIELDS else None
+
+
+def holder_ended(folder: Path) -> bool:
+    """Returns whether the latest holder ran on this machine and has ended.
+
+    Reads only.  False also if that cannot be known.
+    """
+    try:
+        holder = claim.parse((folder / "lock.json").read_bytes())
+        if holder.get("boot") is None or holder["boot"] != _boot_id():
+            return False
+        with open(folder / ".lock", encoding="ascii") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # missing, held, or a file system without locks
+        return False
+    return True
 
 
 def _try_kernel_lock(file: TextIO) -> bool | None:

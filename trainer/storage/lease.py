@@ -68,7 +68,7 @@ class Lease:
 
     def _acquire(self, sleep: Callable[[float], None], clock: Callable[[], float]) -> None:
         """Acquires the lease, or raises a BusyError once the holder is known to be alive."""
-        began, first = clock(), None
+        began, first, is_reported = clock(), None, False
         while True:
             holder, item = self._read_holder()
             waited = clock() - began
@@ -80,6 +80,9 @@ class Lease:
                     break
             elif waited >= WATCH_SECS:
                 raise self._claim.held_error(holder)
+            if not is_reported:
+                is_reported = True
+                log.info(self._claim.waiting_text(holder, WATCH_SECS))
             sleep(1.0)
         if holder:
             log.info("Taking over %s from %s, which has ended.", self._bucket.address, who(holder))

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.errors import TrainerError, UsageError
+from trainer.errors import StorageError, TrainerError, UsageError
+from trainer.run_dir.directory import TRANSIENT_ERRNOS
 from trainer.storage.address import Address, is_bucket
 from trainer.storage.location import END_SECS, LEAVE_SECS
 
@@ -30,7 +31,7 @@ def check_writable(destination: str, flag: str) -> None:
     if is_bucket(destination):
         has_file(destination, flag, "any")
     elif destination:
-        with _converted_disk_errors(destination, flag):
+        with converted_disk_errors(destination, flag):
             Path(destination).mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=destination).close()
 
@@ -62,7 +63,7 @@ def copy_folder(folder: Path, destination: str, flag: str, *, last: str = "") ->
         for name, path in zip(names, files, strict=True):
             bucket.put(name, path)
         return
-    with _converted_disk_errors(destination, flag):
+    with converted_disk_errors(destination, flag):
         for name, path in zip(names, files, strict=True):
             target = Path(destination, name)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -130,11 +131,21 @@ def _bucket(destination: str, flag: str) -> "Bucket":
 
 
 @contextlib.contextmanager
-def _converted_disk_errors(destination: str, flag: str) -> Iterator[None]:
-    """Converts file-system errors inside the block into an error that names the flag."""
+def converted_disk_errors(destination: str, flag: str) -> Iterator[None]:
+    """Converts file-system errors inside the block into errors that name the flag.
+
+    Raises:
+      StorageError: if the disk is full or fails.
+      UsageError: for other errors.
+    """
     try:
         yield
     except OSError as error:
+        if error.errno in TRANSIENT_ERRNOS:
+            raise StorageError(
+                f"--{flag}={destination} cannot be written ({error.strerror}). Free some disk "
+                "space or choose another folder."
+            ) from None
         raise UsageError(
             f"--{flag}={destination} cannot be written ({error.strerror}). Choose another folder."
         ) from None

@@ -20,17 +20,22 @@ class Periodic:
     Attributes:
       every_images: the interval; 0 disables the action.
       action: called with the number of steps done.
+      early: further positions in images, ascending; those beyond the first interval are left
+        out.
     """
 
     every_images: int
     action: Callable[[int], object]
+    early: Sequence[int] = ()
 
     def next_due(self, step: int, batch_size: int) -> int | None:
         """Returns the next step at which the action is due; None if it is disabled."""
         if not self.every_images:
             return None
-        periods = step * batch_size // self.every_images + 1
-        return -(-periods * self.every_images // batch_size)
+        seen = step * batch_size
+        after = (seen // self.every_images + 1) * self.every_images
+        images = min([after, *(e for e in self.early if seen < e < self.every_images)])
+        return -(-images // batch_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

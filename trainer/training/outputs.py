@@ -104,6 +104,7 @@ class SampleAction:
         reals = self._sheet.reals(data)
         self._diversity_of_reals = self._sheet.diversity(reals)
         if not run_dir.reals.exists():
+            self._sheet.warn_of_missing_reals(data, run_dir.reals)
             save_picture(reals, run_dir.reals)
             recorder.picture("reals", reals, 0)
 

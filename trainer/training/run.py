@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -26,6 +26,9 @@ from trainer.training.state import TrainState
 from trainer.training.utilisation import UtilisationMeter
 
 log = logging.getLogger(__name__)
+
+# Images after which sample grids are drawn, too, so that the first ones come soon on any machine.
+EARLY_SAMPLES = (1_000, 2_000, 5_000, 10_000)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,14 +86,17 @@ class Run:
             if saver.last_step is None:
                 save(steps.start)  # a checkpoint to roll back to, and proof that the run started
 
-            def every(period: Duration, action: Callable[[int], object]) -> loop.Periodic:
-                return loop.Periodic(period.images(self.config.batch_size, len(self.data)), action)
+            def every(
+                period: Duration, action: Callable[[int], object], early: Sequence[int] = ()
+            ) -> loop.Periodic:
+                images = period.images(self.config.batch_size, len(self.data))
+                return loop.Periodic(images, action, early)
 
             plan = loop.LoopPlan(
                 steps=steps,
                 batch_size=self.config.batch_size,
                 periodic=[
-                    every(self.config.sample_every, sample),
+                    every(self.config.sample_every, sample, EARLY_SAMPLES),
                     every(self.config.evaluate_every, evaluations.evaluate),
                     every(self.config.checkpoint_every, save),
                 ],

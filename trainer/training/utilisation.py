@@ -73,7 +73,10 @@ class UtilisationMeter:
         self._peak = 0.0
 
     def utilisation(self, steps_per_sec: float) -> float:
-        """Returns the share of the devices' matrix-product FLOP/s that the steps use.
+        """Returns the share of the devices' throughput that the steps use, 0 to 1.
+
+        The throughput is that of a large matrix product, or of the fastest steps so far if they
+        were faster.
 
         Args:
           steps_per_sec: measured rate of the steps.
@@ -88,4 +91,6 @@ class UtilisationMeter:
             ):  # not enough memory to measure
                 measured = count * matmul_flops_per_sec(device, self._precision)
                 self._peak = max(self._peak, measured)
+            if self._peak:  # the steps themselves may be faster than the matrix product was
+                self._peak = max(self._peak, used)
         return used / self._peak if self._peak else 0.0

@@ -1,8 +1,10 @@
 """The command line of one command: its absl flags, and its --help."""
 
+import dataclasses
 import difflib
+import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -12,6 +14,19 @@ from trainer.errors import HelpRequested, UsageError
 HELP_WIDTH = 88
 
 
+@dataclasses.dataclass(frozen=True)
+class HelpDetails:
+    """What --help shows beside the definitions of the flags.
+
+    Attributes:
+      introduction: lines between the summary and the flags.
+      defaults: default values by flag, where they differ from the flag's own.
+    """
+
+    introduction: Sequence[str] = ()
+    defaults: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
 class CommandLine:
     """The flags of one command."""
 
@@ -19,33 +34,56 @@ class CommandLine:
         self._flags = flags.FlagValues()
         self._command, self._summary = command, summary
         self._hidden: set[str] = set()
-        self.boolean("help", "show this help", default=False)
+        self._paths: set[str] = set()
+        self._group, self._groups = "", dict[str, str]()
+        flags.DEFINE_boolean("help", False, "show this help", flag_values=self._flags)
+
+    def group(self, heading: str) -> None:
+        """Lists the flags that are defined from now on below a heading in --help."""
+        self._group = heading
 
     def text(self, name: str, help: str, default: str | None = None) -> None:
         """Defines a string flag."""
+        self._groups[name] = self._group
         flags.DEFINE_string(name, default, help, flag_values=self._flags)
+
+    def path(self, name: str, help: str, default: str | None = None) -> None:
+        """Defines a flag that accepts a path, in which ~ stands for the home directory.
+
+        The shell does not expand ~ behind an equals sign.
+        """
+        self._paths.add(name)
+        self.text(name, help, default)
 
     def integer(self, name: str, help: str, default: int | None = None) -> None:
         """Defines an integer flag."""
+        self._groups[name] = self._group
         flags.DEFINE_integer(name, default, help, flag_values=self._flags)
 
     def real(self, name: str, help: str, default: float | None = None) -> None:
         """Defines a floating-point flag."""
+        self._groups[name] = self._group
         flags.DEFINE_float(name, default, help, flag_values=self._flags)
 
     def boolean(self, name: str, help: str, default: bool | None = None) -> None:
         """Defines a Boolean flag, --name and --noname."""
+        self._groups[name] = self._group
         flags.DEFINE_boolean(name, default, help, flag_values=self._flags)
 
     def hide(self, name: str) -> None:
         """Leaves a flag out of the help and of the list of known flags."""
         self._hidden.add(name)
 
-    def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
+    def parse(
+        self,
+        arguments: Sequence[str],
+        details: Callable[[Mapping[str, Any]], HelpDetails] = lambda values: HelpDetails(),
+    ) -> dict[str, Any]:
         """Returns the values of the flags by name.
 
         Args:
           arguments: the arguments after the name of the command.
+          details: returns further text for --help from the values of the flags.
 
         Raises:
           UsageError: for an unknown flag, a wrong value or an argument that is no flag.
@@ -56,33 +94,49 @@ class CommandLine:
         except flags.UnrecognizedFlagError as error:
             known = sorted(set(self._flags) - self._hidden)
             near = difflib.get_close_matches(error.flagname, known, n=1)
-            hint = f" Did you mean --{near[0]}?" if near else ""
+            remedy = f"Known: {', '.join('--' + name for name in known)}."
+            if near:
+                remedy = f"Did you mean --{near[0]}? See --help."
             raise UsageError(
-                f"--{error.flagname} is not a flag of {self._command}.{hint} "
-                f"Known: {', '.join('--' + name for name in known)}."
+                f"--{error.flagname} is not a flag of {self._command}. {remedy}"
             ) from None
         except flags.Error as error:
             raise UsageError(" ".join(str(error).split())) from None
-        if self._flags["help"].value:
-            raise HelpRequested(self._help())
+        values = self._flags.flag_values_dict()
+        for name in self._paths:
+            if values[name]:
+                values[name] = os.path.expanduser(values[name])
+        if values["help"]:
+            raise HelpRequested(self._help(details(values)))
         if rest:
             raise UsageError(f"{rest[0]!r} is not a flag. Flags start with --.")
-        return self._flags.flag_values_dict()
+        return values
 
-    def _help(self) -> str:
+    def _help(self, details: HelpDetails) -> str:
         summary = textwrap.fill(" ".join(self._summary.split()), HELP_WIDTH)
-        lines = [f"usage: python -m trainer {self._command} [--flags]", "", summary, ""]
-        for flag in self._flags._flags().values():
-            if flag.name in self._hidden:
-                continue
-            name = f"[no]{flag.name}" if flag.boolean else flag.name
-            has_default = flag.default not in (None, "") and flag.default is not False
-            known = f" (default: {flag.default})" if has_default else ""
-            lines += textwrap.wrap(
-                f"--{name}: {flag.help}{known}",
-                width=HELP_WIDTH,
-                initial_indent="  ",
-                subsequent_indent="      ",
-                break_on_hyphens=False,
-            )
+        lines = [f"usage: python -m trainer {self._command} [--flags]", "", summary]
+        if details.introduction:
+            lines += ["", *details.introduction]
+        sections: dict[str, list[str]] = {}
+        for name, heading in self._groups.items():
+            if name not in self._hidden:
+                sections.setdefault(heading, []).extend(self._explain(name, details.defaults))
+        sections.setdefault(self._group, []).extend(self._explain("help", {}))
+        for heading, section in sections.items():
+            lines += ["", *([f"{heading}:"] if heading else []), *section]
         return "\n".join(lines)
+
+    def _explain(self, name: str, defaults: Mapping[str, str]) -> list[str]:
+        """Returns the lines of --help on a flag."""
+        flag = self._flags[name]
+        default = defaults.get(name)
+        if default is None and flag.default is not False:
+            default = flag.default
+        known = "" if default in (None, "") else f" (default: {default})"
+        return textwrap.wrap(
+            f"--{'[no]' if flag.boolean else ''}{name}: {flag.help}{known}",
+            width=HELP_WIDTH,
+            initial_indent="  ",
+            subsequent_indent="      ",
+            break_on_hyphens=False,
+        )

@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer import recipes
 from trainer.commands.flags.command_line import CommandLine
-from trainer.config import Config, replaced, value_types
+from trainer.config import Config, all_settings, replaced, value_types
 from trainer.config.replaced import REPLACEMENTS, Replacement
 from trainer.config.settings import Duration
 from trainer.data.sources import SOURCES
@@ -42,21 +42,25 @@ TABLES: Mapping[str, Collection[str]] = {
 
 def define_settings(parser: CommandLine) -> None:
     """Defines a flag for each setting of `Config`, and the flags of the length of training."""
-    for name, meaning in LENGTHS.items():
-        parser.real(name, f"{meaning}; use at most one of --{', --'.join(LENGTHS)}")
     defines: dict[type, Callable[..., None]] = {
         int: parser.integer,
         float: parser.real,
         bool: parser.boolean,
         str: parser.text,
     }
-    for field in dataclasses.fields(Config):
-        kind = value_types()[field.name][0]
-        if kind is Duration:
-            if field.name != "length":
+    for heading, settings in all_settings.groups().items():
+        parser.group(heading)
+        for field in settings:
+            kind = value_types()[field.name][0]
+            if field.name == "length":
+                for name, meaning in LENGTHS.items():
+                    parser.real(name, f"{meaning}; use at most one of --{', --'.join(LENGTHS)}")
+            elif kind is Duration:
                 parser.real(f"{field.name}_kimg", _explain(field))
-        else:
-            defines[kind](field.name, _explain(field))
+            elif field.name in all_settings.paths():
+                parser.path(field.name, _explain(field))
+            else:
+                defines[kind](field.name, _explain(field))
     for replacement in REPLACEMENTS:
         for name, old_type in replacement.old.items():
             defines[old_type](name, f"replaced by --{replacement.new}")
@@ -71,8 +75,6 @@ def _explain(field: "dataclasses.Field[Any]") -> str:
         parts.append(f"{known} {', '.join(choices)}")
     if rules["low"] is not None and rules["high"] is not None:
         parts.append(f"{rules['low']} to {rules['high']}")
-    if field.default not in ("", None):
-        parts.append(f"default {field.default}")
     if rules["per_start"]:
         parts.append("applies to this start only")
     elif rules["may_change"]:
@@ -116,7 +118,7 @@ def config_from_flags(
     if lengths:
         given["length"] = Duration(values[lengths[0]], lengths[0])
     if data_dir := environment.get("TRAINER_DATA_DIR"):
-        given.setdefault("data_dir", data_dir)
+        given.setdefault("data_dir", os.path.expanduser(data_dir))
     for name, variable in VERTEX.items():
         if values.get(name) is None and environment.get(variable):
             given[name] = environment[variable].rstrip("/")
@@ -125,6 +127,8 @@ def config_from_flags(
         name = f"{recipe}-{_short_name(given.get('dataset', 'digits'))}"
         given["run_dir"] = os.path.join("runs", name)
     stored = stored_config(given["run_dir"])
+    if stored is not None and os.path.expanduser(stored.dataset) == given.get("dataset"):
+        given["dataset"] = stored.dataset  # version 0.1 kept the ~ of a path
     config = recipes.resolve(given, stored)
     if old := _replaced_flags(values):
         both = sorted(given.keys() & {replacement.new for replacement in old})

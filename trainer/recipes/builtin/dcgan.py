@@ -1,4 +1,4 @@
-"""This project's default: the DCGAN guidelines with today's stabilisers."""
+"""DCGAN with spectral norm, hinge loss and an EMA of the weights: the default."""
 
 from __future__ import annotations
 

@@ -21,7 +21,6 @@ RECIPE = Recipe(
         update_rule="separate-simultaneous",
         g_lr=1e-4,
         d_lr=1e-4,
-        checkpoint_every="15 epochs",
         sample_every="1 epochs",
         sample_grid=4,
     ),
