@@ -15,6 +15,7 @@ from trainer.data import sources
 from trainer.errors import CheckpointError, ExitCode, UsageError
 from trainer.models import matching
 from trainer.models.graph import freeze
+from trainer.recipes import files
 from trainer.recipes.networks import build_networks
 from trainer.run_dir.checkpoints import load_networks
 from trainer.run_dir.directory import RunDir
@@ -137,7 +138,7 @@ def test_settings_without_weights_may_differ(old, start):
     assert all(part == whole for part, whole in taken(record))
 
 
-def test_hyperparameters_and_channels_that_do_not_fit_are_named(old, start, tmp_path):
+def test_hyperparameters_and_channels_that_do_not_fit_are_named(old, start, tmp_path, monkeypatch):
     recipe = tmp_path / "mygan.py"
     recipe.write_text(
         "from trainer.recipes.builtin import mlp\nfrom trainer.recipes.recipe import Recipe\n"
@@ -153,7 +154,10 @@ def test_hyperparameters_and_channels_that_do_not_fit_are_named(old, start, tmp_
     np.savez(tmp_path / "rgb.npz", x=x, y=np.arange(9) % 3)
     with pytest.raises(UsageError, match=r"\(channels: 1 -> 3\)\. Use images with 1 channel"):
         start(source, dataset=str(tmp_path / "rgb.npz"))
-    _, _, record = start(source)  # the copy of the recipe is loaded
+    # Another recipe whose weights have the same shapes; the old one is loaded from its copy.
+    monkeypatch.setattr(files, "_loaded", {})
+    _, _, record = start(source, recipe="mlp", networks="mlp", hyperparameters="")
+    assert record["differences"]["networks"].endswith("-> mlp")
     assert all(part == whole for part, whole in taken(record))
 
 
@@ -240,6 +244,15 @@ def test_classes_in_another_order_keep_their_rows(old, start):
         np.testing.assert_array_equal(after[0], before[0][[1, 2, 0]])
         for b, a in zip(before[1:], after[1:], strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_an_average_begins_at_the_generator_of_a_run_without_one(old, start):
+    source = old(ema_half_life_kimg=0.0)
+    _, new, record = start(source, ema_half_life_kimg=10.0)
+    assert taken(record, "average") == taken(record, "generator")
+    before = values(networks_of(source)["generator"])
+    for b, average in zip(before, values(new["average"]), strict=True):
+        np.testing.assert_array_equal(average, b)
 
 
 @pytest.mark.parametrize("conditional", [False, True])
