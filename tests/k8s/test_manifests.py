@@ -185,7 +185,8 @@ def test_failure_policy_matches_the_trainers_exit_codes(manifests):
         "FailJob": {ExitCode.USAGE, ExitCode.DATA, ExitCode.DIVERGED, ExitCode.CHECKPOINT},
     }
     retried = set(ExitCode) - set().union(*by_action.values()) - {ExitCode.OK}
-    assert retried == {ExitCode.CRASH, ExitCode.BUSY}
+    without_a_save = {ExitCode.INTERRUPTED, ExitCode.TERMINATED}
+    assert retried == {ExitCode.CRASH, ExitCode.BUSY} | without_a_save
     assert job["backoffLimit"] > 0
 
 

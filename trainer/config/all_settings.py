@@ -7,7 +7,7 @@ import types
 import typing
 
 from trainer.config.common_settings import Common
-from trainer.config.model_settings import Data, Networks, Objective, Optimizers
+from trainer.config.model_settings import Data, FineTuning, Networks, Objective, Optimizers
 from trainer.config.operation_settings import Computation, Evaluation, Limits, Output, Workers
 from trainer.config.settings import FilePath, check_value
 
@@ -22,6 +22,7 @@ class AllSettings(
     Evaluation,
     Optimizers,
     Objective,
+    FineTuning,
     Networks,
     Data,
     Common,

@@ -36,9 +36,6 @@ class Networks:
         "NAME=VALUE,NAME=VALUE; those that are not given keep their defaults",
         legacy="",
     )
-    init_from: FilePath = setting(
-        "", "run directory, or gs://BUCKET/PATH, whose networks initialise this run's networks"
-    )
     latent_dim: int = setting(100, "size of the latent vector", bounds=(1, 65536))
     latent_distribution: str = setting(
         "normal",
@@ -108,6 +105,22 @@ class Networks:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """Fine-tuning."""
+
+    init_from: FilePath = setting(
+        "", "run directory, or gs://BUCKET/PATH, whose networks initialise this run's networks"
+    )
+    d_freeze_layers: int = setting(
+        0,
+        "number of weight layers of the discriminator, counted from the image, that keep the "
+        "weights of --init_from and are not trained (FreezeD)",
+        bounds=(0, None),
+        legacy=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
     """Objective and updates."""
 
@@ -117,13 +130,6 @@ class Objective:
         "weight of the penalty on the norm of the discriminator's gradient at points between "
         "reals and fakes (WGAN-GP uses 10); 0 disables it",
         bounds=(0, None),
-    )
-    d_freeze_layers: int = setting(
-        0,
-        "number of weight layers of the discriminator, counted from the image, that keep the "
-        "weights of --init_from and are not trained (FreezeD)",
-        bounds=(0, None),
-        legacy=0,
     )
     d_clip: float = setting(
         0.0,
