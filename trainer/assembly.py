@@ -63,6 +63,7 @@ class _Session:
     data: ImageSet
     replicas: Replicas
     state: TrainState
+    initialization: dict[str, Any] | None = None  # what was taken over already
 
     @property
     def done(self) -> int:
@@ -118,7 +119,11 @@ def train(
         state = create_state(config, data.shape, replicas.precision)
     during_training.check_settings(config, data)
     _check_workers(config, data, replicas)
-    session = _Session(config, data, replicas, state)
+    initialization = None
+    if options.fresh and config.init_from and replicas.is_chief:
+        # Before the old run is renamed, so that a run that does not fit leaves it in place.
+        initialization = _copy_networks(config, data, state)
+    session = _Session(config, data, replicas, state, initialization)
     # The directory is created last, so that wrong settings leave nothing behind.
     with _open_run_dir(config, replicas, location, options, control) as opened:
         run = _restore(session, opened, options, control, stop)
@@ -226,7 +231,7 @@ def _restore_checkpoint(
     if restored:
         log.info("Resuming from %s", restored)
     elif config.init_from:
-        initialization = _copy_networks(config, data, session.state)
+        initialization = session.initialization or _copy_networks(config, data, session.state)
         definition = dataclasses.replace(definition, initialization=initialization)
     return definition, run_dir.is_complete(restored)
 

@@ -457,3 +457,13 @@ def test_a_layer_that_begins_anew_is_not_frozen(tiny, run, start, tmp_path):
     _, _, record = start(source, image_size=12)
     shares = taken(record, "discriminator")
     assert [part == whole for part, whole in shares] == [False, True, True]
+
+
+def test_fresh_keeps_the_old_run_if_the_networks_do_not_fit(old, tmp_path, trainer):
+    source = old(recipe="cgan")
+    given = ["--devices=cpu", "--run_dir=run", "--steps=1", *TINY_FLAGS, "--recipe=mlp"]
+    assert trainer("train", *given).returncode == 0
+    refused = trainer("train", *given, "--fresh", f"--init_from={source.run_dir}")
+    assert refused.returncode == ExitCode.USAGE
+    assert not list(tmp_path.glob("run.old-*"))
+    assert (tmp_path / "run/config.json").exists()
