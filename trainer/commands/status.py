@@ -15,7 +15,7 @@ the latest checkpoint, the number of starts and signs of trouble."""
 def main(arguments: list[str], _: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
     parser = CommandLine("status", SUMMARY)
-    runs.define_run_dir(parser, "to look at")
+    runs.define_run_dir(parser, "to show")
     parser.boolean("json", "print one JSON object", default=False)
     parser.boolean("watch", "repeat every --every_secs until Ctrl-C", default=False)
     parser.real("every_secs", "interval of --watch in seconds", default=5.0)

@@ -39,7 +39,7 @@ def enlarge(picture: Image.Image) -> Image.Image:
 def confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
     """Draws a confusion matrix of requested classes (rows) and predicted classes (columns).
 
-    Each cell shows its share of the row in percent.  The accuracy of a class stands to the
+    Each cell shows its share of the row in percent.  The accuracy of a class is to the
     right of its row.
 
     Args:

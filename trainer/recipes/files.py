@@ -169,7 +169,7 @@ def of_module(module: types.ModuleType, shown: str) -> Recipe:
       shown: how messages name it.
 
     Raises:
-      UsageError: naming what it lacks, or a setting that does not exist.
+      UsageError: if a part is missing, or a setting does not exist.
     """
     recipe = getattr(module, "RECIPE", None)
     if not isinstance(recipe, Recipe):

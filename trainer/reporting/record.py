@@ -71,7 +71,7 @@ class Recorder:
         """Starts a record.
 
         Args:
-          plan: what it covers.
+          plan: which steps it covers, and how often lines are due.
           measurements: what is measured beside the metrics.
           writers: receive the lines, in this order.
           earlier: the lines of the steps that are done already.

@@ -1,4 +1,4 @@
-"""Status of a run, read from the files of its directory.  No TensorFlow."""
+"""Reads the status of a run from the files of its directory, without TensorFlow."""
 
 import contextlib
 import dataclasses
@@ -22,18 +22,20 @@ class Status:
     """Status of a run.
 
     Attributes:
-      run_dir: its directory.
-      recipe, dataset: what it trains.
+      run_dir: the run directory, as the user named it.
+      recipe: the recipe.
+      dataset: the data set.
       state: "running", "complete" or "stopped".
-      step, last_step: steps done, and to have done at the end.
+      step: number of finished steps.
+      last_step: number of steps at the end of the run.
       kimg: thousand images seen.
-      images_per_sec: lately.
-      secs_left: at that pace; None where it is not running.
-      checkpoint_step: of the newest verified checkpoint; None for none.
-      checkpoint_age_secs: since it was saved.
-      starts: of the run, the first one included.
-      health: signs of trouble, none if it is well.
-      evaluation: what the newest found, by metric, with its kimg; empty without any.
+      images_per_sec: rate of the latest line of metrics.jsonl.
+      secs_left: estimated seconds to the end at that rate; None if the run is not running.
+      checkpoint_step: step of the newest verified checkpoint; None without one.
+      checkpoint_age_secs: seconds since it was saved; None without one.
+      starts: number of starts of the run, including the first one.
+      health: signs of trouble; empty without any.
+      evaluation: the metrics of the newest evaluation and its kimg; empty without one.
     """
 
     run_dir: str
@@ -80,9 +82,9 @@ def read_status(run_dir: RunDir, name: str, now: float | None = None) -> Status:
     """Reads the status of a run.
 
     Args:
-      run_dir: its directory, or a copy.
-      name: what the user calls it.
-      now: seconds since 1970; None for the time it is.
+      run_dir: the run directory, or a copy of it.
+      name: the run directory as the user named it.
+      now: seconds since 1970; None for the current time.
 
     Raises:
       UsageError: if `run_dir` is not a run directory.

@@ -62,7 +62,7 @@ def start(
 
 
 def end(config: Config, run_dir: RunDir, last_step: int) -> None:
-    """Logs the paths of what the run has written, and commands to go on with."""
+    """Logs the paths of what the run has written, and the commands that may follow."""
     paths = frames(run_dir.samples)
     for what, path in (
         ("Samples", paths[-1]),

@@ -31,7 +31,7 @@ def help_details(values: Mapping[str, Any]) -> HelpDetails:
 
 
 def _list_recipes() -> list[str]:
-    """Returns the name of each recipe, its default length and what it is."""
+    """Returns the name of each recipe, its default length and its description."""
     rows = [
         (name, str(recipes.resolve({"recipe": name}).length), recipe.summary)
         for name, recipe in recipes.RECIPES.items()
