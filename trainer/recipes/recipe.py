@@ -35,7 +35,8 @@ class Recipe:
         hyper-parameter that is added later must default to what the networks did before.
       fully_connected: whether the networks have no convolutions.  Their operations are small
         and use half of the CPU cores each, because two of them run at a time.
-      summary: a description in one line: the first line of the file's docstring, set when the file is loaded.
+      summary: a description in one line, the first one of the file's docstring; set when the
+        file is loaded.
       generator: builds the generator; the file's function, set when the file is loaded.
       discriminator: builds the discriminator, likewise.
     """

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from trainer.errors import ExitCode
 
-WORTH_SAYING = 0.05  # of the time spent waiting for data
+MIN_SHOWN_WAIT = 0.05  # share of the time spent waiting for data from which it is shown
 
 
 class Console:
@@ -64,7 +64,7 @@ class ConsoleHandler(logging.Handler):
         self._console.line(level + record.getMessage())
 
     def _as_json(self, record: logging.LogRecord) -> str:
-        """The record with the fields that Cloud Logging looks for."""
+        """Returns a log record as JSON with the fields that Cloud Logging reads."""
         labels = dict(self.labels or {})
         if (step := getattr(record, "step", None)) is not None:
             labels["step"] = str(step)
@@ -102,9 +102,9 @@ def report(line: str, exit_code: ExitCode) -> None:
 
 
 def progress(record: Mapping[str, Any], total_kimg: float, secs_left: float) -> str:
-    """A line of progress from a line of metrics."""
+    """Returns a line of progress for a line of metrics.jsonl."""
     wait = record.get("data_wait", 0.0)  # an older version's lines have none
-    waiting = [f"{wait:.0%} waiting for data"] if wait > WORTH_SAYING else []
+    waiting = [f"{wait:.0%} waiting for data"] if wait > MIN_SHOWN_WAIT else []
     return "  ".join(
         [
             f"{record['kimg']:.1f}/{total_kimg:.6g} kimg",
@@ -120,7 +120,7 @@ def progress(record: Mapping[str, Any], total_kimg: float, secs_left: float) -> 
 
 
 def metrics(record: Mapping[str, Any]) -> str:
-    """Losses and accuracies of a line of metrics, and in float16 the loss scales."""
+    """Returns the losses and accuracies of a line, and in float16 the loss scales."""
     scales = ""
     if "d_loss_scale" in record:
         scales = f"  scales D {record['d_loss_scale']:.0f} G {record['g_loss_scale']:.0f}"
@@ -132,7 +132,7 @@ def metrics(record: Mapping[str, Any]) -> str:
 
 
 def duration(secs: float) -> str:
-    """Seconds as 0:07, 12:34 or 1:02:03."""
+    """Formats seconds as 0:07, 12:34 or 1:02:03."""
     minutes, seconds = divmod(round(secs), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
