@@ -179,3 +179,13 @@ def test_version(trainer):
         [sys.executable, "-c", code + "m.console_script()"], capture_output=True, text=True
     )
     assert script.stdout == answer.stdout
+
+
+def test_an_unknown_flag_of_train_does_not_list_all_flags(trainer):
+    result = trainer("train", "--qqqqqq")
+    assert result.returncode == ExitCode.USAGE
+    assert result.stderr == "error: --qqqqqq is not a flag of train. --help lists the flags.\n"
+
+
+def test_h_is_help(trainer):
+    assert trainer("train", "-h").stdout == trainer("train", "--help").stdout

@@ -67,7 +67,11 @@ def _command_line() -> CommandLine:
         "nothing is read from buckets",
         default=False,
     )
-    parser.boolean("fresh", "rename an existing run directory and start a new run", default=False)
+    parser.boolean(
+        "fresh",
+        "rename an existing run directory to RUN_DIR.old-N and start a new run",
+        default=False,
+    )
     parser.boolean(
         "accept_changed_data",
         "resume although images of the data set were added, removed or changed",

@@ -12,6 +12,7 @@ from absl import flags
 from trainer.errors import HelpRequested, UsageError
 
 HELP_WIDTH = 88
+MAX_LISTED = 15  # flags in an error message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +91,16 @@ class CommandLine:
           HelpRequested: for --help.
         """
         try:
-            rest = self._flags([self._command, *arguments])[1:]
+            given = ["--help" if argument == "-h" else argument for argument in arguments]
+            rest = self._flags([self._command, *given])[1:]
         except flags.UnrecognizedFlagError as error:
             known = sorted(set(self._flags) - self._hidden)
             near = difflib.get_close_matches(error.flagname, known, n=1)
             remedy = f"Known: {', '.join('--' + name for name in known)}."
             if near:
                 remedy = f"Did you mean --{near[0]}? See --help."
+            elif len(known) > MAX_LISTED:
+                remedy = "--help lists the flags."
             raise UsageError(
                 f"--{error.flagname} is not a flag of {self._command}. {remedy}"
             ) from None
