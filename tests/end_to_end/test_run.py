@@ -295,7 +295,7 @@ def test_generate_writes_images_in_each_format(tiny, run, trainer):
     assert Image.open(folder.parent / "seven.png").size == (3 * 28, 3 * 28)
     wrong = trainer(*draw, "--label=11")
     assert wrong.returncode == ExitCode.USAGE
-    assert "--label='11' is no class of this run: 0 to 9" in wrong.stderr
+    assert "--label='11' is not a class of this run. Its classes are 0 to 9" in wrong.stderr
     # The saved generator can be used without the run directory.
     alone = keras.models.load_model(folder / "generator.keras")
     assert alone([np.zeros([1, 100]), np.array([3])]).shape == (1, 28, 28, 1)
