@@ -150,7 +150,7 @@ def test_lower_packages_do_not_import_higher_ones(name):
     assert packages()[name] <= ALLOWED_IMPORTS[name]
 
 
-def test_only_train_imports_training_and_only_commands_import_train():
+def test_only_assembly_imports_training_and_only_commands_import_the_api():
     importers = {name for name, known in packages().items() if "training" in known}
     assert importers == {"assembly"}
     assert {name for name, known in packages().items() if "assembly" in known} == {"api"}
