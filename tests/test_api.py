@@ -72,6 +72,8 @@ def test_errors_are_exceptions_with_the_texts_of_the_commands(tmp_path):
         trainer.load(tmp_path)
     with pytest.raises(UsageError, match="both set the length of training"):
         trainer.configure(kimg=1, epochs=1)
+    with pytest.raises(UsageError, match="'digits' is not a configuration"):
+        trainer.train("digits")
     with pytest.raises(UsageError, match="Give a configuration or settings, not both"):
         trainer.train(trainer.configure(), batch_size=3)
 

@@ -13,6 +13,7 @@ Importing this module does not import TensorFlow.
 
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ from trainer.reporting.control import Control
 from trainer.run_dir.directory import RunDir
 from trainer.storage.location import RunLocation, download_run, upload_outputs
 from trainer.storage.stored_config import add_environment, read_stored_config
+
+log = logging.getLogger(__name__)
 
 MIN_SAMPLES = 100  # of an evaluation
 Labels = int | str | Sequence[int | str]
@@ -94,6 +97,11 @@ def train(
     if config is None:
         config = configure(fresh=fresh, **settings)
         requested = set(settings)
+    elif not isinstance(config, Config):
+        raise UsageError(
+            f"{config!r} is not a configuration. Use trainer.train(recipe=..., dataset=...), or a "
+            "result of trainer.configure."
+        )
     elif settings:
         raise UsageError(f"Give a configuration or settings, not both ({', '.join(settings)}).")
     if control is None:
@@ -104,6 +112,13 @@ def train(
     is_resumed = not fresh and read_stored_config(config.run_dir) is not None
     if requested is None:
         requested = _differences(config)
+    if not is_resumed and "run_dir" in requested and not {"recipe", "dataset"} & set(requested):
+        log.warning(
+            "%s holds no run: starting a new run of %s on %s.",
+            config.run_dir,
+            config.recipe,
+            config.dataset,
+        )
     # `adapt` checks the batch size: whether a smaller one may be used depends on `requested`.
     data = _load_data(config, control)
     config = sources.adapt(config, data, requested, is_resumed=is_resumed)

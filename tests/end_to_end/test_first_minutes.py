@@ -143,3 +143,12 @@ def test_the_first_grids_come_early(tiny, run, tmp_path):
     assert names == [
         "fakes-00000.000.png", "fakes-00001.008.png", "fakes-00002.000.png", "fakes-00002.080.png",
     ]  # fmt: skip
+
+
+def test_a_mistyped_run_directory_is_reported(trainer, tmp_path):
+    result = trainer("train", "--run_dir=runs/mistyped", "--steps=1", *TINY_FLAGS, "--devices=cpu")
+    assert result.returncode == 0, result.stderr
+    expected = "WARNING: runs/mistyped holds no run: starting a new run of dcgan on digits."
+    assert expected in result.stdout
+    named = trainer("train", "--run_dir=runs/b", "--recipe=mlp", "--steps=1", *TINY_FLAGS)
+    assert "holds no run" not in named.stdout
