@@ -98,10 +98,7 @@ def train(
         config = configure(fresh=fresh, **settings)
         requested = set(settings)
     elif not isinstance(config, Config):
-        raise UsageError(
-            f"{config!r} is not a configuration. Use trainer.train(recipe=..., dataset=...), or a "
-            "result of trainer.configure."
-        )
+        raise UsageError(f"{config!r} is not a configuration. Use trainer.train(dataset=...).")
     elif settings:
         raise UsageError(f"Give a configuration or settings, not both ({', '.join(settings)}).")
     if control is None:
@@ -113,12 +110,8 @@ def train(
     if requested is None:
         requested = _differences(config)
     if not is_resumed and "run_dir" in requested and not {"recipe", "dataset"} & set(requested):
-        log.warning(
-            "%s holds no run: starting a new run of %s on %s.",
-            config.run_dir,
-            config.recipe,
-            config.dataset,
-        )
+        started = (config.run_dir, config.recipe, config.dataset)
+        log.warning("%s holds no run: starting a new run of %s on %s.", *started)
     # `adapt` checks the batch size: whether a smaller one may be used depends on `requested`.
     data = _load_data(config, control)
     config = sources.adapt(config, data, requested, is_resumed=is_resumed)
