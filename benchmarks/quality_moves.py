@@ -19,10 +19,7 @@ from trainer.evaluation import classifier, reference
 from trainer.evaluation.features import extract, in_batches
 from trainer.metrics import registry
 
-COLUMNS = (
-    "fid", "kid", "inception_score", "precision", "recall", "density", "coverage",
-    "conditional_accuracy",
-)  # fmt: skip
+COLUMNS = tuple(registry.METRICS)
 
 
 def blurred(images: np.ndarray, radius: float) -> np.ndarray:
