@@ -1,7 +1,7 @@
 """Keras optimizers that update a variable in one fused operation, and learning rates.
 
-They override members of Keras's classes that are not public.  Keras's own updates lengthen a step of
-`mlp-small` by half (benchmarks/optimizers.py).
+They override members of Keras's classes that are not public.  Keras's own updates lengthen a step
+of `mlp-small` by half (benchmarks/optimizers.py).
 """
 
 import math
