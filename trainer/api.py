@@ -110,8 +110,8 @@ def train(
     if requested is None:
         requested = _differences(config)
     if not is_resumed and "run_dir" in requested and not {"recipe", "dataset"} & set(requested):
-        started = (config.run_dir, config.recipe, config.dataset)
-        log.warning("%s holds no run: starting a new run of %s on %s.", *started)
+        started = (config.recipe, config.dataset, config.run_dir)
+        log.warning("Starting a new run of %s on %s in %s (defaults: no run is resumed).", *started)
     # `adapt` checks the batch size: whether a smaller one may be used depends on `requested`.
     data = _load_data(config, control)
     config = sources.adapt(config, data, requested, is_resumed=is_resumed)
