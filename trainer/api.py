@@ -109,9 +109,12 @@ def train(
     is_resumed = not fresh and read_stored_config(config.run_dir) is not None
     if requested is None:
         requested = _differences(config)
-    if not is_resumed and "run_dir" in requested and not {"recipe", "dataset"} & set(requested):
-        started = (config.recipe, config.dataset, config.run_dir)
-        log.warning("Starting a new run of %s on %s in %s (defaults: no run is resumed).", *started)
+    elif not is_resumed and "run_dir" in requested and not {"recipe", "dataset"} & set(requested):
+        log.warning(
+            "Starting a new run in %s. --recipe and --dataset are not given, so it trains %s "
+            "on %s.",
+            *(config.run_dir, config.recipe, config.dataset),
+        )
     # `adapt` checks the batch size: whether a smaller one may be used depends on `requested`.
     data = _load_data(config, control)
     config = sources.adapt(config, data, requested, is_resumed=is_resumed)

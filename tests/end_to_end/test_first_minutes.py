@@ -148,7 +148,10 @@ def test_the_first_grids_come_early(tiny, run, tmp_path):
 def test_a_mistyped_run_directory_is_reported(trainer, tmp_path):
     result = trainer("train", "--run_dir=runs/mistyped", "--steps=1", *TINY_FLAGS, "--devices=cpu")
     assert result.returncode == 0, result.stderr
-    expected = "WARNING: Starting a new run of dcgan on digits in runs/mistyped (defaults: no run"
+    expected = (
+        "WARNING: Starting a new run in runs/mistyped. --recipe and --dataset are not given, so it "
+        "trains dcgan on digits."
+    )
     assert expected in result.stdout
     named = trainer("train", "--run_dir=runs/b", "--recipe=mlp", "--steps=1", *TINY_FLAGS)
     assert "Starting a new run" not in named.stdout
