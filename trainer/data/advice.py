@@ -15,7 +15,7 @@ FEW_IMAGES_OF_A_CLASS = 50
 MAX_NAMED_CLASSES = 3
 
 
-def give(config: Config, data: ImageSet) -> None:
+def log_advice(config: Config, data: ImageSet) -> None:
     """Logs the reason for the image size, and warns about small data sets and small classes."""
     if data.size_message:
         log.info("%s", data.size_message)

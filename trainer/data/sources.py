@@ -97,7 +97,7 @@ def adapt(
         config, data, was_requested="batch_size" in requested, is_resumed=is_resumed
     )
     config = resolve_conditional(config, data, was_requested="conditional" in requested)
-    advice.give(config, data)
+    advice.log_advice(config, data)
     return config
 
 
