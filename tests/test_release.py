@@ -104,7 +104,11 @@ def rebuilt(source, tmp_path_factory) -> Path:
 def package_files() -> set[str]:
     """The files that the package consists of."""
     trainer = ROOT / "trainer"
-    code = {path.relative_to(ROOT).as_posix() for path in trainer.rglob("*.py")}
+    code = {
+        path.relative_to(ROOT).as_posix()
+        for suffix in ("py", "pyi")
+        for path in trainer.rglob(f"*.{suffix}")
+    }
     return code | {"trainer/py.typed", "trainer/data/digits.npz", "trainer/data/DIGITS.md"}
 
 
