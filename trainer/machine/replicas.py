@@ -235,6 +235,19 @@ def sum_over_replicas(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
     return [tf.reshape(part, t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
+def gather_from_replicas(vector: tf.Tensor) -> tf.Tensor:
+    """Returns the float32 vectors [N] of all replicas, [replicas, N].  Call it on every replica.
+
+    Each replica fills its own row of zeros, so that one sum gathers them. Unlike TensorFlow's
+    gathering operations, a sum needs no exchange of shapes, and its gradient is a sum again.
+    """
+    count = num_replicas()
+    if count == 1:
+        return vector[None]
+    is_own = tf.one_hot(replica_index(), count)
+    return sum_over_replicas([is_own[:, None] * vector])[0]
+
+
 def create_replicas(
     config: Config, cluster: Cluster | None = None, *, small_operations: bool = False
 ) -> Replicas:
