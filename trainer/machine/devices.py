@@ -88,3 +88,8 @@ def auto_precision() -> str:
     if capability >= (8, 0):
         return "bfloat16"
     return "float16" if capability >= (7, 0) else "float32"
+
+
+def compute_dtype(precision: str) -> str:
+    """Returns the data type in which the networks compute in a number format of --precision."""
+    return "float32" if precision == "tf32" else precision

@@ -39,7 +39,7 @@ class Replicas:
     Attributes:
       strategy: TensorFlow's distribution strategy over the selected devices.
       device_names: names of the devices of this machine, such as "GPU:0".
-      precision: number format of the networks: "float32", "bfloat16" or "float16".
+      precision: number format of the networks: "float32", "tf32", "bfloat16" or "float16".
       deterministic: whether operations are bit-reproducible.
       num_workers: number of machines that train together.
       worker_index: index of this machine; 0 is the chief.
@@ -277,7 +277,7 @@ def create_replicas(
             "Use --devices=cpu."
         )
     precision = devices.auto_precision() if config.precision == "auto" else config.precision
-    keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
+    _set_number_format(precision)
     deterministic = config.deterministic
     if deterministic is None:
         deterministic = names[0].startswith("CPU")
@@ -294,6 +294,14 @@ def create_replicas(
         )
         replicas.barrier()  # waits for all workers
     return replicas
+
+
+def _set_number_format(precision: str) -> None:
+    """Sets the types of Keras's layers, and whether float32 products may use TensorFloat-32."""
+    # In the mixed formats TensorFlow's default holds for the few float32 products.
+    tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
+    dtype = devices.compute_dtype(precision)
+    keras.config.set_dtype_policy("float32" if dtype == "float32" else f"mixed_{dtype}")
 
 
 def _share_cores(threads: int, small_operations: bool) -> None:

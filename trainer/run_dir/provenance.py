@@ -17,7 +17,7 @@ def collect(
     Args:
       versions: versions of TensorFlow and Keras by name.
       device_names: devices of this machine that train, such as "GPU:0".
-      precision: number format of the networks.
+      precision: number format of the networks, as a value of --precision other than "auto".
     """
     return {
         "trainer": __version__,
@@ -27,7 +27,23 @@ def collect(
         "machine": platform.machine(),
         "devices": list(device_names),
         "precision": precision,
+        "tensor_float_32": precision != "float32",
     }
+
+
+def selected_precision(start: Mapping[str, Any]) -> str | None:
+    """Returns the number format of a recorded start; None if it was not recorded.
+
+    Versions that did not record `tensor_float_32` let float32 products on GPUs use it, which is now
+    the number format tf32.
+    """
+    return "tf32" if allowed_tensor_float_32(start) else start.get("precision")
+
+
+def allowed_tensor_float_32(start: Mapping[str, Any]) -> bool:
+    """Returns whether a former version trained in float32 on GPUs, with TensorFloat-32."""
+    on_gpus = any(str(name).startswith("GPU") for name in start.get("devices", ()))
+    return start.get("precision") == "float32" and on_gpus and "tensor_float_32" not in start
 
 
 def _commit() -> str | None:
