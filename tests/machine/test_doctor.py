@@ -63,8 +63,16 @@ def test_a_gpu_that_tensorflow_does_not_list_is_a_failure():
     doctor.log_report([], loader(*nvidia.LIBRARIES))  # without a device no library is needed
 
 
+def test_tests_and_their_processes_use_no_gpu():
+    assert not tf.config.list_physical_devices("GPU")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "-1"  # set in conftest.py and inherited
+
+
 def test_a_run_without_the_gpu_that_is_there_says_so(monkeypatch, caplog):
     monkeypatch.setattr(nvidia, "device_files", lambda: ["/dev/nvidia0"])
+    assert devices.select_devices("auto") == ["CPU:0"]
+    assert not caplog.text  # tests hide the GPUs on purpose
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert devices.select_devices("auto") == ["CPU:0"]
     assert "Training on the CPU. /dev/nvidia0: TensorFlow lists none of 1 NVIDIA" in caplog.text
 
