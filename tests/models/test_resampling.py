@@ -31,16 +31,15 @@ def doubled(image, outside):
 
 
 @pytest.mark.parametrize("outside", ["edge", "zeros"])
-def test_upsampling_is_the_filter_in_training_in_inference_and_in_exports(outside):
+def test_upsampling_is_the_filter_also_in_exports(outside):
     layer, values = Upsample(outside), images(2, 5, 3, 2)
     expected = [[doubled(i[..., c], outside) for c in range(2)] for i in values.numpy()]
     expected = np.transpose(expected, (0, 2, 3, 1))
     loaded = Upsample.from_config(layer.get_config())
     for actual in (
-        layer(values, training=True),
-        layer(values, training=False),
+        layer(values),
         layer.plain()(values),
-        loaded(values, training=True),
+        loaded(values),
     ):
         np.testing.assert_allclose(actual, expected, atol=1e-6)
     np.testing.assert_array_equal(layer(values), layer.plain()(values))  # the exported bytes
@@ -56,7 +55,7 @@ def test_downsampling_is_the_filter_and_the_transpose_of_upsampling():
             expected[:, row, column] = np.tensordot(window, FILTER, [[1, 2], [0, 1]])
     np.testing.assert_allclose(Downsample()(values), expected, atol=1e-6)
     few = images(1, 3, 2, 2)
-    up = tf.reduce_sum(Upsample("zeros")(few, training=True) * values)
+    up = tf.reduce_sum(Upsample("zeros")(few) * values)
     down = tf.reduce_sum(few * Downsample()(values))
     assert float(up) == pytest.approx(4 * float(down), rel=1e-5)
 
