@@ -37,7 +37,8 @@ def test_upsampling_is_the_filter_also_in_exports(outside):
     expected = np.transpose(expected, (0, 2, 3, 1))
     loaded = Upsample.from_config(layer.get_config())
     for actual in (
-        layer(values),
+        layer(values, training=True),
+        layer(values, training=False),
         layer.plain()(values),
         loaded(values),
     ):
@@ -55,7 +56,7 @@ def test_downsampling_is_the_filter_and_the_transpose_of_upsampling():
             expected[:, row, column] = np.tensordot(window, FILTER, [[1, 2], [0, 1]])
     np.testing.assert_allclose(Downsample()(values), expected, atol=1e-6)
     few = images(1, 3, 2, 2)
-    up = tf.reduce_sum(Upsample("zeros")(few) * values)
+    up = tf.reduce_sum(Upsample("zeros")(few, training=True) * values)
     down = tf.reduce_sum(few * Downsample()(values))
     assert float(up) == pytest.approx(4 * float(down), rel=1e-5)
 

@@ -31,13 +31,21 @@ class Upsample(keras.layers.UpSampling2D):
         super().__init__(2, interpolation="bilinear", **options)
         self.outside = outside
 
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Maps [N, H, W, C] to [N, 2 H, 2 W, C]."""
         # A depthwise transposed convolution is no faster on a CPU, and three times slower in half
         # precision.
         if self.outside == "edge":
             return super().call(inputs)
-        return super().call(tf.pad(inputs, [[0, 0], [1, 1], [1, 1], [0, 0]]))[:, 2:-2, 2:-2]
+        if not training:  # the operations of `plain`
+            return super().call(tf.pad(inputs, [[0, 0], [1, 1], [1, 1], [0, 0]]))[:, 2:-2, 2:-2]
+        # Equal, and on a CPU three times as fast, because cropping has a slow gradient.
+        rows, columns = (
+            np.where([0 < k < 2 * side - 1 for k in range(2 * side)], 1.0, 0.75)
+            for side in inputs.shape[1:3]
+        )
+        factors = tf.constant(np.outer(rows, columns)[:, :, None], inputs.dtype)
+        return super().call(inputs) * factors
 
     def plain(self) -> keras.layers.Layer:
         """Returns an equivalent of Keras layers, which draws the same bytes."""
