@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -28,35 +29,66 @@ def _kubectl() -> None:
 def _rendered(folder: Path) -> str:
     _kubectl()
     done = subprocess.run(
-        ["kubectl", "kustomize", str(folder)], text=True, capture_output=True, timeout=60
+        ["kubectl", "kustomize", str(folder)], text=True, capture_output=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr, "kubectl warns about deprecated fields"
     return done.stdout
 
 
+def _parsed(text: str) -> Manifests:
+    return list(yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+
+
 def render(name: str, *components: str) -> Manifests:
     """Renders a folder below k8s, optionally with components."""
-    folder = K8S / name
     if not components:
-        return list(yaml.safe_load_all(_rendered(folder)))
+        return _parsed(_rendered(K8S / name))
+    (manifests,) = render_together([(name, components)])
+    return manifests
+
+
+def render_together(combinations: list[tuple[str, tuple[str, ...]]]) -> list[Manifests]:
+    """Renders folders below k8s with components, in one call of kubectl.
+
+    Each gets a namespace while it is rendered, because kustomize requires unique objects.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         here = Path(scratch).resolve()
-        up = "../" * (len(here.parts) - 1)  # kustomize does not accept absolute paths
-        added = [f"{up}{K8S.relative_to('/')}/components/{name}" for name in components]
-        what = {"resources": [f"{up}{folder.relative_to('/')}"], "components": added}
-        (here / "kustomization.yaml").write_text(json.dumps(what))
-        return list(yaml.safe_load_all(_rendered(here)))
+        names = [f"n{index}" for index in range(len(combinations))]
+        for name, (folder, components) in zip(names, combinations, strict=True):
+            (here / name).mkdir()
+            path = functools.partial(os.path.relpath, start=here / name)
+            added = [path(K8S / "components" / component) for component in components]
+            what = {"namespace": name, "resources": [path(K8S / folder)], "components": added}
+            (here / name / "kustomization.yaml").write_text(json.dumps(what))
+        (here / "kustomization.yaml").write_text(json.dumps({"resources": names}))
+        rendered: dict[str, Manifests] = {name: [] for name in names}
+        for item in _parsed(_rendered(here)):
+            rendered[item["metadata"].pop("namespace")].append(item)
+    return list(rendered.values())
+
+
+def run_submit(*arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs the submission.
+
+    Args:
+      *arguments: Its options.
+      path: A folder with a kubectl to use instead of that on PATH.
+    """
+    _kubectl()
+    return subprocess.run(
+        [sys.executable, "-m", "k8s.submit", *arguments],
+        cwd=ROOT, env=os.environ | {"PATH": f"{path}:{os.environ['PATH']}"},
+        text=True, capture_output=True, timeout=60,
+    )  # fmt: skip
 
 
 def submit(*arguments: str) -> Manifests:
     """Returns the manifests that a submission would apply."""
-    _kubectl()
-    done = subprocess.run(
-        [sys.executable, K8S / "submit.py", *arguments], text=True, capture_output=True, timeout=60
-    )
+    done = run_submit(*arguments)
     assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
+    return _parsed(done.stdout)
 
 
 def all_of(manifests: Manifests, kind: str) -> Manifests:
@@ -78,12 +110,17 @@ def trainer_of(manifests: Manifests) -> dict:
 
 
 def environment_of(manifests: Manifests) -> dict[str, str]:
-    """Returns the container's variables: those of its ConfigMaps, overridden by its own."""
+    """Returns the container's variables: those of its ConfigMaps, overridden by its own.
+
+    The index of a worker is 0.
+    """
     maps = {item["metadata"]["name"]: item["data"] for item in all_of(manifests, "ConfigMap")}
     container, found = trainer_of(manifests), {}
     for source in container.get("envFrom", []):
         found |= maps[source["configMapRef"]["name"]]
-    return found | {item["name"]: expand(item["value"], found) for item in container["env"]}
+    for item in container["env"]:
+        found[item["name"]] = expand(item["value"], found) if "value" in item else "0"
+    return found
 
 
 def expand(text: str, environment: dict[str, str]) -> str:

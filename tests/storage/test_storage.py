@@ -188,6 +188,24 @@ def test_missing_write_permission_and_missing_bucket_are_named(server):
             call()
 
 
+def test_a_requester_pays_bucket_needs_a_project_to_bill(server, tmp_path, monkeypatch):
+    server.requester_pays = True
+    message = r"^--run_dir=gs://bucket/runs/one: .* Set .* GOOGLE_CLOUD_QUOTA_PROJECT to the"
+    for call in (bucket().list, lambda: bucket().upload("x", b"", generation=0)):
+        with pytest.raises(UsageError, match=message):
+            call()
+    monkeypatch.setenv("GOOGLE_CLOUD_QUOTA_PROJECT", "billed")
+    there = bucket()
+    item = there.upload("x", CONTENT, generation=0)
+    (tmp_path / "big").write_bytes(CONTENT * 1000)  # large enough for a resumable upload
+    there.upload("big", tmp_path / "big", generation=0)
+    assert there.read("x") == (CONTENT, item)
+    there.copy(item, "runs/copy")
+    assert there.list().keys() == {"x", "big"}
+    there.delete(item)
+    assert server.names() == ["runs/copy", "runs/one/big"]
+
+
 def test_unreadable_credentials_are_an_error_and_none_are_anonymous(monkeypatch, tmp_path):
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("NO_GCE_CHECK", "true")
