@@ -21,6 +21,7 @@ GPU = "nvidia.com/gpu"
 CPUS_PER_GPU, GIB_PER_GPU = 3, 12  # as in components/gpu/job.yaml
 CPU_LIMIT = 32
 WORKERS = 2  # as in components/multi-worker
+RETRIES = 4  # of each worker, as in base/job.yaml
 PORT = 2222
 INSTANCE = "app.kubernetes.io~1instance"  # as a part of a JSON pointer
 CONTAINER = "/spec/template/spec/containers/0"
@@ -166,6 +167,8 @@ def patches(options: argparse.Namespace, parts: Parts, settings: dict[str, str])
     if "WORKERS" in settings:
         count = options.workers or WORKERS
         edits += [replace("/spec/completions", count), replace("/spec/parallelism", count)]
+        # The Pods of all workers count their failures together.
+        edits.append(replace("/spec/backoffLimit", RETRIES * count))
         yield worker_policy_patch(job)
     if options.service_account:
         yield service_account_patch(options.service_account)

@@ -20,7 +20,32 @@ from pathlib import Path
 
 from tests.helpers import manifests as k8s
 
-BACKOFF_SECS = 0.2  # Kubernetes: 10 s, doubled each time up to 6 minutes
+FIRST_DELAY_SECS, MAX_DELAY_SECS = 10.0, 600.0  # as in Kubernetes
+SPEED = 50.0  # the model's delays are this many times shorter
+
+
+class BackOff:
+    """The delay before a Job replaces Pods.
+
+    It is one delay for all Pods of the Job, counted from the last failure. It doubles with each
+    failure, including those that the Pod failure policy ignores, and only a success resets it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._failures, self._last = clock, 0, 0.0
+
+    def failed(self) -> None:
+        self._failures, self._last = self._failures + 1, self._clock()
+
+    def succeeded(self) -> None:
+        self._failures = 0
+
+    def remaining_secs(self) -> float:
+        """Returns the time until Pods may be created, in seconds of a real cluster."""
+        if not self._failures:
+            return 0.0
+        delay = min(FIRST_DELAY_SECS * 2.0 ** (self._failures - 1), MAX_DELAY_SECS)
+        return max(0.0, delay - (self._clock() - self._last))
 
 
 @dataclasses.dataclass(eq=False)
@@ -85,7 +110,8 @@ class Job:
         self._indexed = self.spec.get("completionMode") == "Indexed"
         count = self.spec.get("completions", 1)
         self._hosts = self._worker_addresses(count)
-        self._waiting = dict.fromkeys(range(count), 0.0)  # start time by index
+        self._waiting = set(range(count))  # the indices of Pods to create
+        self.back_off = BackOff(lambda: SPEED * time.monotonic())
         self._began = time.monotonic()
         self.running: dict[int, Pod] = {}
         self.ended: list[Pod] = []
@@ -103,10 +129,10 @@ class Job:
                     self._handle_exit(pod)
         if time.monotonic() - self._began > self.spec["activeDeadlineSeconds"]:
             self._fail("DeadlineExceeded")
-        for index, due in list(self._waiting.items()):
-            if not self.condition and time.monotonic() >= due and index not in self.running:
-                del self._waiting[index]
+        if not self.condition and not self.back_off.remaining_secs():
+            for index in sorted(self._waiting):
                 self.running[index] = self._start(index)
+            self._waiting.clear()
         if not self._waiting and not self.running and not self.condition:
             self.condition = "Complete"
 
@@ -136,7 +162,9 @@ class Job:
 
     def _handle_exit(self, pod: Pod) -> None:
         if pod.exit_code == 0:
+            self.back_off.succeeded()
             return
+        self.back_off.failed()
         action = self._action(pod)
         if action == "FailJob":
             self._fail("PodFailurePolicy")
@@ -146,7 +174,7 @@ class Job:
             if self.failed > self.spec["backoffLimit"]:
                 self._fail("BackoffLimitExceeded")
                 return
-        self._waiting[pod.index] = time.monotonic() + BACKOFF_SECS * 2**self.failed
+        self._waiting.add(pod.index)
 
     def _action(self, pod: Pod) -> str:
         """Returns the action of the first matching rule, or "Count"."""

@@ -228,7 +228,7 @@ def test_failure_policy_matches_the_trainers_exit_codes(manifests):
     retried = set(ExitCode) - set().union(*by_action.values()) - {ExitCode.OK}
     without_a_save = {ExitCode.INTERRUPTED, ExitCode.TERMINATED}
     assert retried == {ExitCode.CRASH, ExitCode.BUSY} | without_a_save
-    assert job["backoffLimit"] > 0
+    assert job["backoffLimit"] == 4 * job.get("completions", 1)
 
 
 def test_evicted_pods_do_not_count_as_failures(manifests):
