@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from trainer.config.augment_policy import AUGMENTATIONS
 from trainer.config.settings import FilePath, setting
 from trainer.config.update_rule import UPDATE_RULES
 
@@ -168,6 +169,21 @@ class Objective:
         "kimg over which d_input_noise and d_layer_noise decrease linearly to 0; 0 keeps them "
         "constant",
         bounds=(0, None),
+    )
+    augment: str = setting(
+        "none",
+        "augmentation of the images that the discriminator sees, reals and fakes alike, in the "
+        "updates of both networks",
+        choices=AUGMENTATIONS,
+        legacy="none",
+    )
+    augment_policy: str = setting(
+        "",
+        "transformations of the augmentation, as NAME,NAME:FACTOR with factors of their "
+        "probabilities from 0 to 1: color, translation and cutout of diffaugment; blit, geometry, "
+        "color and cutout, or single ones such as xflip, of ada (default: those of its "
+        "publication)",
+        legacy="",
     )
     update_rule: str = setting(
         "joint",
