@@ -6,6 +6,8 @@ import types
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
+from trainer.config.numbers import shortest
+from trainer.config.schedules import Schedule
 from trainer.errors import UsageError, one_of
 
 UNITS = ("steps", "epochs", "kimg")
@@ -81,12 +83,6 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def shortest(value: float) -> str:
-    """Returns the shortest text that reads as the same number."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
-
-
 def as_flag(name: str, value: Any) -> str:
     """Returns a setting with its value as the user writes it, such as --kimg=5."""
     if isinstance(value, Duration):
@@ -112,11 +108,23 @@ def check_value(field: "dataclasses.Field[Any]", value: Any, allowed: tuple[type
         raise UsageError(f"--{name}={value!r} must be of type {names}.")
     if rules["choices"]:
         one_of(f"--{name}", value, rules["choices"])
-    number = value.value if isinstance(value, Duration) else value
-    if isinstance(number, (int, float)) and not math.isfinite(number):
-        raise UsageError(f"{as_flag(name, value)} must be finite.")
-    low, high = rules["low"], rules["high"]
+    for number in _numbers(value):
+        _check_number(as_flag(name, value), number, rules["low"], rules["high"])
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    """Returns the numbers that a value consists of."""
+    if isinstance(value, Duration):
+        return (value.value,)
+    if isinstance(value, Schedule):
+        return value.values()
+    return (value,) if isinstance(value, (int, float)) else ()
+
+
+def _check_number(shown: str, number: float, low: float | None, high: float | None) -> None:
+    if not math.isfinite(number):
+        raise UsageError(f"{shown} must be finite.")
     if low is not None and number < low:
-        raise UsageError(f"{as_flag(name, value)} is too small: it must be {low:g} or more.")
+        raise UsageError(f"{shown} is too small: it must be {low:g} or more.")
     if high is not None and number > high:
-        raise UsageError(f"{as_flag(name, value)} is too large: it must be {high:g} or less.")
+        raise UsageError(f"{shown} is too large: it must be {high:g} or less.")

@@ -8,7 +8,8 @@ from typing import Any
 from trainer import recipes
 from trainer.commands.flags.command_line import HELP_WIDTH, HelpDetails
 from trainer.config import Config
-from trainer.config.settings import Duration, shortest
+from trainer.config.numbers import shortest
+from trainer.config.settings import Duration
 
 
 def help_details(values: Mapping[str, Any]) -> HelpDetails:
