@@ -10,7 +10,7 @@ import tensorflow as tf
 from trainer import recipes
 from trainer.config import augment_policy
 from trainer.errors import UsageError
-from trainer.models import ada, augmentation, diffaugment, resampling
+from trainer.models import ada, affine, augmentation, diffaugment
 from trainer.models.randomness import Draws
 
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "golden/augment.npz"))
@@ -116,10 +116,10 @@ def test_policies_of_ada_have_the_published_results_and_gradients(case):
 
 
 def test_the_filter_and_the_identity():
-    np.testing.assert_allclose(resampling.SYM6, GOLDEN["ada/const/Hz_geom"], atol=1e-7)
+    np.testing.assert_allclose(affine.SYM6, GOLDEN["ada/const/Hz_geom"], atol=1e-7)
     batch = tf.constant(images("ada/in"))
     identity = tf.constant([[[1.0, 0, 0], [0, 1.0, 0]]] * 4)
-    assert_near(resampling.transform(batch, identity), batch, 2e-6)
+    assert_near(affine.transform(batch, identity), batch, 2e-6)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from trainer.models import resampling
+from trainer.models import affine
 from trainer.models.randomness import Draws
 
 GEOMETRY = ("xflip", "rotate90", "xint", "scale", "rotate", "aniso", "xfrac")
@@ -88,7 +88,7 @@ def values_of(
 def transform(images: tf.Tensor, factors: Mapping[str, float], values: Values) -> tf.Tensor:
     """Applies the enabled kinds of transformations: geometry, then colour, then cutout."""
     if any(name in factors for name in GEOMETRY):
-        images = resampling.transform(images, geometry(values, images.shape[1], images.shape[2]))
+        images = affine.transform(images, geometry(values, images.shape[1], images.shape[2]))
     if any(name in factors for name in COLOR):
         images = recolour(images, values)
     if "cutout" in factors:
