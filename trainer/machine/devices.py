@@ -5,6 +5,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -13,6 +14,20 @@ from trainer.errors import UsageError
 from trainer.machine import nvidia
 
 log = logging.getLogger(__name__)
+
+
+def on_host() -> Any:
+    """Returns the context in which operations run on the host, also inside of a replica.
+
+    It is for values that are born on the host, such as counters: on a GPU each operation on a
+    scalar takes a kernel launch, and the host waits for each value that it needs back.
+    """
+    return tf.device("CPU:0")
+
+
+def uses_gpus() -> bool:
+    """Returns whether this process computes on GPUs."""
+    return bool(tf.config.list_logical_devices("GPU"))
 
 
 def select_devices(wanted: str) -> list[str]:

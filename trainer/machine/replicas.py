@@ -61,6 +61,10 @@ class Replicas:
         """Returns the context in which variables are created, one copy per replica."""
         return self.strategy.scope()
 
+    def run(self, function: Callable[[], None]) -> None:
+        """Calls `function` on every replica."""
+        self.strategy.run(function)
+
     def run_and_sum(self, function: Callable[..., tf.Tensor], *args: Any) -> tf.Tensor:
         """Calls `function` on every replica and returns the sum of the results."""
         values = self.strategy.run(function, args=args)

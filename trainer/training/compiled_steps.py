@@ -4,16 +4,17 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
 from trainer.errors import NotFiniteError, UsageError
+from trainer.machine.devices import on_host
 from trainer.machine.replicas import Replicas
+from trainer.training.buffer import Buffer
 from trainer.training.divergence import check_finite
 from trainer.training.state import TrainState
-from trainer.training.step import Step, metric_names
+from trainer.training.step import Position, RawMetrics, Step, metric_names
 from trainer.training.utilisation import UtilisationMeter, flops
 
 RunSteps = Callable[[int], np.ndarray]
@@ -45,26 +46,38 @@ def compile_steps(
     """
     step = Step(config, state, classes, replicas.num_replicas)
     names = metric_names(replicas.precision, config.augment)
-    networks = state.networks()
+    raw = RawMetrics(config, names, replicas.num_replicas)
     meter = meter or UtilisationMeter(replicas.device_names, replicas.precision)
 
-    def one_more(k: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-        metrics = replicas.run_and_sum(step, *batch(k))
-        rows = rows.write(k, metrics)
+    def one_step(k: tf.Tensor, position: Position) -> tf.Tensor:
+        sums = replicas.run_and_sum(step, *batch(k), position)
         if state.augment is not None:
-            share = metrics[names.index("d_real_acc")]
-            state.augment.observe(share, state.images // config.batch_size)
+            share = sums[raw.order.index("d_real_acc")] / (config.batch_size * config.d_steps)
+            state.augment.observe(share, position.images // config.batch_size)
         meter.flops = flops(tf.compat.v1.get_default_graph())
-        state.images.assign_add(config.batch_size)
-        return k + 1, rows
+        return sums
 
     # AutoGraph would rewrite every function of the step, which takes longer than tracing them.
     @tf.function(input_signature=[tf.TensorSpec([], tf.int32)], autograph=False)
     def run_steps(steps: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        replicas.run(state.load)
+        with on_host():
+            seen, rollbacks = state.images.read_value(), state.rollbacks.read_value()
+
+        def one_more(k: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+            with on_host():
+                images = seen + config.batch_size * tf.cast(k, tf.int64)
+                position = Position.of(config, images, rollbacks)
+            rows = rows.write(k, one_step(k, position))
+            return k + 1, rows
+
         rows = tf.TensorArray(tf.float32, size=steps, element_shape=[len(names)])
         _, rows = tf.while_loop(lambda k, _: k < steps, one_more, (tf.constant(0), rows))
+        state.images.assign_add(config.batch_size * tf.cast(steps, tf.int64))
+        replicas.run(state.store)
         # Reading all weights once per call is cheap, because a call has many steps.
-        return rows.stack(), [_is_finite(network.variables) for network in networks.values()]
+        finite = [_is_finite(buffers) for buffers in state.buffers_by_network().values()]
+        return raw.metrics(rows.stack()), finite
 
     def checked(steps: int) -> np.ndarray:
         """Trains `steps` steps and returns their metrics."""
@@ -73,6 +86,7 @@ def compile_steps(
         with replicas.converted_peer_errors(), _memory_named(at_once):
             rows, finite = run_steps(tf.constant(steps, tf.int32))
         check_finite(rows.numpy(), names, first_step)
+        networks = state.buffers_by_network()
         bad = [name for name, is_finite in zip(networks, finite, strict=True) if not is_finite]
         if bad:
             raise NotFiniteError(
@@ -100,6 +114,5 @@ def _memory_named(at_once: int) -> Iterator[None]:
         ) from error
 
 
-def _is_finite(variables: Iterable[keras.Variable]) -> tf.Tensor:
-    floats = [variable.value for variable in variables if variable.dtype.startswith("float")]
-    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in floats])
+def _is_finite(buffers: Iterable[Buffer]) -> tf.Tensor:
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(buffer.value())) for buffer in buffers])
