@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from trainer.config import schedules
 from trainer.config.schedules import Schedule
-from trainer.training.schedules import current
+from trainer.models.schedules import current
 
 PUBLISHED = json.loads(
     (Path(__file__).parents[1] / "golden/r3gan-schedules.json").read_text(encoding="utf-8")

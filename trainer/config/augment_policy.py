@@ -1,6 +1,7 @@
 """The augmentation of the discriminator's images: its transformations as a setting."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from trainer.errors import UsageError, one_of
 
@@ -67,3 +68,15 @@ def parse(augment: str, text: str) -> dict[str, float]:
             f"{', '.join(names)}."
         )
     return {name: factor for name, factor in factors.items() if factor}
+
+
+def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings in which the policy and the strength of the augmentation are explicit."""
+    augment = settings.get("augment", "none")
+    completed = dict(settings)
+    if augment in DEFAULT_POLICIES and augment != "none":
+        if not completed.get("augment_policy"):
+            completed["augment_policy"] = DEFAULT_POLICIES[augment]
+        if completed.get("augment_strength", "auto") == "auto":
+            completed["augment_strength"] = "adaptive" if augment == "ada" else 1.0
+    return completed

@@ -13,11 +13,13 @@ SYNTAX = (
     "cosine START END over SPAN",
     "inverse_time START DECAY per kimg",
 )
-# What --help says of them, below SYNTAX.
-MEANING = (
-    "linear and cosine go from START to END and stay there. SPAN is a number of images, such as "
-    "20000 kimg, or a share of the run, such as 100%, which the first start converts to kimg. "
-    "inverse_time is START / (1 + DECAY * kimg)."
+# What --help says of them.
+EXPLANATION = (
+    "Schedules: settings that accept a schedule take a number, which stays constant, or a text: "
+    f"{', '.join(repr(form) for form in SYNTAX[:-1])} or {SYNTAX[-1]!r}. linear and cosine go from "
+    "START to END and stay there. SPAN is such as 20000 kimg, or a share of the run such as 100%, "
+    "which the first start converts to kimg. inverse_time is START / (1 + DECAY * kimg). "
+    "An example is --g_lr='linear 2e-4 0 over 100%'."
 )
 
 _NUMBER = r"([-+.\w]+)"
@@ -58,7 +60,7 @@ class Schedule:
         if found := re.fullmatch(rf"(linear|cosine) {_NUMBER} {_NUMBER} over (.+)", words):
             kimg, percent = _parse_span(found[4])
             return cls(found[1], float(found[2]), float(found[3]), kimg, percent)
-        raise ValueError(f"{text!r} has none of the known forms")
+        raise ValueError("it has none of the known forms")
 
     def __str__(self) -> str:
         if self.kind == "inverse_time":
@@ -124,14 +126,23 @@ def parse(text: str) -> Value:
         return Schedule.parse(text)
 
 
+def value_at(value: Value, kimg: float) -> float:
+    """Returns the value of a setting after so many kimg."""
+    return value.at(kimg) if isinstance(value, Schedule) else value
+
+
 def kept(given: Value, stored: Value) -> Value:
     """Returns the value of a resumed run: the stored one if it differs only in being resolved.
 
     The share of the run that a span was given as was converted at the first start, when the run
     may have been shorter.
     """
-    both = isinstance(given, Schedule) and isinstance(stored, Schedule)
-    if both and given.span_kimg is None and dataclasses.replace(stored, span_kimg=None) == given:
+    if (
+        isinstance(given, Schedule)
+        and isinstance(stored, Schedule)
+        and given.span_kimg is None
+        and given == dataclasses.replace(stored, span_kimg=None)
+    ):
         return stored
     return given
 
@@ -143,7 +154,7 @@ def _parse_span(text: str) -> tuple[float | None, float | None]:
         return _positive(found[1]), None if found[2] is None else _percent(found[2])
     if found := re.fullmatch(share, text):
         return None, _percent(found[1])
-    raise ValueError(f"{text!r} is not a span")
+    raise ValueError(f"{text!r} is neither kimg nor a share of the run")
 
 
 def _positive(text: str) -> float:

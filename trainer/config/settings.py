@@ -62,7 +62,7 @@ def setting(
     Args:
       default: value if neither the recipe nor the user sets another.
       help: its text in --help.
-      choices: allowed values of a string setting.
+      choices: allowed texts.
       bounds: lowest and highest allowed value of a number, None for no bound.
       scope: "run" if the setting defines the run, so that it cannot change; "resume" if a run
         may be resumed with another value, but keeps its value without the flag; "start" if it
@@ -90,7 +90,7 @@ def as_flag(name: str, value: Any) -> str:
             return f"--{value.unit}={shortest(value.value)}"
         if value.unit == "kimg":
             return f"--{name}_kimg={shortest(value.value)}"
-    return f"--{name}={value}"
+    return f"--{name}={str(value)!r}" if isinstance(value, Schedule) else f"--{name}={value}"
 
 
 def check_value(field: "dataclasses.Field[Any]", value: Any, allowed: tuple[type, ...]) -> None:
@@ -104,9 +104,11 @@ def check_value(field: "dataclasses.Field[Any]", value: Any, allowed: tuple[type
     name, rules = field.name, field.metadata
     whole_for_real = float in allowed and type(value) is int
     if type(value) not in allowed and not whole_for_real:
-        names = " or ".join(t.__name__ for t in allowed if t is not types.NoneType)
+        names = " or ".join(
+            "schedule" if t is Schedule else t.__name__ for t in allowed if t is not types.NoneType
+        )
         raise UsageError(f"--{name}={value!r} must be of type {names}.")
-    if rules["choices"]:
+    if rules["choices"] and isinstance(value, str):
         one_of(f"--{name}", value, rules["choices"])
     for number in _numbers(value):
         _check_number(as_flag(name, value), number, rules["low"], rules["high"])

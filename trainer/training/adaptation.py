@@ -9,6 +9,9 @@ import dataclasses
 
 import tensorflow as tf
 
+from trainer.config import Config
+from trainer.models.schedules import current
+
 EVERY = 4  # steps between adjustments, as published
 
 
@@ -53,6 +56,16 @@ class Rule:
         )
 
 
+def rule_of(config: Config) -> Rule:
+    """Returns the rule that a configuration describes."""
+    return Rule(
+        target=config.augment_target,
+        speed_kimg=config.augment_speed_kimg,
+        batch_size=config.batch_size,
+        reals_per_step=config.batch_size * config.d_steps,
+    )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class AdaptiveStrength:
     """The strength of the augmentation as state of the run.
@@ -84,6 +97,22 @@ class AdaptiveStrength:
         )
         self.value.assign(value)
         self.judged_real.assign(judged_real)
+
+
+def strength(
+    config: Config, adaptive: AdaptiveStrength | None, images: tf.Tensor | int
+) -> tf.Tensor:
+    """Returns the present strength of the augmentation, a float32 scalar.
+
+    Args:
+      config: the configuration of the run.
+      adaptive: its adaptive strength, if it has one.
+      images: number of images seen.
+    """
+    if adaptive is not None:
+        return adaptive.value.read_value()
+    value = config.augment_strength
+    return current(0.0 if isinstance(value, str) else value, images)
 
 
 def _scalar(name: str) -> tf.Variable:

@@ -1,11 +1,11 @@
-"""Evaluates schedules inside the training step."""
+"""Evaluates schedules in TensorFlow."""
 
 import tensorflow as tf
 
 from trainer.config.schedules import Schedule, Value
 
 
-def current(value: Value, images: tf.Tensor) -> tf.Tensor:
+def current(value: Value, images: tf.Tensor | int) -> tf.Tensor:
     """Returns the value of a setting after so many images, a float32 scalar.
 
     Args:
