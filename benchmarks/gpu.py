@@ -187,13 +187,15 @@ def check_whole(devices: str, recipes: Sequence[str]) -> Iterator[Row]:
     """Yields the time of a step on one batch, as separate kernels and as one XLA program."""
     import tensorflow as tf
 
-    from trainer.training.step import Step
+    from trainer.training.step import Position, Step
 
     steps = 200 if is_gpu(devices) else 2
     for recipe in recipes or ("dcgan", "dcgan-studiogan"):
         made = parts_of(recipe, devices, precision="bfloat16" if is_gpu(devices) else "float32")
         step = Step(made.config, made.variables, made.data.shape.classes, 1)
-        batch = next(made.batches())
+        zero = tf.constant(0, tf.int64)
+        batch = (*next(made.batches()), Position(zero, zero))
+        made.devices.run(made.variables.load)
         for xla in (False, True):
             run = tf.function(step, autograph=False, jit_compile=xla)
             first = harness.timed(_repeat, run, batch, 3)

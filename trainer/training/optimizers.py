@@ -110,7 +110,10 @@ class RMSprop(keras.optimizers.RMSprop):
         finite: tf.Tensor,
         images: tf.Tensor,
     ) -> None:
-        """Updates the weights and the mean squares; see `Optimizer`."""
+        """Updates the weights and the mean squares; see `Optimizer`.
+
+        The operation writes the slot of the momentum and, since the momentum is 0, never reads it.
+        """
         given = _together(self._rate_at(images), self._beta2_at(images))
         rate, beta2 = tf.unstack(tf.where(finite, given, tf.constant([0.0, 1.0])))
         tf.raw_ops.ResourceApplyRMSProp(

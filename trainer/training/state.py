@@ -63,7 +63,7 @@ class TrainState:
 
     def buffers_by_network(self) -> dict[str, tuple[Buffer, ...]]:
         """Returns the buffers of each network's variables, by its name in checkpoints."""
-        named = dict(
+        named: dict[str, tuple[Buffer, ...]] = dict(
             generator=(self.g.weights, self.g.statistics),
             discriminator=(self.d.weights, self.d.statistics),
         )
