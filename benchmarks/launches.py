@@ -22,6 +22,7 @@ import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 from benchmarks import harness, trained
 
@@ -93,6 +94,7 @@ def step_graph(made: trained.Parts, *, xla: bool) -> Any:
     """Returns the FuncGraph of one iteration of the compiled loop; one replica is on GPU:0."""
     import tensorflow as tf
 
+    from trainer.machine import devices
     from trainer.machine.devices import on_host
     from trainer.training.step import Position, Step, real_batches_per_step
 
@@ -113,7 +115,9 @@ def step_graph(made: trained.Parts, *, xla: bool) -> Any:
             return step(images, labels, position)
         return made.devices.run_and_sum(step, images, labels, position)
 
-    return tf.function(one_step, autograph=False).get_concrete_function(images, labels, seen).graph
+    traced = tf.function(one_step, autograph=False)
+    with mock.patch.object(devices, "uses_gpus", return_value=True):  # it has forms for CPUs
+        return traced.get_concrete_function(images, labels, seen).graph
 
 
 def optimized(graph: Any) -> Any:
