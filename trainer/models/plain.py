@@ -3,8 +3,8 @@
 import keras
 
 from trainer.models import kernels
+from trainer.models.filtering import Upsample
 from trainer.models.grouped_convolution import GroupedConv2D
-from trainer.models.resampling import Upsample
 
 
 def plain(network: keras.Model, *, keras_only: bool = True) -> keras.Model:

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from trainer.models import grouped_convolution
+from trainer.models.filtering import Downsample, Upsample
 from trainer.models.grouped_convolution import GroupedConv2D, by_matrices
-from trainer.models.resampling import Downsample, Upsample
 from trainer.models.spectral import SpectralConv2D
 
 FILTER = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
