@@ -51,10 +51,10 @@ class Networks:
         choices=("tanh", "sigmoid"),
     )
     g_width: float = setting(
-        1.0, "factor that scales the number of filters of the generator", bounds=(0.03, 64)
+        1.0, "factor that scales the number of filters of the generator", bounds=(0.01, 64)
     )
     d_width: float = setting(
-        1.0, "factor that scales the number of filters of the discriminator", bounds=(0.03, 64)
+        1.0, "factor that scales the number of filters of the discriminator", bounds=(0.01, 64)
     )
     g_conditioning: str = setting(
         "concat",
