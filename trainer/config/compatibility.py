@@ -15,6 +15,11 @@ def check_together(config: AllSettings) -> None:
             f"--update_rule={rule} needs one discriminator update per step. It excludes "
             f"--d_steps={config.d_steps}."
         )
+    if config.g_upsampling == "resize" and config.g_weights != "plain":
+        raise UsageError(
+            f"--g_upsampling=resize needs kernels without normalisation. It excludes "
+            f"--g_weights={config.g_weights}."
+        )
     if config.gradient_penalty and config.d_norm == "batch":
         raise UsageError(
             "--gradient_penalty needs the gradient of single images, which --d_norm=batch mixes. "

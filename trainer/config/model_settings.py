@@ -83,6 +83,13 @@ class Networks:
         "normalisation of the generator's kernels: none, spectral or weight normalisation",
         choices=KERNELS,
     )
+    g_upsampling: str = setting(
+        "transposed",
+        "transposed convolutions of stride 2 in the generator: as they are, or with the kernels of "
+        "nearest-neighbour resizing and a convolution (resize), which leave no checkerboard",
+        choices=("transposed", "resize"),
+        legacy="transposed",
+    )
     d_weights: str = setting(
         "plain",
         "normalisation of the discriminator's kernels: none, spectral or weight normalisation",

@@ -10,6 +10,7 @@ from trainer.config import Config
 from trainer.config.dataset import ImageShape
 from trainer.models import convolutions, kernels, norms, randomness
 from trainer.models.convolutions import register
+from trainer.models.resize_convolution import ResizeConv2D
 
 Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor
 
@@ -133,6 +134,8 @@ def conv_transpose(
     options.update(strides=stride, kernel_initializer=initializer(config))
     if config.g_weights != "plain":
         return kernels.NormalizedConv2DTranspose(filters, size, norm=config.g_weights, **options)(x)
+    if stride == 2 and config.g_upsampling == "resize":
+        return ResizeConv2D(filters, size, **options)(x)
     return convolutions.Conv2DTranspose(filters, size, padding="same", **options)(x)
 
 
