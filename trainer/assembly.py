@@ -110,6 +110,7 @@ def train(
     if cluster is None or cluster.is_chief:
         output_copies.check_writable(config.tensorboard_dir, "tensorboard_dir")
         output_copies.check_writable(config.model_dir, "model_dir")
+    config = config.with_spans_in_kimg(len(data))
     stop = TimeLimit(config.max_hours, control.stop_requested, control.clock)
     location = location or RunLocation(config)
     small_operations = recipes.get(config.networks).fully_connected

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from trainer.config import augment_policy
 from trainer.config.all_settings import AllSettings
 from trainer.config.update_rule import UpdateRule
 from trainer.errors import UsageError
@@ -35,12 +36,11 @@ def check_together(config: AllSettings) -> None:
             f"--d_freeze_layers={config.d_freeze_layers} keeps weights of another run. Name that "
             "run with --init_from."
         )
-    for name in ("g_lr", "d_lr"):
-        schedule = getattr(config, f"{name}_schedule")
-        if schedule in ("linear", "cosine") and not config.lr_decay_kimg:
-            raise UsageError(f"--{name}_schedule={schedule} needs --lr_decay_kimg.")
-        if schedule == "inverse_time" and not getattr(config, f"{name}_decay_per_kimg"):
-            raise UsageError(f"--{name}_schedule=inverse_time needs --{name}_decay_per_kimg.")
+    augment_policy.parse(config.augment, config.augment_policy)
+    if config.augment_strength == "adaptive" and config.augment == "none":
+        raise UsageError(
+            "--augment_strength=adaptive needs an augmentation. Add --augment=ada or diffaugment."
+        )
 
 
 def frozen_differences(old: AllSettings, new: AllSettings) -> list[str]:

@@ -41,9 +41,8 @@ RECIPE = Recipe(
         d_steps=5,
         beta1=0.0,
         beta2=0.9,
-        g_lr_schedule="linear",
-        d_lr_schedule="linear",
-        lr_decay_kimg=6400.0,
+        g_lr="linear 2e-4 0 over 100%",
+        d_lr="linear 2e-4 0 over 100%",
     ),
 )
 
