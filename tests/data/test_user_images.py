@@ -569,7 +569,7 @@ def test_the_run_directory_is_named_after_the_path(dataset, run_dir):
     line = CommandLine("train", "")
     config_flags.define_settings(line)
     values = line.parse([f"--dataset={dataset}"])
-    assert config_flags.config_from_flags(values, {}).run_dir == run_dir
+    assert config_flags.resolve(values, {})[0].run_dir == run_dir
 
 
 def test_paths_are_told_from_names(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Checks which settings fit together, and which may change when a run is resumed."""
 
 import dataclasses
+from collections.abc import Collection
 
 from trainer.config.all_settings import AllSettings
 from trainer.config.update_rule import UpdateRule
@@ -38,10 +39,19 @@ def check_together(config: AllSettings) -> None:
             raise UsageError(f"--{name}_schedule=inverse_time needs --{name}_decay_per_kimg.")
 
 
-def frozen_differences(old: AllSettings, new: AllSettings) -> list[str]:
-    """Returns the settings that differ but may not change, as "name: old -> new"."""
+def frozen_differences(
+    old: AllSettings, new: AllSettings, without: Collection[str] = ()
+) -> list[str]:
+    """Returns the settings that differ but may not change, as "name: old -> new".
+
+    Args:
+      old: the settings of the run.
+      new: the settings of this start.
+      without: names of settings that are not compared.
+    """
     return [
         f"{f.name}: {getattr(old, f.name)} -> {getattr(new, f.name)}"
         for f in dataclasses.fields(old)
-        if not f.metadata["may_change"] and getattr(old, f.name) != getattr(new, f.name)
+        if not (f.metadata["may_change"] or f.name in without)
+        and getattr(old, f.name) != getattr(new, f.name)
     ]

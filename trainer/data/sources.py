@@ -46,6 +46,14 @@ def load(config: Config, report: Report = lambda share, what: None) -> ImageSet:
     return data
 
 
+def known_image_size(config: Config) -> int | None:
+    """Returns the image size of a run in pixels; None if it depends on the user's pictures."""
+    if config.image_size:
+        return config.image_size
+    source = SOURCES.get(config.dataset)
+    return source.image_size if source else None
+
+
 def check(config: Config, requested: Collection[str] = ()) -> None:
     """Checks that `config.dataset` can be found, without reading all of its images.
 

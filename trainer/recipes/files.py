@@ -53,12 +53,23 @@ def stem(recipe: str) -> str:
     return match["stem"] if match else Path(name).stem
 
 
+def shown_name(recipe: str) -> str:
+    """Returns the name of a recipe for messages: of a copy, that of the file which was copied."""
+    return f"{stem(recipe)}.py" if is_file(recipe) else recipe
+
+
 def load_file(flag: str, path: str) -> str:
     """Loads a recipe from a file of the user; returns the name of its copy.
+
+    Args:
+      flag: the flag that names the file, for messages.
+      path: the file, or the name of a copy that is loaded.
 
     Raises:
       UsageError: if the file cannot be read or does not define a recipe.
     """
+    if path in _loaded:  # the name of a copy, from a configuration
+        return path
     file = Path(path).expanduser()
     try:
         content = file.read_bytes()

@@ -142,8 +142,7 @@ def plan(run_dir: RunDir, new: RunNetworks) -> Transfer:
 
 def _load(run_dir: RunDir, flag: str) -> tuple[RunNetworks, Path]:
     """Builds the networks of a run as its own settings have them, and loads its checkpoint."""
-    if not run_dir.config.exists():
-        raise UsageError(f"--init_from={flag} is not a run directory: it has no config.json.")
+    run_dir.check_is_run("init_from")
     config, data = run_dir.read_config(), run_dir.read_dataset()
     files.load_copies(run_dir.recipes, config)
     generator, discriminator = build_networks(config, data.shape)
