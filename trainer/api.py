@@ -31,6 +31,7 @@ from trainer.generation.labels import Labels, class_numbers
 from trainer.machine import imports
 from trainer.machine.cluster import find_cluster
 from trainer.machine.signals import TimeLimit
+from trainer.recipes import files
 from trainer.reporting.console import Console, log_to
 from trainer.reporting.control import Control
 from trainer.run_dir.directory import RunDir
@@ -130,7 +131,7 @@ def train_start(start: Start, control: Control) -> "Run":
         log.warning(
             "Starting a new run in %s. --recipe and --dataset are not given, so it trains %s "
             "on %s.",
-            *(config.run_dir, config.recipe, config.dataset),
+            *(config.run_dir, files.shown_name(config.recipe), config.dataset),
         )
     # `adapt` checks the batch size: whether a smaller one may be used depends on `requested`.
     data = _load_data(config, control)

@@ -102,8 +102,9 @@ def check_settings(old: Config, new: Config, later: Collection[str] = ()) -> Non
             "or use --fresh."
         )
     if differences:
+        listed = files.with_shown_names("; ".join(differences))
         raise CheckpointError(
-            f"{new.run_dir} holds a run with other settings ({'; '.join(differences)}). Leave "
+            f"{new.run_dir} holds a run with other settings ({listed}). Leave "
             "out these flags to resume it, or choose another --run_dir, or use --fresh."
         )
 
