@@ -52,7 +52,9 @@ def test_data_that_exist_are_accepted(trainer, tmp_path, dataset):
     [
         ("--dataset=./pisc", DATA, "--dataset=./pisc does not exist."),
         ("--dataset=pisc.zip", DATA, "--dataset=pisc.zip does not exist."),
-        ("--dataset=mnits", USAGE, "--dataset='mnits' is not known. Did you mean mnist?"),
+        ("--dataset=pisc", DATA, "--dataset=pisc does not exist."),
+        ("--dataset=pisc/", DATA, "--dataset=pisc/ does not exist."),
+        ("--dataset=mnits", DATA, "--dataset=mnits does not exist. Did you mean mnist?"),
         ("--dataset=mnist --data_dir=nowhere", USAGE, "--data_dir=nowhere is not a folder."),
         ("--dataset=empty", DATA, "--dataset=empty contains no images"),
         ("--dataset=texts", DATA, "--dataset=texts contains no images"),
