@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from trainer.config import Config
-from trainer.config.compatibility import frozen_differences
+from trainer.config.compatibility import changes, frozen_differences
 from trainer.config.dataset import DatasetDescription
 from trainer.config.settings import as_flag
 from trainer.errors import CheckpointError, UsageError
@@ -145,6 +145,8 @@ def _check_stored_settings(
         if before is not None:
             config, old = config.replace(precision=now), old.replace(precision=before)
     check_settings(old, config)
+    if changed := changes(old, config):
+        log.info("Changed settings of the run: %s", "; ".join(changed))
 
 
 def _check_dataset(
