@@ -57,8 +57,9 @@ def test_samples(run):
         run.sample(num=0)
 
 
-def test_evaluation_and_export(run, tmp_path):
+def test_evaluation_and_export(run, tmp_path, capsys):
     result = run.evaluate(num_samples=100, out=tmp_path / "results")
+    assert capsys.readouterr().out.count("inception_score") == 1
     written = json.loads((tmp_path / "results/evaluation.json").read_text())
     assert result["fid"] == written["fid"] > 0
     folder = run.export(tmp_path / "export")

@@ -115,8 +115,10 @@ def train(
     during_training.check_settings(config, data)
     _check_workers(config, data, replicas)
     initialization = None
-    if options.fresh and config.init_from and replicas.is_chief:
-        # Before the old run is renamed, so that a run that does not fit leaves it in place.
+    is_new = options.fresh or not (location.is_mirrored or RunDir(location.folder).config.exists())
+    if config.init_from and replicas.is_chief and is_new:
+        # Before the run directory is created or an old run renamed, so that a run that does not
+        # fit changes nothing.
         initialization = _copy_networks(config, data, state)
     session = _Session(config, data, replicas, state, initialization)
     # The directory is created last, so that wrong settings leave nothing behind.
@@ -135,7 +137,7 @@ def train(
             raise
         if opened.run_dir is not None:
             _finish(config, state, opened.run_dir)
-            run_messages.end(config, opened.run_dir, run.last_step)
+            run_messages.end(config, opened.run_dir)
             run.outputs.evaluations.log_best()
         replicas.barrier()  # a worker that left early would end the chief, which still writes
 

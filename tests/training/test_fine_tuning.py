@@ -99,7 +99,7 @@ def test_a_failed_start_writes_nothing_and_the_corrected_command_works(trainer, 
     assert "Use --latent_dim=100 --g_width=0.05, or leave out --init_from." in line
     assert "Traceback" not in answer.stderr
     assert "damaged" not in answer.stdout + answer.stderr
-    assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
+    assert not (tmp_path / "new").exists()
     answer = trainer(*new)
     assert answer.returncode == 0, answer.stderr
     assert "Starting from the networks of old at step 1" in answer.stdout
