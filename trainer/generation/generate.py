@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import logging
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from trainer.run_dir import selection
 from trainer.run_dir.directory import RunDir
 
 log = logging.getLogger(__name__)
+
+MAX_NAME = 40  # characters of the name of a class in a file name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +94,7 @@ def generate(
     """
     images, labels, source = draw(run_dir, config, options, which)
     try:
-        write_images(out, images, labels, options.classes)
+        write_images(out, images, labels, options.classes, run_dir.read_dataset().class_names)
     except OSError as error:
         raise UsageError(
             f"--out={out} cannot be written ({error.strerror}). Choose another path."
@@ -126,7 +129,11 @@ def build_generator(run_dir: RunDir, config: Config) -> tuple[keras.Model, str]:
 
 
 def write_images(
-    out: Path, images: np.ndarray, labels: np.ndarray | None, classes: Sequence[int] | None
+    out: Path,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    classes: Sequence[int] | None,
+    class_names: Sequence[str],
 ) -> None:
     """Writes images as one grid, as arrays or as a folder of pictures.
 
@@ -135,6 +142,7 @@ def write_images(
       images: uint8 [N, H, W, C].
       labels: [N] int32, class of each image; None for an unconditional run.
       classes: the classes that the labels cycle through, or None.
+      class_names: names of all classes, which the names of pictures in a folder contain.
 
     Raises:
       OSError: if the output cannot be written.
@@ -152,9 +160,15 @@ def write_images(
         out.mkdir(parents=True, exist_ok=True)
         digits = len(str(len(images) - 1))
         for number, image in enumerate(images):
-            label = "" if labels is None else f"-class{labels[number]}"
+            label = "" if labels is None else f"-{_in_file_name(labels[number], class_names)}"
             picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
             picture.save(out / f"{number:0{digits}}{label}.png")
+
+
+def _in_file_name(label: int, class_names: Sequence[str]) -> str:
+    """Returns the name of a class as part of a file name; "class3" if it is a number or empty."""
+    name = re.sub(r"[^\w.-]+", "_", class_names[label]).strip("_")[:MAX_NAME]
+    return name if name and not name.isdecimal() else f"class{label}"
 
 
 def arrange(images: np.ndarray, classes: Sequence[int] | None) -> Image.Image:
