@@ -10,6 +10,7 @@ import numpy as np
 
 from trainer.config import Config
 from trainer.data import advice, batch_size, named, user_images
+from trainer.data.file_stores import printable
 from trainer.data.formats import Arrays
 from trainer.data.images import ImageSet, check_arrays, resize
 from trainer.data.named.source import Source
@@ -38,10 +39,16 @@ def load(config: Config, report: Report = lambda share, what: None) -> ImageSet:
       DataError: if it is missing, damaged or smaller than a batch.
       StorageError: if its download fails.
     """
-    if config.dataset not in SOURCES and user_images.is_path(config.dataset):
-        data = user_images.load(config, report)
-    else:
-        data = _load_named(config, report)
+    try:
+        if config.dataset not in SOURCES and user_images.is_path(config.dataset):
+            data = user_images.load(config, report)
+        else:
+            data = _load_named(config, report)
+    except MemoryError:
+        raise DataError(
+            f"--dataset={printable(config.dataset)} needs more memory than is available. Use a "
+            "smaller --image_size, fewer images, or a machine with more memory."
+        ) from None
     batch_size.check(config, len(data))
     return data
 

@@ -21,6 +21,7 @@ from trainer.errors import DataError
 from trainer.files import image_cache
 from trainer.files.image_cache import Decoded
 from trainer.machine import memory
+from trainer.machine.memory import Budget
 from trainer.storage import dataset_download
 from trainer.storage.address import is_bucket
 from trainer.storage.location import cache_folder
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 CHUNK = 32  # images per thread task
 MAX_THREADS = 16
+MIN_BUDGET = 1 << 26  # bytes of memory for open files, and for decoding pictures
+DEFAULT_MEMORY = 1 << 32  # where the available memory is unknown
 Report = Callable[[float, str], None]  # completed share in [0, 1], description
 T = TypeVar("T")
 
@@ -168,9 +171,10 @@ def _decode(store: Folder | Archive, listing: Listing, config: Config, report: R
     channels = 1 if all(header.is_gray for _, header in good) else 3
     memory.check_images_fit(listing.source, len(good), size, channels)
     images = np.empty((len(good), size, size, channels), np.uint8)
+    pixels = _budget(images.nbytes)
 
     def decode_into_row(row: int, file: IO[bytes]) -> bool:
-        images[row] = decoding.decode(file, size, channels)
+        images[row] = decoding.decode(file, size, channels, pixels)
         return True
 
     positions = [position for position, _ in good]
@@ -202,6 +206,7 @@ class _Reader:
     ) -> None:
         self._store, self._listing = store, listing
         self._skip_bad, self._report = skip_bad, report
+        self._files = _budget()
         self.skipped: list[str] = []
 
     def map(
@@ -243,11 +248,14 @@ class _Reader:
     def _read(
         self, position: int, number: int, work: Callable[[int, IO[bytes]], T]
     ) -> T | ImageFileError:
+        name = self._listing.names[position]
         try:
-            with self._store.open(self._listing.names[position]) as file:
+            with self._files.reserved(self._store.memory(name)), self._store.open(name) as file:
                 return work(number, file)
         except ImageFileError as error:
             return error
+        except MemoryError as error:
+            return ImageFileError(str(error) or "there is not enough memory to read it")
 
     def _check_errors(self, chunk: list[tuple[int, T | ImageFileError]]) -> None:
         for position, result in chunk:
@@ -260,6 +268,12 @@ class _Reader:
                     "the file, or set --skip_bad_images."
                 )
             self.skipped.append(f"{name} ({result})")
+
+
+def _budget(taken: int = 0) -> Budget:
+    """Returns a quarter of the memory that is available besides `taken` bytes."""
+    free = memory.available_bytes()
+    return Budget(max(MIN_BUDGET, (DEFAULT_MEMORY if free is None else free - taken) // 4))
 
 
 def _threads() -> int:
