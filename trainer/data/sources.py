@@ -16,6 +16,8 @@ from trainer.data.images import ImageSet, check_arrays, resize
 from trainer.data.named.source import Source
 from trainer.data.user_images import Report
 from trainer.errors import DataError, StorageError, UsageError, one_of
+from trainer.files import mounts
+from trainer.files.shards import MappedImages
 from trainer.machine import imports, memory
 from trainer.storage import dataset_download
 from trainer.storage.address import is_bucket
@@ -104,6 +106,7 @@ def adapt(
         config, data, was_requested="batch_size" in requested, is_resumed=is_resumed
     )
     config = resolve_conditional(config, data, was_requested="conditional" in requested)
+    config = _resolve_shuffle(config, data)
     advice.log_advice(config, data)
     return config
 
@@ -137,6 +140,21 @@ def resolve_conditional(config: Config, data: ImageSet, *, was_requested: bool =
         remedy,
     )
     return config.replace(conditional=False)
+
+
+def _resolve_shuffle(config: Config, data: ImageSet) -> Config:
+    """Returns the configuration with --shuffle=auto replaced by what it selects."""
+    if config.shuffle != "auto":
+        return config
+    images = data.images
+    if isinstance(images, MappedImages) and mounts.is_on_network(images.folder):
+        log.info(
+            "The images are read from %s, which is a network disk, so they are shuffled in blocks "
+            "(--shuffle=full or --cache_dir changes this)",
+            images.folder,
+        )
+        return config.replace(shuffle="blocks")
+    return config.replace(shuffle="full")
 
 
 def _load_named(config: Config, report: Report) -> ImageSet:

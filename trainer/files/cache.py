@@ -73,7 +73,7 @@ def write(name: str, save: Callable[[Path], None], what: str) -> None:
         return
     try:
         base.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(base)
+        remove_leftovers(base)
         with _scratch_folder(base) as scratch:
             save(scratch / name)
             if (scratch / name).is_dir():
@@ -93,7 +93,7 @@ def _scratch_folder(base: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _remove_leftovers(base: Path) -> None:
+def remove_leftovers(base: Path) -> None:
     """Removes temporary files and folders that killed processes left behind."""
     for path in base.glob(f"{SCRATCH_PREFIX}*"):
         with contextlib.suppress(OSError):
