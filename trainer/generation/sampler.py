@@ -201,11 +201,11 @@ class SampleSheet:
         if not self.config.conditional:
             count = self.rows * columns
             spread = max(1, len(data) // count)  # data sets may be sorted by class
-            chosen = data.images[::spread][:count]
+            chosen = data.images[: count * spread : spread]
             rows = [chosen[first : first + columns] for first in range(0, count, columns)]
             return grid_of_rows(rows, columns)
-        rows = [data.images[data.labels == label][:columns] for label in range(self.rows)]
-        return grid_of_rows(rows, columns)
+        found = (np.flatnonzero(data.labels == label)[:columns] for label in range(self.rows))
+        return grid_of_rows([data.images[rows] for rows in found], columns)
 
     def warn_of_missing_reals(self, data: ImageSet, path: Path) -> None:
         """Logs a warning if the grid of real images, written to `path`, has black tiles."""
