@@ -27,10 +27,10 @@ SUBMITTED = {
         "--overlay=multi-worker", "--gpus=2", "--workers=4", "--recipe=cgan", "--dataset=mnist",
         "--component=kueue", "--component=prometheus", "--image=host:5000/a/gan-trainer:0.2.0",
     ],
-    "submitted gcs": ["--overlay=gcs", "--bucket=b", "--service_account=a@b", "--gpu_type=x"],
+    "submitted gcs": ["--overlay=gcs", "--bucket=my-bucket", "--service_account=a@b", "--gpu_type=x"],
     "submitted bucket and workers": [
         "--overlay=multi-worker", "--component=gcs", "--component=autopilot", "--component=spot",
-        "--bucket=b", "--scratch=80Gi", "--memory=8Gi", "--cpus=2", "--billing_project=p",
+        "--bucket=my-bucket", "--scratch=80Gi", "--memory=8Gi", "--cpus=2", "--billing_project=p",
     ],
 }  # fmt: skip
 RUNS = [*k8s.OVERLAYS, *(f"{name} + all" for name in k8s.OVERLAYS), *SUBMITTED]
@@ -365,6 +365,8 @@ def resolved(manifests: k8s.Manifests, capsys) -> dict:
     """Returns the configuration that results from the container's arguments."""
     command, *arguments = k8s.arguments_of(manifests)
     assert command == "train"
+    # The overlay gcs holds a placeholder, which is not a valid name.
+    arguments = [argument.replace("gs://BUCKET/", "gs://my-bucket/") for argument in arguments]
     train.main([*arguments, "--dry_run"], lambda: False)
     return json.loads(capsys.readouterr().out)
 
@@ -453,7 +455,7 @@ def test_prometheus_component_keeps_the_worker_port():
     ],
 )
 def test_gpu_type_sets_the_node_selector(overlay, given, label):
-    more = ["--bucket=b", "--service_account=a@b"] if overlay == "gcs" else []
+    more = ["--bucket=my-bucket", "--service_account=a@b"] if overlay == "gcs" else []
     manifests = k8s.submit(f"--overlay={overlay}", f"--gpu_type={given}", *more)
     selector = k8s.pod_of(manifests)["nodeSelector"]
     kinds = {"nvidia.com/gpu.product", "cloud.google.com/gke-accelerator", "gpu"}
@@ -591,8 +593,8 @@ def test_image_setting_replaces_name_and_tag(image, becomes):
         (["--overlay=spot", "--workers=2"], "OVERLAY=spot, which runs a single Pod"),
         (["--overlay=multi-worker", "--workers=1"], "single-node"),
         (["--overlay=gcs"], "BUCKET"),
-        (["--overlay=spot", "--bucket=b"], "only be used with the component gcs"),
-        (["--overlay=gcs", "--bucket=b", "--component=openshift"], "gke and openshift cannot be"),
+        (["--overlay=spot", "--bucket=my-bucket"], "only be used with the component gcs"),
+        (["--overlay=gcs", "--bucket=my-bucket", "--component=openshift"], "gke and openshift cannot be"),
         (["--overlay=spot", "--memory=12GB"], "a size such as 24Gi"),
         (["--overlay=spot", "--gpus=2", "--gpu_resource=nvidia.com/mig-1g.5gb"], "one MIG device"),
         (["--overlay=spot", "--name=My_Run"], "lower-case letters"),
