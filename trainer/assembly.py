@@ -105,6 +105,7 @@ def train(
     Raises:
       TrainerError: if the run cannot continue; a StoppedError after an early stop.
     """
+    config = config.with_spans_in_kimg(len(data))
     stop = TimeLimit(config.max_hours, control.stop_requested, control.clock)
     location = RunLocation(config)
     small_operations = recipes.get(config.networks).fully_connected

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from trainer.config import augment_policy
 from trainer.config.all_settings import AllSettings
 from trainer.config.update_rule import UpdateRule
 from trainer.errors import UsageError
@@ -16,6 +17,11 @@ def check_together(config: AllSettings) -> None:
         raise UsageError(
             f"--update_rule={rule} needs one discriminator update per step. It excludes "
             f"--d_steps={config.d_steps}."
+        )
+    if config.g_upsampling == "resize" and config.g_weights != "plain":
+        raise UsageError(
+            f"--g_upsampling=resize needs kernels without normalisation. It excludes "
+            f"--g_weights={config.g_weights}."
         )
     if config.gradient_penalty and config.d_norm == "batch":
         raise UsageError(
@@ -32,12 +38,11 @@ def check_together(config: AllSettings) -> None:
             f"--d_freeze_layers={config.d_freeze_layers} keeps weights of another run. Name that "
             "run with --init_from."
         )
-    for name in ("g_lr", "d_lr"):
-        schedule = getattr(config, f"{name}_schedule")
-        if schedule in ("linear", "cosine") and not config.lr_decay_kimg:
-            raise UsageError(f"--{name}_schedule={schedule} needs --lr_decay_kimg.")
-        if schedule == "inverse_time" and not getattr(config, f"{name}_decay_per_kimg"):
-            raise UsageError(f"--{name}_schedule=inverse_time needs --{name}_decay_per_kimg.")
+    augment_policy.parse(config.augment, config.augment_policy)
+    if config.augment_strength == "adaptive" and config.augment == "none":
+        raise UsageError(
+            "--augment_strength=adaptive needs an augmentation. Add --augment=ada or diffaugment."
+        )
 
 
 def frozen_differences(

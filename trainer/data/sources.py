@@ -18,6 +18,8 @@ from trainer.data.images import ImageSet, check_arrays, resize
 from trainer.data.named.source import Source
 from trainer.data.user_images import Report
 from trainer.errors import DataError, StorageError, UsageError
+from trainer.files import mounts
+from trainer.files.shards import MappedImages
 from trainer.machine import imports, memory
 from trainer.storage import dataset_download
 from trainer.storage.address import is_bucket
@@ -40,8 +42,14 @@ def load(config: Config, report: Report = lambda share, what: None) -> ImageSet:
       DataError: if the data set does not exist, or is damaged or smaller than a batch.
       StorageError: if its download fails.
     """
-    source = _find_source(config.dataset)
-    data = _load_named(config, source, report) if source else user_images.load(config, report)
+    try:
+        source = _find_source(config.dataset)
+        data = _load_named(config, source, report) if source else user_images.load(config, report)
+    except MemoryError:
+        raise DataError(
+            f"--dataset={printable(config.dataset)} needs more memory than is available. Use a "
+            "smaller --image_size, fewer images, or a machine with more memory."
+        ) from None
     batch_size.check(config, len(data))
     return data
 
@@ -121,6 +129,7 @@ def adapt(
         config, data, was_requested="batch_size" in requested, is_resumed=is_resumed
     )
     config = resolve_conditional(config, data, was_requested="conditional" in requested)
+    config = _resolve_shuffle(config, data)
     advice.log_advice(config, data)
     return config
 
@@ -154,6 +163,21 @@ def resolve_conditional(config: Config, data: ImageSet, *, was_requested: bool =
         remedy,
     )
     return config.replace(conditional=False)
+
+
+def _resolve_shuffle(config: Config, data: ImageSet) -> Config:
+    """Returns the configuration with --shuffle=auto replaced by what it selects."""
+    if config.shuffle != "auto":
+        return config
+    images = data.images
+    if isinstance(images, MappedImages) and mounts.is_on_network(images.folder):
+        log.info(
+            "The images are read from %s, which is a network disk, so they are shuffled in blocks "
+            "(--shuffle=full or --cache_dir changes this)",
+            images.folder,
+        )
+        return config.replace(shuffle="blocks")
+    return config.replace(shuffle="full")
 
 
 def _load_named(config: Config, source: Source, report: Report) -> ImageSet:

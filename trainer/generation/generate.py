@@ -34,11 +34,13 @@ class GenerationOptions:
       count: number of images.
       classes: classes to cycle through; None for an unconditional run.
       seed: seed of the latent vectors.
+      truncation: largest absolute value of a latent; None for no limit.
     """
 
     count: int
     classes: list[int] | None
     seed: int
+    truncation: float | None = None
 
 
 def draw(
@@ -57,14 +59,21 @@ def draw(
       the path of the checkpoint.
 
     Raises:
-      TrainerError: if the checkpoint cannot be loaded.
+      TrainerError: if the checkpoint cannot be loaded, or the latents are not N(0, 1) and thus
+        cannot be truncated.
     """
+    if options.truncation is not None and config.latent_distribution != "normal":
+        raise UsageError(
+            f"--truncation={options.truncation:g} applies to latents from N(0, 1). This run has "
+            f"--latent_distribution={config.latent_distribution}. Omit the flag."
+        )
     replicas.create_replicas(config)
     generator, source = load_generator(run_dir, config, which)
     labels = None
     if options.classes is not None:
         labels = np.fromiter(itertools.cycle(options.classes), np.int32, options.count)
-    batches = Sampler(config, generator).draw(options.count, options.seed, labels)
+    sampler = Sampler(config, generator, truncation=options.truncation)
+    batches = sampler.draw(options.count, options.seed, labels)
     return np.concatenate(list(batches)), labels, source
 
 
