@@ -33,7 +33,7 @@ from trainer.machine.cluster import find_cluster
 from trainer.machine.signals import TimeLimit
 from trainer.recipes import files
 from trainer.reporting.console import Console, log_to
-from trainer.reporting.control import Control
+from trainer.reporting.control import Control, saved_at_interrupt
 from trainer.run_dir.directory import RunDir
 from trainer.storage.location import download_run, upload_outputs
 from trainer.storage.start import Start
@@ -82,8 +82,7 @@ def train(
       config: the configuration; by default `configure(**settings)`.
       fresh: whether to rename an existing run directory and start a new run.
       accept_changed_data: whether to resume with changed images.
-      control: the console, and when to stop; by default progress is printed and the run trains
-        to its end.
+      control: the console, and when to stop; by default progress is printed, and Ctrl-C saves.
       **settings: as for `configure`, if `config` is None.
 
     Returns:
@@ -91,6 +90,7 @@ def train(
 
     Raises:
       TrainerError: if the run cannot start or continue; a StoppedError after an early stop.
+      KeyboardInterrupt: after Ctrl-C, if `control` is None; a second one does not wait.
     """
     if config is None:
         start = _resolve(settings, fresh)
@@ -102,12 +102,14 @@ def train(
         stored = None if fresh else read_stored_config(config.run_dir)
         requested = {"recipe", "dataset"} | recipes.differences(config)
         start = Start(config=config, stored=stored, requested=requested, fresh=fresh)
-    if control is None:
-        control = Control(terminal=Console())
-        log_to(control.terminal)
-    cluster = find_cluster(start.config.workers, control.worker_index, os.environ)
+    index = control.worker_index if control else None
+    cluster = find_cluster(start.config.workers, index, os.environ)
     start = dataclasses.replace(start, cluster=cluster, accept_changed_data=accept_changed_data)
-    return train_start(start, control)
+    if control is not None:
+        return train_start(start, control)
+    log_to(terminal := Console())
+    with saved_at_interrupt() as stop_requested:
+        return train_start(start, Control(terminal=terminal, stop_requested=stop_requested))
 
 
 def train_start(start: Start, control: Control) -> "Run":
@@ -126,8 +128,7 @@ def train_start(start: Start, control: Control) -> "Run":
     start.check(sources.known_image_size(start.config))
     start.check_destinations()
     config, is_resumed = start.config, start.stored is not None
-    given = {"run_dir", "recipe", "dataset"} & start.requested
-    if not is_resumed and given == {"run_dir"}:
+    if not is_resumed and {"run_dir", "recipe", "dataset"} & start.requested == {"run_dir"}:
         log.warning(
             "Starting a new run in %s. --recipe and --dataset are not given, so it trains %s "
             "on %s.",
@@ -139,9 +140,8 @@ def train_start(start: Start, control: Control) -> "Run":
     with imports.quiet():
         from trainer import assembly  # late: importing TensorFlow takes seconds
 
-    options = assembly.StartOptions(
-        fresh=start.fresh, accept_changed_data=start.accept_changed_data
-    )
+    treatment = {"fresh": start.fresh, "accept_changed_data": start.accept_changed_data}
+    options = assembly.StartOptions(**treatment)
     assembly.train(config, data, control, options=options, cluster=start.cluster)
     return Run(config.run_dir, devices=config.devices)
 

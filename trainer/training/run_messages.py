@@ -55,9 +55,9 @@ def start(
     exact = {"steps": last_step, "kimg": images / 1000, "epochs": images / len(data)}
     is_exact = exact[config.length.unit] == config.length.value
     log.info(
-        "Length: %s%s steps of %d images = %.6g kimg = %.4g epochs",
+        "Length: %s%s of %d images = %.6g kimg = %.4g epochs",
         "" if is_exact else f"{config.length} = ",
-        f"{last_step:,}",
+        "1 step" if last_step == 1 else f"{last_step:,} steps",
         config.batch_size,
         exact["kimg"],
         exact["epochs"],
