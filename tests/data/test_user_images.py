@@ -15,7 +15,7 @@ from PIL import Image
 from trainer import recipes
 from trainer.commands.flags import config_flags
 from trainer.commands.flags.command_line import CommandLine
-from trainer.data import decoding, file_stores, sources, user_images
+from trainer.data import decoding, file_stores, sources
 from trainer.errors import DataError, ExitCode, StoppedError, UsageError
 from trainer.files import cache
 from trainer.machine import memory
@@ -565,14 +565,24 @@ def test_the_run_directory_is_named_after_the_path(dataset, run_dir):
     line = CommandLine("train", "")
     config_flags.define_settings(line)
     values = line.parse([f"--dataset={dataset}"])
-    assert config_flags.config_from_flags(values, {}).run_dir == run_dir
+    assert config_flags.resolve(values, {})[0].run_dir == run_dir
 
 
 def test_paths_are_told_from_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    assert all(user_images.is_path(name) for name in ("a/b", "here", "new.zip", "~/x"))
-    assert not user_images.is_path("mnits")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, message in (
+        ("here", "--dataset=here contains no images"),
+        ("~/here", "--dataset=~/here contains no images"),
+        ("a/b", "--dataset=a/b does not exist. Set --dataset to a folder, a .zip or an .npz"),
+        ("new.zip", "--dataset=new.zip does not exist. Set --dataset to a folder"),
+        ("mnits", "--dataset=mnits does not exist. Did you mean mnist? Set --dataset to a folder"),
+        ("", "--dataset= does not exist. Set --dataset to a folder"),
+    ):
+        with pytest.raises(DataError) as error:
+            sources.load(recipes.resolve(dict(dataset=name)))
+        assert str(error.value).startswith(message)
     (tmp_path / "digits").mkdir()
     assert sources.load(recipes.resolve(dict(dataset="digits"))).shape.size == 28
 

@@ -27,12 +27,6 @@ log = logging.getLogger(__name__)
 MAX_IN_MEMORY = 1 << 30  # bytes, with TensorFlow's copy; larger sets are read when needed
 
 
-def is_path(dataset: str) -> bool:
-    """Returns whether --dataset is a path, which need not exist, and not the name of a data set."""
-    archive = dataset.lower().endswith((".zip", ".npz"))
-    return "/" in dataset or archive or (bool(dataset) and os.path.exists(dataset))
-
-
 def load(config: Config, report: Report) -> ImageSet:
     """Loads the images of `config.split` from `config.dataset` at the configured image size.
 
@@ -104,12 +98,8 @@ def count(config: Config) -> int:
 
 
 def _check_path(dataset: str, path: Path) -> str:
-    """Returns how messages name a data set; raises a DataError unless its path can be read."""
+    """Returns how messages name a data set; raises a DataError if it is another kind of file."""
     name = f"--dataset={printable(dataset)}"
-    if not os.path.exists(path):
-        raise DataError(
-            f"{name} does not exist. Set --dataset to a folder, a .zip or an .npz of images."
-        )
     if path.is_file() and path.suffix.lower() not in (".zip", ".npz"):
         raise DataError(
             f"{name} is not a folder, a .zip or an .npz. Set --dataset to one of these."

@@ -217,15 +217,21 @@ def _train_and_test(
     check_interrupt: CheckInterrupt,
 ) -> dict[str, Any]:
     """Trains the network; returns its test accuracy and other details."""
-    test = _split(config, "test")
+    test, origin = _split(config, "test"), "of the test split"
     if test is None or test.shape != training.shape:
         rows = np.arange(len(training)) % HELD_OUT == HELD_OUT - 1
         rows[-1] = True  # holds out at least one image
         training, test = training.part(~rows), training.part(rows)
+        origin = "held out from training, because the data set has no suitable test split"
     log.info(
-        "Training a classifier of %s for its features on %s images (cached for later evaluations)",
+        "Training a classifier of the classes of --dataset=%s, whose features compare images, on "
+        "%s images, each seen about %d times (kept for later evaluations). It is tested on %s "
+        "images %s.",
         config.dataset,
-        f"{budget:,}",
+        f"{len(training):,}",
+        round(budget / len(training)),
+        f"{len(test):,}",
+        origin,
     )
     started = time.monotonic()
     train(network, training, budget, check_interrupt)

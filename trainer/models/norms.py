@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.config.model_settings import CONDITIONAL_NORM
 from trainer.machine.replicas import gather_from_replicas, num_replicas
 from trainer.models.convolutions import register
 
@@ -15,8 +16,8 @@ Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor
 def norm(x: Tensor, config: Config, kind: str, onehot: Tensor | None = None) -> Tensor:
     """Applies the norm `kind` to x [N, ..., C]: batch (over all replicas), instance, layer or none.
 
-    With `onehot` [N, classes] and g_conditioning=batchnorm, the batch norm has a scale and a
-    shift for each class (de Vries et al., arXiv:1707.00683).
+    With `onehot` [N, classes] and g_conditioning=batchnorm or batchnorm_alone, the batch norm has
+    a scale and a shift for each class (de Vries et al., arXiv:1707.00683).
     """
     if kind == "none":
         return x
@@ -26,7 +27,7 @@ def norm(x: Tensor, config: Config, kind: str, onehot: Tensor | None = None) -> 
         # Statistics of each image and channel. Without pixels this is the layer norm.
         groups = x.shape[-1] if len(x.shape) == 4 else 1
         return keras.layers.GroupNormalization(groups)(x)
-    by_class = onehot is not None and config.g_conditioning == "batchnorm"
+    by_class = onehot is not None and config.g_conditioning in CONDITIONAL_NORM
     x = BatchNorm(momentum=config.bn_momentum, center=not by_class, scale=not by_class)(x)
     if not by_class:
         return x

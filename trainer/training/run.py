@@ -161,7 +161,7 @@ class Run:
     def _recorder(self, steps: range, alarm: CollapseAlarm) -> Recorder:
         """Returns the record of `steps`."""
         plan = RecordPlan(
-            names=step.metric_names(self.replicas.precision),
+            names=step.metric_names(self.replicas.precision, self.config.augment),
             steps=steps,
             batch_size=self.config.batch_size,
             epoch_size=len(self.data),
