@@ -379,7 +379,7 @@ def test_trainer_accepts_the_arguments(manifests, capsys):
     config = resolved(manifests, capsys)
     environment = k8s.environment_of(manifests)
     for name in ("RECIPE", "DATASET"):
-        assert config[name.lower()] == environment[name]
+        assert config[name.lower()] == environment[name].replace("gs://BUCKET/", "gs://my-bucket/")
 
 
 def test_arguments_use_every_setting(manifests):
