@@ -5,8 +5,7 @@
 Trains `dcgan` on MNIST with quarter turns and mirrored images at several fixed strengths, and
 counts the samples that a classifier of orientation takes for turned or mirrored digits.  The
 classifier learned to tell the eight orientations of training images.  Its errors on upright test
-images are what the counts compare with.  Digits that look the same in several orientations, such
-as 0 and 8, are left out.
+images, and its count without augmentation, are what the other counts compare with.
 """
 
 import tempfile
@@ -21,8 +20,8 @@ from trainer import api
 from trainer.data import sources
 from trainer.data.images import ImageSet
 
-CLASSES = (2, 3, 4, 5, 6, 7, 9)  # digits whose orientation is visible
-STRENGTHS = (0.0, 0.3, 0.6, 0.8, 1.0)
+CLASSES = (4, 7)  # digits that are no other digit, nor the same one, in any other orientation
+STRENGTHS = (0.0, 0.5, 0.8, 1.0)
 
 
 def oriented(images: np.ndarray, orientation: int) -> np.ndarray:
@@ -31,13 +30,14 @@ def oriented(images: np.ndarray, orientation: int) -> np.ndarray:
     return turned[:, :, ::-1] if orientation >= 4 else turned
 
 
-def classifier(data: ImageSet, epochs: int = 2) -> keras.Model:
+def classifier(data: ImageSet, epochs: int = 3) -> keras.Model:
     """Returns a network that tells the orientation of images [N, H, W, C] in [0, 1]."""
     keras.utils.set_random_seed(0)
-    images = data.images[np.isin(data.labels, CLASSES)][:20_000]
+    images = data.images[np.isin(data.labels, CLASSES)]
     network = keras.Sequential([
         keras.Input(images.shape[1:]),
         keras.layers.Rescaling(1 / 255),
+        keras.layers.GaussianNoise(0.2),  # generated images are less clean than real ones
         keras.layers.Conv2D(32, 3, 2, activation="relu"),
         keras.layers.Conv2D(64, 3, 2, activation="relu"),
         keras.layers.Flatten(),
@@ -81,7 +81,7 @@ def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--data_dir", default="")
     parser.add_argument("--kimg", type=float, default=100.0)
-    parser.add_argument("--num", type=int, default=7000)
+    parser.add_argument("--num", type=int, default=2000)
     options = parser.parse_args()
     config = api.configure(dataset="mnist", data_dir=options.data_dir)
     network = classifier(sources.load(config))

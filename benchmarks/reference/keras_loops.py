@@ -86,7 +86,7 @@ def _plain(layer: keras.layers.Layer) -> keras.layers.Layer:
 
 def _floats(config: Config, data: ImageSet) -> tuple[np.ndarray, np.ndarray]:
     """Returns all images as float32 in the recipe's image range, and the labels."""
-    images = data.images.astype(np.float32)
+    images = np.asarray(data.images).astype(np.float32)
     return images / 127.5 - 1 if config.image_range == "tanh" else images / 255, data.labels
 
 

@@ -48,7 +48,7 @@ def test_any_flags_give_a_configuration_or_a_usage_error(pairs, joined):
     line.boolean("fresh", "", default=False)
     line.boolean("dry_run", "", default=False)
     try:
-        config = config_flags.config_from_flags(line.parse(arguments), {})
+        config = config_flags.resolve(line.parse(arguments), {})[0]
     except HelpRequested:
         return
     except TrainerError as error:

@@ -233,11 +233,9 @@ def test_settings_of_a_single_start_are_not_restored():
 def test_flags_and_environment_take_precedence_over_a_stored_run(trainer, tmp_path):
     stored = recipes.resolve(dict(data_dir="/old", g_lr=0.25))
     values = dict.fromkeys(["steps", "epochs", "kimg"])
-    overridden = config_flags.config_from_flags(
-        values, {"TRAINER_DATA_DIR": "/new"}, lambda _: stored
-    )
+    overridden = config_flags.resolve(values, {"TRAINER_DATA_DIR": "/new"}, lambda _: stored)[0]
     assert (overridden.data_dir, overridden.g_lr) == ("/new", 0.25)
-    kept = config_flags.config_from_flags(values, {}, lambda _: stored)
+    kept = config_flags.resolve(values, {}, lambda _: stored)[0]
     assert kept.data_dir == "/old"
 
 

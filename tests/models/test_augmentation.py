@@ -106,13 +106,14 @@ def test_policies_of_ada_have_the_published_results_and_gradients(case):
         tape.watch(batch)
         actual = ada.transform(batch, factors, values)
         in_order = tf.transpose(actual, [0, 3, 1, 2])
-        weighted = tf.cos(0.37 * np.arange(in_order.shape.num_elements(), dtype=np.float64))
-        total = tf.reduce_sum(tf.reshape(tf.cast(weighted, tf.float32), in_order.shape) * in_order)
+        places = np.arange(in_order.shape.num_elements(), dtype=np.float32)
+        weights = np.cos(np.float32(0.37) * places)  # in float32, as in the source
+        total = tf.reduce_sum(tf.reshape(weights, in_order.shape) * in_order)
     assert_near(ada.geometry(values, 32, 32), GOLDEN[f"ada/{case}/G_inv"][:, :2], 1e-6)
     assert_near(actual, images(f"ada/{case}/out"))
     if f"ada/{case}/grad_of_sum(w*out)" in GOLDEN:
         gradient = tape.gradient(total, batch)
-        assert_near(gradient, images(f"ada/{case}/grad_of_sum(w*out)"), 1e-4)
+        assert_near(gradient, images(f"ada/{case}/grad_of_sum(w*out)"))
 
 
 def test_the_filter_and_the_identity():

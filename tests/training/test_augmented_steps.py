@@ -8,9 +8,11 @@ import pytest
 import tensorflow as tf
 
 from tests.helpers.runs import assert_same_run, records, steps, trajectory, weights
+from trainer import recipes
 from trainer.config.schedules import Schedule
 from trainer.errors import CheckpointError
 from trainer.models import augmentation
+from trainer.training import step
 from trainer.training.adaptation import EVERY
 
 ADAPTIVE = dict(recipe="mlp", update_rule="joint", augment="ada", augment_speed_kimg=0.05)
@@ -145,3 +147,16 @@ def test_scheduled_beta2_and_penalty_reach_their_values(tiny):
         constant = trajectory(tiny(**base, **{name: first}), 3)[0]
         np.testing.assert_allclose(moving[0], constant[0], rtol=1e-5)
         assert np.abs(moving[2] - constant[2]).max() > 1e-4
+
+
+def test_ema_of_r3gan_has_the_published_weights():
+    path = Path(__file__).parents[1] / "golden/r3gan-schedules.json"
+    table = json.loads(path.read_text(encoding="utf-8"))["CIFAR10"]
+    half_life = "cosine 0 5000 over 20000 kimg"
+    config = recipes.resolve(dict(ema_half_life_kimg=half_life, ema_ramp=0.0, batch_size=512))
+    for row in table["rows"]:
+        decay = step.ema_decay(config, tf.constant(int(1e6 * row["mimg"]), tf.int64))
+        assert float(decay) == pytest.approx(row["ema_beta_per_step"], rel=1e-6)
+    # The default limits the half-life to a share of the images seen, here after 1 Mimg.
+    ramped = step.ema_decay(config.replace(ema_ramp=0.01), tf.constant(999_488, tf.int64))
+    assert float(ramped) == pytest.approx(0.5 ** (512 / 10_000), rel=1e-6)

@@ -23,6 +23,29 @@ class Data:
         False, "skip pictures of your own that cannot be read instead of stopping"
     )
     horizontal_flip: bool = setting(False, "flip each training image horizontally at random")
+    shuffle: str = setting(
+        "auto",
+        "order of the images in an epoch: full (any order), or blocks, which reads neighbouring "
+        "images together and mixes blocks of them. auto selects blocks if the images are read "
+        "from a network disk during training, and full otherwise",
+        choices=("auto", "full", "blocks"),
+        legacy="full",
+    )
+    cache_dir: FilePath = setting(
+        "",
+        "folder of the cache of decoded pictures, which runs and workers may share (default: in "
+        "the user's cache)",
+        scope="start",
+        legacy="",
+    )
+    cache_gib: float = setting(
+        0.0,
+        "size that the cache of decoded pictures may reach, in GiB; the least recently used "
+        "pictures are removed first. 0 means as much as the disk holds",
+        bounds=(0, None),
+        scope="start",
+        legacy=0.0,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,10 +75,10 @@ class Networks:
         choices=("tanh", "sigmoid"),
     )
     g_width: float = setting(
-        1.0, "factor that scales the number of filters of the generator", bounds=(0.03, 64)
+        1.0, "factor that scales the number of filters of the generator", bounds=(0.01, 64)
     )
     d_width: float = setting(
-        1.0, "factor that scales the number of filters of the discriminator", bounds=(0.03, 64)
+        1.0, "factor that scales the number of filters of the discriminator", bounds=(0.01, 64)
     )
     g_conditioning: str = setting(
         "concat",
@@ -83,6 +106,13 @@ class Networks:
         "plain",
         "normalisation of the generator's kernels: none, spectral or weight normalisation",
         choices=KERNELS,
+    )
+    g_upsampling: str = setting(
+        "transposed",
+        "transposed convolutions of stride 2 in the generator: as they are, or with the kernels of "
+        "nearest-neighbour resizing and a convolution (resize), which leave no checkerboard",
+        choices=("transposed", "resize"),
+        legacy="transposed",
     )
     d_weights: str = setting(
         "plain",

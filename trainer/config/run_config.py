@@ -50,7 +50,7 @@ class Config(AllSettings):
         """Returns the settings that must be equal on all workers, as JSON."""
         own = (
             "data_dir", "run_dir", "tensorboard_dir", "model_dir", "scratch_dir", "devices",
-            "workers", "heartbeat", "metrics_port",
+            "workers", "heartbeat", "metrics_port", "cache_dir", "cache_gib",
         )  # fmt: skip
         return json.dumps({k: v for k, v in self.as_dict().items() if k not in own})
 

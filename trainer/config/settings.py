@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from trainer.config.numbers import shortest
@@ -46,6 +46,24 @@ class Duration:
     def steps(self, batch_size: int, epoch_size: int) -> int:
         """The same length in whole steps, rounded up."""
         return -(-self.images(batch_size, epoch_size) // batch_size)
+
+
+def durations_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings whose lengths, such as kimg=5 and sample_every=5, are durations.
+
+    Raises:
+      UsageError: if two of them set the length of training.
+    """
+    given = dict(settings)
+    lengths = [unit for unit in UNITS if unit in given]
+    if len(lengths) > 1:
+        raise UsageError(f"{' and '.join(lengths)} both set the length of training. Use one.")
+    for unit in lengths:
+        given["length"] = Duration(given.pop(unit), unit)
+    for name in ("sample_every", "checkpoint_every", "evaluate_every"):
+        if isinstance(given.get(name), (int, float)):
+            given[name] = Duration(given[name], "kimg")
+    return given
 
 
 def setting(

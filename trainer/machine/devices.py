@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import tensorflow as tf
 
 from trainer.errors import UsageError
 from trainer.machine import nvidia
+from trainer.machine.batch import parse_devices
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +53,10 @@ def select_devices(wanted: str) -> list[str]:
 
 
 def _select_devices(wanted: str) -> list[str]:
-    match = re.fullmatch(r"auto|cpu(?::([1-9]\d?))?|gpu(?::(\d+(?:,\d+)*))?", wanted)
-    if not match:
-        raise UsageError(
-            f"--devices={wanted!r} is not valid. Use auto, gpu, gpu:0,1, cpu or cpu:2."
-        )
-    if wanted.startswith("cpu"):
+    parsed = parse_devices(wanted)
+    if parsed.kind == "cpu":
         tf.config.set_visible_devices([], "GPU")
-        return _create_cpu_devices(int(match[1] or 1))
+        return _create_cpu_devices(parsed.count or 1)
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         if wanted == "auto":
@@ -70,7 +66,7 @@ def _select_devices(wanted: str) -> list[str]:
         raise UsageError(
             f"--devices={wanted}: TensorFlow lists no GPU on this machine. Use --devices=cpu."
         )
-    chosen = [int(k) for k in match[2].split(",")] if match[2] else list(range(len(gpus)))
+    chosen = list(parsed.gpus) or list(range(len(gpus)))
     if len(set(chosen)) < len(chosen) or max(chosen) >= len(gpus):
         raise UsageError(
             f"--devices={wanted} repeats a GPU or names one that does not exist. Name each GPU "

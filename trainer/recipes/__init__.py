@@ -34,6 +34,11 @@ def get(name: str) -> Recipe:
     return files.get(name) if files.is_file(name) else RECIPES[one_of("--recipe", name, RECIPES)]
 
 
+def check_image_size(config: Config, size: int) -> None:
+    """Raises a UsageError unless the networks of a configuration can make images of a size."""
+    get(config.networks).check_image_size(size, files.shown_name(config.networks))
+
+
 def resolve(given: Mapping[str, Any], stored: Config | None = None) -> Config:
     """Returns the configuration of a recipe, or of a stored run, with `given` settings on top.
 
@@ -80,6 +85,13 @@ def resolve(given: Mapping[str, Any], stored: Config | None = None) -> Config:
             "schedule."
         )
     return config
+
+
+def differences(config: Config) -> set[str]:
+    """Returns the names of the settings that differ from those of the recipe."""
+    selection = dict(recipe=config.recipe, networks=config.networks, dataset=config.dataset)
+    default = resolve(selection).as_dict()
+    return {name for name, value in config.as_dict().items() if value != default[name]}
 
 
 def _defaults(name: str, networks: str, dataset: str) -> dict[str, Any]:

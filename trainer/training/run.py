@@ -243,6 +243,7 @@ class Run:
                 batch_size=config.batch_size,
                 batches_per_step=step.real_batches_per_step(config),
                 first_step=self.state.steps_done(config.batch_size),
+                shuffle=config.shuffle,
             )
             return pipeline.batches(
                 self.data, plan, replicas=fed, num_replicas=self.replicas.num_replicas

@@ -80,12 +80,12 @@ def _explain(field: "dataclasses.Field[Any]") -> str:
     return "; ".join(parts)
 
 
-def config_from_flags(
+def resolve(
     values: Mapping[str, Any],
     environment: Mapping[str, str] = os.environ,
     stored_config: Callable[[str], Config | None] = lambda run_dir: None,
-) -> Config:
-    """Returns the configuration that the flags select.
+) -> tuple[Config, Config | None]:
+    """Returns the configuration that the flags select, and that of the run that they resume.
 
     A new run takes the settings of its recipe.  A resumed run keeps its own settings, also
     where the recipe or a default has changed since.  Flags take precedence over both.
@@ -126,7 +126,8 @@ def config_from_flags(
                     "Leave out the replaced flags."
                 )
         given |= {name: values[name] for name in names}
-    return recipes.resolve(*add_environment(given, environment, stored_config))
+    given, stored = add_environment(given, environment, stored_config)
+    return recipes.resolve(given, stored), stored
 
 
 def warnings_of_replaced_flags(values: Mapping[str, Any], config: Config) -> list[str]:
