@@ -27,7 +27,9 @@ SUBMITTED = {
         "--overlay=multi-worker", "--gpus=2", "--workers=4", "--recipe=cgan", "--dataset=mnist",
         "--component=kueue", "--component=prometheus", "--image=host:5000/a/gan-trainer:0.2.0",
     ],
-    "submitted gcs": ["--overlay=gcs", "--bucket=my-bucket", "--service_account=a@b", "--gpu_type=x"],
+    "submitted gcs": [
+        "--overlay=gcs", "--bucket=my-bucket", "--service_account=a@b", "--gpu_type=x",
+    ],
     "submitted bucket and workers": [
         "--overlay=multi-worker", "--component=gcs", "--component=autopilot", "--component=spot",
         "--bucket=my-bucket", "--scratch=80Gi", "--memory=8Gi", "--cpus=2", "--billing_project=p",
