@@ -594,7 +594,10 @@ def test_image_setting_replaces_name_and_tag(image, becomes):
         (["--overlay=multi-worker", "--workers=1"], "single-node"),
         (["--overlay=gcs"], "BUCKET"),
         (["--overlay=spot", "--bucket=my-bucket"], "only be used with the component gcs"),
-        (["--overlay=gcs", "--bucket=my-bucket", "--component=openshift"], "gke and openshift cannot be"),
+        (
+            ["--overlay=gcs", "--bucket=my-bucket", "--component=openshift"],
+            "gke and openshift cannot be",
+        ),
         (["--overlay=spot", "--memory=12GB"], "a size such as 24Gi"),
         (["--overlay=spot", "--gpus=2", "--gpu_resource=nvidia.com/mig-1g.5gb"], "one MIG device"),
         (["--overlay=spot", "--name=My_Run"], "lower-case letters"),
