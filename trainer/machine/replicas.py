@@ -111,18 +111,8 @@ class Replicas:
     @contextlib.contextmanager
     def converted_peer_errors(self) -> Iterator[None]:
         """Converts the errors that TensorFlow raises after a lost peer into a PeerLostError."""
-        try:
+        with contextlib.nullcontext() if self.num_workers == 1 else _converted_peer_errors():
             yield
-        except PEER_LOST as error:
-            if self.num_workers == 1:
-                raise
-            # TensorFlow's first line states the operation; the cause is further down.
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = next((line for line in lines if PEER_WORDS.search(line)), (lines or [""])[-1])
-            raise PeerLostError(
-                f"Stopped: another worker was lost ({type(error).__name__}: {reason[:200]}). "
-                "Running the same command again resumes the run from its last checkpoint."
-            ) from error
 
     def agree(self, count: int, stop: bool) -> tuple[int, bool]:
         """Returns the count of the chief, and whether any worker stops.
@@ -235,6 +225,20 @@ def sum_over_replicas(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
     return [tf.reshape(part, t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
+@contextlib.contextmanager
+def _converted_peer_errors() -> Iterator[None]:
+    try:
+        yield
+    except PEER_LOST as error:
+        # TensorFlow's first line states the operation; the cause is further down.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = next((line for line in lines if PEER_WORDS.search(line)), (lines or [""])[-1])
+        raise PeerLostError(
+            f"Stopped: another worker was lost ({type(error).__name__}: {reason[:200]}). "
+            "Running the same command again resumes the run from its last checkpoint."
+        ) from error
+
+
 def create_replicas(
     config: Config, cluster: Cluster | None = None, *, small_operations: bool = False
 ) -> Replicas:
@@ -274,7 +278,8 @@ def create_replicas(
         return Replicas(_strategy(tuple(names)), tuple(names), precision, deterministic)
     cluster.wait_for_host_names()
     secs = cluster.wait_secs
-    with exit_after(secs, f"not all of {', '.join(cluster.workers)} joined within {secs:g} s"):
+    failure = f"not all of {', '.join(cluster.workers)} joined within {secs:g} s"
+    with exit_after(secs, failure, cluster.wait_code), _converted_peer_errors():
         strategy = _joined(cluster, gpus=len(names) if names[0].startswith("GPU") else 0)
         replicas = Replicas(
             strategy, tuple(names), precision, deterministic, workers, cluster.index

@@ -13,7 +13,13 @@ from trainer.config import Config
 from trainer.config.settings import Duration
 from trainer.data import pipeline
 from trainer.data.images import ImageSet
-from trainer.errors import DivergedError, NotFiniteError, StoppedError, StorageError
+from trainer.errors import (
+    DivergedError,
+    NotFiniteError,
+    PeerLostError,
+    StoppedError,
+    StorageError,
+)
 from trainer.machine.replicas import Replicas
 from trainer.machine.signals import TimeLimit
 from trainer.reporting.record import Measurements, Recorder, RecordPlan
@@ -131,6 +137,11 @@ class Run:
         steps, resumes = f"{done} of {self.last_step} steps", self.outputs.saver.last_good
         if not saved:
             raise stop.error(f"after {steps}, which could not be saved. {resumes}")
+        if self.replicas.num_workers > 1 and not stop():
+            raise PeerLostError(
+                f"Stopped with another worker after {steps}, which are saved in "
+                f"{self.config.run_dir}."
+            )
         raise StoppedError(
             f"Stopped {stop.reason} after {steps}, which are saved in {self.config.run_dir}. "
             f"{resumes}"
