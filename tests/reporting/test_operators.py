@@ -55,9 +55,15 @@ def test_json_lines_heartbeat_and_status(trainer, tmp_path):
     actual = json.loads(shown.stdout)
     assert (actual["state"], actual["step"], actual["last_step"]) == ("complete", 3, 3)
     assert (actual["checkpoint_step"], actual["starts"], actual["health"]) == (3, 1, [])
+    start, complete, refused = actual["events"]
+    assert (start["event"], start["step"], complete["event"]) == ("start", 0, "complete")
+    assert {"time", "host", "tensorflow", "keras", "trainer"} <= start.keys()
+    assert (refused["event"], refused["code"]) == ("failure", ExitCode.CHECKPOINT)
+    assert "g_lr: " in refused["reason"]
     screen = trainer("status", "--run_dir=run").stdout
     assert "mlp on digits" in screen
     assert "Checkpoint  step 3, 0:" in screen
+    assert "failure with exit code 73 on " in screen
     assert trainer("status", "--run_dir=nowhere").returncode == ExitCode.USAGE
 
 

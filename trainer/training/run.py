@@ -23,6 +23,7 @@ from trainer.errors import (
 from trainer.machine.replicas import Replicas
 from trainer.machine.signals import TimeLimit
 from trainer.reporting.record import Measurements, Recorder, RecordPlan
+from trainer.run_dir.events import EventLog
 from trainer.training import loop, profiling, step, xla
 from trainer.training.compiled_steps import RunSteps, compile_steps
 from trainer.training.data_wait import DataWaitTimer
@@ -157,6 +158,8 @@ class Run:
         if rollbacks > self.config.max_rollbacks:
             tried = f", after {rollbacks - 1} rollbacks" if rollbacks > 1 else ""
             raise DivergedError(f"Training diverged: {error}{tried}. {REMEDY}")
+        if self.outputs.run_dir is not None:
+            EventLog(self.outputs.run_dir.path).add("rollback", number=rollbacks, reason=str(error))
         path = self.outputs.saver.restore_newest()
         self.replicas.broadcast_variables(self.state.all_variables())
         self.state.rollbacks.assign(rollbacks)
