@@ -35,7 +35,9 @@ def test_a_run_is_trained_and_resumed(run, capsys):
     assert (run.config.batch_size, str(run.config.length)) == (8, "2 steps")
     assert run.class_names == tuple("0123456789")
     again = trainer.train(run.config.replace(length=trainer.configure(steps=3).length))
-    assert "Resuming from" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "Changed settings of the run: length: 2 steps -> 3 steps\n" in output
+    assert "Resuming from" in output
     assert again.run_dir.path == run.run_dir.path
     with pytest.raises(UsageError, match="--steps=1 is 1 steps, but"):
         trainer.train(run_dir=run.name, steps=1)
@@ -55,8 +57,9 @@ def test_samples(run):
         run.sample(num=0)
 
 
-def test_evaluation_and_export(run, tmp_path):
+def test_evaluation_and_export(run, tmp_path, capsys):
     result = run.evaluate(num_samples=100, out=tmp_path / "results")
+    assert capsys.readouterr().out.count("inception_score") == 1
     written = json.loads((tmp_path / "results/evaluation.json").read_text())
     assert result["fid"] == written["fid"] > 0
     folder = run.export(tmp_path / "export")
@@ -105,6 +108,6 @@ def test_the_notebook(tmp_path):
     assert "Recipe dcgan on digits" in done.stdout
     assert done.stdout.endswith(
         "--recipe='dcgn' is not known. Did you mean dcgan? Known: "
-        "cgan, dcgan, dcgan-kstep, dcgan-sigmoid, dcgan-studiogan, mlp, mlp-small.\n"
+        "cgan, dcgan, dcgan-kstep, dcgan-sigmoid, dcgan-studiogan, mlp, mlp-small, sngan.\n"
     )
     assert (tmp_path / "digits-generator/saved_model/saved_model.pb").exists()

@@ -15,8 +15,10 @@ from benchmarks.harness import Work
 from benchmarks.reference import torch_networks
 from trainer import recipes
 from trainer.config import Config
+from trainer.config.schedules import Schedule, value_at
 
 Losses = tuple[torch.Tensor, torch.Tensor]
+HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # types of autocast
 
 
 def work(*, side: int = 28, channels: int = 1, count: int = 10_000, **options: Any) -> Work:
@@ -39,7 +41,7 @@ class Loop:
     """A recipe's networks, data and training step on a device.
 
     Args:
-      dtype: "float32", or "bfloat16" for autocast.
+      dtype: "float32", "tf32", or "bfloat16" or "float16" for autocast.
       channels_last: whether images and convolutions use the channels-last memory format.
       compiled: whether to use torch.compile with `mode`.
     """
@@ -58,10 +60,11 @@ class Loop:
         mode: str = "default",
     ) -> None:
         torch.manual_seed(config.seed)
-        torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as in TensorFlow
+        torch.set_float32_matmul_precision("highest" if dtype == "float32" else "high")
+        torch.backends.cudnn.allow_tf32 = dtype != "float32"
         torch.backends.cudnn.benchmark = True
         self.config, self.classes, self.compiled = config, 10, compiled
-        self.device, self.half = torch.device(device), dtype != "float32"
+        self.device, self.half = torch.device(device), HALF.get(dtype)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         pixels = torch.randint(0, 256, [count, channels, side, side], dtype=torch.uint8)
         self.pixels = pixels.to(self.device).contiguous(memory_format=layout)
@@ -89,7 +92,8 @@ class Loop:
             d_loss = self._update_d(reals, labels)
         g_loss = self._update_g()
         if self.config.ema_half_life_kimg:
-            half_lives = self.config.batch_size / (1000 * self.config.ema_half_life_kimg)
+            half_life = value_at(self.config.ema_half_life_kimg, 0)
+            half_lives = self.config.batch_size / (1000 * half_life)
             # The same operation as in the averages of torch.optim.swa_utils.
             torch._foreach_lerp_(self.average, self.averaged, 1 - 0.5**half_lives)
         return d_loss, g_loss
@@ -148,17 +152,20 @@ class Loop:
         """Returns a function that steps the optimizer and its schedule and clears gradients."""
         weights = self.g_weights if network == "g" else self.d_weights
         rate = getattr(self.config, f"{network}_lr")
+        initial, beta2 = value_at(rate, 0), value_at(self.config.beta2, 0)
         if self.config.optimizer == "adam":
-            betas = (self.config.beta1, self.config.beta2)
-            optimizer = torch.optim.Adam(weights, rate, betas, eps=1e-7, fused=True)
+            betas = (self.config.beta1, beta2)
+            optimizer = torch.optim.Adam(weights, initial, betas, eps=1e-7, fused=True)
         else:
-            optimizer = torch.optim.RMSprop(weights, rate, self.config.beta2, eps=1e-7)
-        decay = getattr(self.config, f"{network}_lr_decay_per_kimg") * self.config.batch_size / 1000
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 / (1 + decay * k))
+            optimizer = torch.optim.RMSprop(weights, initial, beta2, eps=1e-7)
+        kimg = self.config.batch_size / 1000
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda k: value_at(rate, k * kimg) / initial
+        )
 
         def update() -> None:
             optimizer.step()
-            if decay:
+            if isinstance(rate, Schedule):
                 schedule.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -212,7 +219,7 @@ class Loop:
         return images
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
+        return torch.autocast(self.device.type, self.half, enabled=self.half is not None)
 
     def _reals(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns a random batch of images [N, C, H, W] uint8 and its labels."""

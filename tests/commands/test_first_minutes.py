@@ -145,9 +145,9 @@ def test_a_tilde_is_expanded_in_every_path(monkeypatch):
         "dataset", "data_dir", "run_dir", "tensorboard_dir", "model_dir", "scratch_dir",
         "heartbeat", "inception_path", "init_from",
     }  # fmt: skip
-    config = config_flags.config_from_flags(parse(*(f"--{name}=~/x" for name in names)), {})
+    config = config_flags.resolve(parse(*(f"--{name}=~/x" for name in names)), {})[0]
     assert {getattr(config, name) for name in names} == {"/home/someone/x"}
-    config = config_flags.config_from_flags(parse(), {"TRAINER_DATA_DIR": "~/sets"})
+    config = config_flags.resolve(parse(), {"TRAINER_DATA_DIR": "~/sets"})[0]
     assert config.data_dir == "/home/someone/sets"
 
 
@@ -167,7 +167,7 @@ def test_a_tilde_is_expanded_by_commands_on_runs(trainer, tmp_path):
 def test_a_run_that_kept_a_tilde_is_resumed(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     stored = recipes.resolve({"dataset": "~/x", "run_dir": "run"})
-    config = config_flags.config_from_flags(parse("--dataset=~/x"), {}, lambda run_dir: stored)
+    config = config_flags.resolve(parse("--dataset=~/x"), {}, lambda run_dir: stored)[0]
     assert config.dataset == "~/x"
 
 

@@ -175,7 +175,7 @@ class Run:
     def _recorder(self, steps: range, alarm: CollapseAlarm) -> Recorder:
         """Returns the record of `steps`."""
         plan = RecordPlan(
-            names=step.metric_names(self.replicas.precision),
+            names=step.metric_names(self.replicas.precision, self.config.augment),
             steps=steps,
             batch_size=self.config.batch_size,
             epoch_size=len(self.data),
@@ -257,6 +257,7 @@ class Run:
                 batch_size=config.batch_size,
                 batches_per_step=step.real_batches_per_step(config),
                 first_step=self.state.steps_done(config.batch_size),
+                shuffle=config.shuffle,
             )
             return pipeline.batches(
                 self.data, plan, replicas=fed, num_replicas=self.replicas.num_replicas
