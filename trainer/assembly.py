@@ -31,6 +31,7 @@ from trainer.run_dir import provenance
 from trainer.run_dir.checkpoints import Checkpoints
 from trainer.run_dir.definition import Definition, check_length
 from trainer.run_dir.directory import RunDir
+from trainer.run_dir.events import EventLog
 from trainer.run_dir.saver import NoSaver, Saver
 from trainer.storage import output_copies
 from trainer.storage.location import NoUploads, RunLocation, Uploads, download_run
@@ -193,7 +194,9 @@ def _restore(
     labels = {"run": config.run_dir, "worker": str(replicas.worker_index)}
     telemetry = Telemetry(config.metrics_port, labels)
     if run_dir is not None:
-        telemetry.set("resumes", run_dir.record_start(done))
+        started = run_dir.record_start(done)
+        telemetry.set("resumes", started)
+        EventLog(run_dir.path).add("start", step=done, starts=started + 1, **_versions())
     outputs = Outputs(run_dir, saver, opened.uploads, control.terminal, telemetry, evaluations)
     return Run(config, session.data, replicas, state, outputs, upkeep)
 
@@ -207,11 +210,10 @@ def _restore_checkpoint(
       What defines the run, and whether the run was finished at that checkpoint.
     """
     config, data, replicas = session.config, session.data, session.replicas
-    versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
     definition = Definition(
         config=config,
         dataset=data.describe(),
-        start=provenance.collect(versions, replicas.device_names, replicas.precision),
+        start=provenance.collect(_versions(), replicas.device_names, replicas.precision),
         recipe_files=files.copies(config),
     )
     definition.compare(run_dir, accept_changed_data=options.accept_changed_data)
@@ -222,6 +224,10 @@ def _restore_checkpoint(
         initialization = session.initialization or _copy_networks(config, data, session.state)
         definition = dataclasses.replace(definition, initialization=initialization)
     return definition, run_dir.is_complete(restored)
+
+
+def _versions() -> dict[str, str]:
+    return {"tensorflow": tf.__version__, "keras": keras.__version__}
 
 
 def _create_saver(run_dir: RunDir, session: _Session, check_ownership: Callable[[], None]) -> Saver:
@@ -267,7 +273,8 @@ def _open_run_dir(
             lock.check_ownership()
             uploads.check_ownership()
 
-        yield _Opened(RunDir(location.folder, events), uploads, check_ownership)
+        with EventLog(location.folder).recorded_end():
+            yield _Opened(RunDir(location.folder, events), uploads, check_ownership)
 
 
 def _copy_networks(config: Config, data: ImageSet, state: TrainState) -> dict[str, Any]:

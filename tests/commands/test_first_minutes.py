@@ -143,7 +143,7 @@ def test_a_tilde_is_expanded_in_every_path(monkeypatch):
     names = all_settings.paths() - {"recipe", "networks"}
     assert names == {
         "dataset", "data_dir", "run_dir", "tensorboard_dir", "model_dir", "scratch_dir",
-        "heartbeat", "inception_path", "init_from",
+        "heartbeat", "inception_path", "init_from", "cache_dir",
     }  # fmt: skip
     config = config_flags.resolve(parse(*(f"--{name}=~/x" for name in names)), {})[0]
     assert {getattr(config, name) for name in names} == {"/home/someone/x"}

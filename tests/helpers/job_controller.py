@@ -7,8 +7,10 @@ SIGKILL after the grace period. It does not model the isolation of containers, s
 replaced with local paths.
 """
 
+import contextlib
 import dataclasses
 import os
+import random
 import re
 import shutil
 import socket
@@ -257,6 +259,9 @@ class Job:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Returns a port below those that the system gives to outgoing connections meanwhile."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -77,8 +77,10 @@ def test_wrong_clusters_are_named(workers, index, environment, message):
 
 def test_pods_may_take_longer_to_come():
     pod = {"JOB_COMPLETION_INDEX": "0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
-    assert cluster.find_cluster("a:1,b:1", None, pod).wait_secs == 3000
-    assert cluster.find_cluster("a:1,b:1", 0, {}).wait_secs == 300
+    found = cluster.find_cluster("a:1,b:1", None, pod)
+    assert (found.wait_secs, found.wait_code) == (3000, ExitCode.STOPPED)
+    found = cluster.find_cluster("a:1,b:1", 0, {})
+    assert (found.wait_secs, found.wait_code) == (300, ExitCode.CRASH)
 
 
 def test_a_host_without_an_address_and_a_taken_port():

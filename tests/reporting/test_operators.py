@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from trainer.config.settings import Duration
-from trainer.errors import ExitCode, StorageError, UsageError
+from trainer.errors import ExitCode, StoppedError, StorageError, UsageError
 from trainer.reporting import console, heartbeat, prometheus, status
 from trainer.reporting.heartbeat import Heartbeat
 from trainer.reporting.prometheus import Telemetry
-from trainer.run_dir import directory
+from trainer.run_dir import directory, events
 from trainer.run_dir.directory import RunDir
+from trainer.run_dir.events import EventLog
 
 TINY = [
     "--recipe=mlp", "--g_width=0.05", "--d_width=0.05", "--batch_size=8", "--sample_grid=2",
@@ -55,10 +56,30 @@ def test_json_lines_heartbeat_and_status(trainer, tmp_path):
     actual = json.loads(shown.stdout)
     assert (actual["state"], actual["step"], actual["last_step"]) == ("complete", 3, 3)
     assert (actual["checkpoint_step"], actual["starts"], actual["health"]) == (3, 1, [])
+    start, complete = actual["events"]
+    assert (start["event"], start["step"], complete["event"]) == ("start", 0, "complete")
+    assert {"time", "host", "tensorflow", "keras", "trainer"} <= start.keys()
     screen = trainer("status", "--run_dir=run").stdout
     assert "mlp on digits" in screen
     assert "Checkpoint  step 3, 0:" in screen
+    assert "complete with exit code 0 on " in screen
     assert trainer("status", "--run_dir=nowhere").returncode == ExitCode.USAGE
+
+
+def test_events_record_how_a_run_ended(tmp_path):
+    log = EventLog(tmp_path)
+    log.add("start")
+    assert events.read_newest(tmp_path, 5) == []  # there is no run in the folder
+    (tmp_path / "config.json").touch()
+    for error in (StoppedError("on request"), StorageError("no space"), ValueError("odd")):
+        with pytest.raises(type(error)), log.recorded_end():
+            raise error
+    found = [(e["event"], e["code"], e["reason"]) for e in events.read_newest(tmp_path, 5)]
+    assert found == [
+        ("stop", ExitCode.STOPPED, "on request"),
+        ("failure", ExitCode.CRASH, "no space"),
+        ("failure", ExitCode.CRASH, "ValueError: odd"),
+    ]
 
 
 def test_status_of_running_and_killed_runs(tiny, run, tmp_path):

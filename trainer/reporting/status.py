@@ -14,9 +14,11 @@ from trainer.files import json_lines
 from trainer.metrics.registry import METRICS
 from trainer.recipes import files
 from trainer.reporting.console import duration
+from trainer.run_dir import events
 from trainer.run_dir.directory import RunDir
 from trainer.run_dir.lock import BEAT_SECS, WATCH_SECS, holder_ended
 
+SHOWN_EVENTS = 5
 MANIFEST = re.compile(r"ckpt-(\d+)\.json")
 
 
@@ -41,6 +43,7 @@ class Status:
       starts: number of starts of the run, including the first one.
       health: signs of trouble; empty without any.
       evaluation: the metrics of the newest evaluation and its kimg; empty without one.
+      events: the newest starts, ends, rollbacks and failed saves, oldest first.
     """
 
     run_dir: str
@@ -59,6 +62,7 @@ class Status:
     starts: int
     health: list[str]
     evaluation: dict[str, float]
+    events: list[dict[str, Any]]
 
     def to_json(self) -> str:
         """Returns the status as one JSON object on one line."""
@@ -86,6 +90,7 @@ class Status:
         if self.evaluation:
             values = (f"{name} {value:.4g}" for name, value in self.evaluation.items())
             rows.append(("Evaluation", ", ".join(values)))
+        rows += [("Events" if not k else "", _shown(event)) for k, event in enumerate(self.events)]
         return "\n".join(f"{name:12}{what}" for name, what in rows)
 
     @property
@@ -151,7 +156,16 @@ def read_status(run_dir: RunDir, name: str, now: float | None = None) -> Status:
         starts=run_dir.read_starts()["starts"],
         health=_health(line, beating if ended else None),
         evaluation=_evaluation(run_dir, line),
+        events=events.read_newest(run_dir.path, SHOWN_EVENTS),
     )
+
+
+def _shown(event: dict[str, Any]) -> str:
+    where = event.get("pod") or event.get("host", "")
+    step = f" at step {event['step']}" if "step" in event else ""
+    code = f" with exit code {event['code']}" if "code" in event else ""
+    reason = f": {event['reason']}" if "reason" in event else ""
+    return f"{event['time']} {event['event']}{step}{code} on {where}{reason}"
 
 
 def list_runs(folder: Path) -> list[Status | TrainerError]:
