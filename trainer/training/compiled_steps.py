@@ -77,15 +77,16 @@ def compile_steps(
         replicas.run(state.store)
         # Reading all weights once per call is cheap, because a call has many steps.
         finite = [_is_finite(buffers) for buffers in state.buffers_by_network().values()]
-        return raw.metrics(rows.stack()), finite
+        return rows.stack(), finite
 
     def checked(steps: int) -> np.ndarray:
         """Trains `steps` steps and returns their metrics."""
         first_step = state.steps_done(config.batch_size)
         at_once = config.batch_per_replica or config.batch_size // replicas.num_replicas
         with replicas.converted_peer_errors(), _memory_named(at_once):
-            rows, finite = run_steps(tf.constant(steps, tf.int32))
-        check_finite(rows.numpy(), names, first_step)
+            sums, finite = run_steps(tf.constant(steps, tf.int32))
+        rows = raw.metrics(sums.numpy())
+        check_finite(rows, names, first_step)
         networks = state.buffers_by_network()
         bad = [name for name, is_finite in zip(networks, finite, strict=True) if not is_finite]
         if bad:
@@ -93,7 +94,7 @@ def compile_steps(
                 f"Weights of {', '.join(bad)} not finite in steps {first_step + 1} to "
                 f"{first_step + steps}"
             )
-        return rows.numpy()
+        return rows
 
     return checked
 

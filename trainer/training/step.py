@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
@@ -67,13 +68,13 @@ class RawMetrics:
         first = (*d, "g_loss", "g_acc", "g_grad_norm")
         return (*first, *(name for name in self.names if name not in first))
 
-    def metrics(self, rows: tf.Tensor) -> tf.Tensor:
+    def metrics(self, rows: np.ndarray) -> np.ndarray:
         """Returns the metrics of steps, [steps, M] float32, from their sums of the same shape."""
-        rows = tf.gather(rows, [self.order.index(name) for name in self.names], axis=1)
+        rows = rows[:, [self.order.index(name) for name in self.names]]
         d_images = float(self.config.batch_size * self.config.d_steps)
         # The sum counts the fakes that are judged real.
-        is_fakes = tf.constant([name == "d_fake_acc" for name in self.names])
-        rows = tf.where(is_fakes, d_images - rows, rows)
+        is_fakes = np.array([name == "d_fake_acc" for name in self.names])
+        rows = np.where(is_fakes, d_images - rows, rows)
         divisors = dict(
             d_loss=self.config.d_steps,
             d_real_acc=d_images,
@@ -82,9 +83,8 @@ class RawMetrics:
             g_loss=1,
             g_acc=self.config.batch_size,
         )  # the others are equal on every replica
-        return rows / tf.constant(
-            [float(divisors.get(name, self.num_replicas)) for name in self.names]
-        )
+        by_name = [divisors.get(name, self.num_replicas) for name in self.names]
+        return (rows / np.array(by_name)).astype(np.float32)
 
 
 def metric_names(precision: str, augment: str = "none") -> tuple[str, ...]:
