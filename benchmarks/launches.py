@@ -38,6 +38,18 @@ NO_LAUNCH = {
     "ExpandDims", "Squeeze", "Shape", "ShapeN", "NoOp", "Switch", "Merge", "EnsureShape",
     "Bitcast",
 }  # fmt: skip
+# Launches of a step in float32, without XLA, on one replica; more is a regression.
+CEILINGS = {
+    "cgan": 1000,
+    "dcgan": 1000,
+    "dcgan-kstep": 1000,
+    "dcgan-sigmoid": 1000,
+    "dcgan-studiogan": 1000,
+    "mlp": 1000,
+    "mlp-small": 1000,
+    "sngan": 10000,
+}
+MORE_IN_HALF_PRECISION = 1000
 UPDATES = ("ResourceApply", "AssignAdd", "AssignSub", "ResourceStridedSliceAssign")
 
 
@@ -313,6 +325,11 @@ def _constant(tensor: Any) -> Any:
     import tensorflow as tf
 
     return tf.get_static_value(tensor)
+
+
+def ceiling(recipe: str, precision: str) -> int:
+    """Returns the largest number of launches of a step on one replica without XLA."""
+    return CEILINGS[recipe] + (MORE_IN_HALF_PRECISION if precision != "float32" else 0)
 
 
 def rows_of(

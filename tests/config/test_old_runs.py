@@ -138,10 +138,10 @@ def test_replaced_flags_of_schedules_work_with_a_warning(flags, new, warning):
     line = CommandLine("train", "")
     config_flags.define_settings(line)
     values = line.parse(flags)
-    config = config_flags.config_from_flags(values, {})
+    config, _ = config_flags.resolve(values, {})
     assert {name: config.as_dict()[name] for name in new} == new
     assert any(warning in text for text in config_flags.warnings_of_replaced_flags(values, config))
-    again = config_flags.config_from_flags(values, {}, lambda _: config)
+    again, _ = config_flags.resolve(values, {}, lambda _: config)
     assert again == config
 
 
@@ -163,7 +163,7 @@ def test_replaced_flags_of_schedules_that_do_not_fit_are_named(flags, message):
     line = CommandLine("train", "")
     config_flags.define_settings(line)
     with pytest.raises(UsageError) as error:
-        config_flags.config_from_flags(line.parse(flags), {})
+        config_flags.resolve(line.parse(flags), {})
     assert message in str(error.value)
 
 

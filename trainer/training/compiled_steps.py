@@ -79,24 +79,38 @@ def compile_steps(
         finite = [_is_finite(buffers) for buffers in state.buffers_by_network().values()]
         return rows.stack(), finite
 
-    def checked(steps: int) -> np.ndarray:
-        """Trains `steps` steps and returns their metrics."""
-        first_step = state.steps_done(config.batch_size)
-        at_once = config.batch_per_replica or config.batch_size // replicas.num_replicas
-        with replicas.converted_peer_errors(), _memory_named(at_once):
-            sums, finite = run_steps(tf.constant(steps, tf.int32))
-        rows = raw.metrics(sums.numpy())
-        check_finite(rows, names, first_step)
-        networks = state.buffers_by_network()
-        bad = [name for name, is_finite in zip(networks, finite, strict=True) if not is_finite]
-        if bad:
-            raise NotFiniteError(
-                f"Weights of {', '.join(bad)} not finite in steps {first_step + 1} to "
-                f"{first_step + steps}"
-            )
-        return rows
+    return lambda steps: _run_checked(run_steps, steps, raw, replicas, state)
 
-    return checked
+
+def _run_checked(
+    run_steps: Callable[..., Any],
+    steps: int,
+    raw: RawMetrics,
+    replicas: Replicas,
+    state: TrainState,
+) -> np.ndarray:
+    """Trains `steps` steps and returns their metrics.
+
+    Raises:
+      NotFiniteError: if a metric, or a weight after the last step, is not finite.
+      PeerLostError: if another worker was lost.
+      UsageError: if the memory of the devices is too small.
+    """
+    config = raw.config
+    first_step = state.steps_done(config.batch_size)
+    at_once = config.batch_per_replica or config.batch_size // replicas.num_replicas
+    with replicas.converted_peer_errors(), _memory_named(at_once):
+        sums, finite = run_steps(tf.constant(steps, tf.int32))
+    rows = raw.metrics(sums.numpy())
+    check_finite(rows, raw.names, first_step)
+    networks = state.buffers_by_network()
+    bad = [name for name, is_finite in zip(networks, finite, strict=True) if not is_finite]
+    if bad:
+        raise NotFiniteError(
+            f"Weights of {', '.join(bad)} not finite in steps {first_step + 1} to "
+            f"{first_step + steps}"
+        )
+    return rows
 
 
 @contextlib.contextmanager
