@@ -16,7 +16,7 @@ CASES = [(recipe, FORMATS[number % len(FORMATS)]) for number, recipe in enumerat
 def test_steps_run_on_the_device_and_never_wait_for_it(recipe, precision):
     policy = keras.config.dtype_policy()
     try:
-        counts = launches.count_step(recipe, precision=precision, g_width=0.1, d_width=0.1)
+        counts = launches.count_step(recipe, precision=precision)
     finally:
         keras.config.set_dtype_policy(policy)
     assert counts.without_kernel == ()

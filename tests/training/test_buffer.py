@@ -35,7 +35,8 @@ def test_padding_is_zero_and_parts_are_aligned():
     buffer.load()
     flat = buffer.value().numpy()
     assert len(flat) == sum(-(-v.numpy().size // ALIGNMENT) * ALIGNMENT for v in made)
-    assert flat[32] == 100 and not flat[33:48].any()
+    assert flat[32] == 100
+    assert not flat[33:48].any()
 
 
 def test_stored_values_are_not_changed_by_later_updates_of_the_buffer():

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from trainer.config.schedules import Schedule, Value
+from trainer.machine.devices import on_host
 
 
 def current(value: Value, images: tf.Tensor | int) -> tf.Tensor:
@@ -14,5 +15,6 @@ def current(value: Value, images: tf.Tensor | int) -> tf.Tensor:
     """
     if not isinstance(value, Schedule):
         return tf.constant(value, tf.float32)
-    kimg = tf.cast(images, tf.float32) / 1000.0
-    return value.at(kimg, sin=tf.sin, minimum=tf.minimum)
+    with on_host():
+        kimg = tf.cast(images, tf.float32) / 1000.0
+        return value.at(kimg, sin=tf.sin, minimum=tf.minimum)
