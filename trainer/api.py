@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,21 @@ from trainer.config.operation_settings import FEATURES
 from trainer.config.settings import UNITS, Duration
 from trainer.data import sources
 from trainer.errors import UsageError, one_of
+from trainer.generation import class_labels
+from trainer.generation.class_labels import Labels
 from trainer.machine import cluster, imports
 from trainer.machine.signals import TimeLimit
 from trainer.reporting.console import Console, log_to
 from trainer.reporting.control import Control
 from trainer.run_dir.directory import RunDir
-from trainer.storage.location import RunLocation, download_run, upload_outputs
+from trainer.storage import start_checks
+from trainer.storage.location import download_run, upload_outputs
+from trainer.storage.start_checks import Start
 from trainer.storage.stored_config import add_environment, read_stored_config
 
 log = logging.getLogger(__name__)
 
 MIN_SAMPLES = 100  # of an evaluation
-Labels = int | str | Sequence[int | str]
 
 
 def configure(*, fresh: bool = False, **settings: Any) -> Config:
@@ -54,17 +57,7 @@ def configure(*, fresh: bool = False, **settings: Any) -> Config:
     Raises:
       UsageError: for a setting that does not exist or is out of range.
     """
-    given = dict(settings)
-    lengths = [unit for unit in UNITS if unit in given]
-    if len(lengths) > 1:
-        raise UsageError(f"{' and '.join(lengths)} both set the length of training. Use one.")
-    for unit in lengths:
-        given["length"] = Duration(given.pop(unit), unit)
-    for name in ("sample_every", "checkpoint_every", "evaluate_every"):
-        if isinstance(given.get(name), (int, float)):
-            given[name] = Duration(given[name], "kimg")
-    stored = (lambda run_dir: None) if fresh else read_stored_config
-    return recipes.resolve(*add_environment(given, stored_config=stored))
+    return _configure(settings, fresh=fresh)[0]
 
 
 def train(
@@ -73,7 +66,6 @@ def train(
     fresh: bool = False,
     accept_changed_data: bool = False,
     control: Control | None = None,
-    requested: Collection[str] | None = None,
     **settings: Any,
 ) -> "Run":
     """Trains a run to its end, or resumes it.
@@ -84,8 +76,6 @@ def train(
       accept_changed_data: whether to resume with changed images.
       control: the console, and when to stop; by default progress is printed and the run trains
         to its end.
-      requested: names of the settings that were given; by default those of `config` that differ
-        from the recipe's.
       **settings: as for `configure`, if `config` is None.
 
     Returns:
@@ -94,30 +84,45 @@ def train(
     Raises:
       TrainerError: if the run cannot start or continue; a StoppedError after an early stop.
     """
+    requested: Iterable[str]
     if config is None:
-        config = configure(fresh=fresh, **settings)
-        requested = set(settings)
+        config, stored = _configure(settings, fresh=fresh)
+        requested = settings
     elif not isinstance(config, Config):
         raise UsageError(f"{config!r} is not a configuration. Use trainer.train(dataset=...).")
     elif settings:
         raise UsageError(f"Give a configuration or settings, not both ({', '.join(settings)}).")
+    else:
+        stored = None if fresh else read_stored_config(config.run_dir)
+        requested = _differences(config)
     if control is None:
         control = Control(terminal=Console())
         log_to(control.terminal)
-    location = RunLocation(config)
     workers = cluster.find_cluster(config.workers, control.worker_index, os.environ)
-    is_resumed = not fresh and read_stored_config(config.run_dir) is not None
-    if requested is None:
-        requested = _differences(config)
-    elif not is_resumed and "run_dir" in requested and not {"recipe", "dataset"} & set(requested):
-        log.warning(
-            "Starting a new run in %s. --recipe and --dataset are not given, so it trains %s "
-            "on %s.",
-            *(config.run_dir, config.recipe, config.dataset),
-        )
+    start = Start(config, frozenset(requested), stored, workers, fresh, accept_changed_data)
+    return train_start(start, control)
+
+
+def check(start: Start) -> None:
+    """Checks what can be checked without reading images or buckets, or loading TensorFlow.
+
+    Raises:
+      TrainerError: if the start would fail.
+    """
+    start_checks.check(start)
+    if size := start.config.image_size or sources.usual_size(start.config.dataset):
+        recipes.check_image_size(start.config, size)
+    sources.check(start.config, start.requested)
+
+
+def train_start(start: Start, control: Control) -> "Run":
+    """Trains a run to its end; `train` describes what it raises and returns."""
+    check(start)
+    config = start.config
     # `adapt` checks the batch size: whether a smaller one may be used depends on `requested`.
     data = _load_data(config, control)
-    config = sources.adapt(config, data, requested, is_resumed=is_resumed)
+    is_resumed = start.stored is not None
+    config = sources.adapt(config, data, start.requested, is_resumed=is_resumed)
     with imports.quiet():
         from trainer import assembly  # late: importing TensorFlow takes seconds
 
@@ -125,9 +130,10 @@ def train(
         config,
         data,
         control,
-        options=assembly.StartOptions(fresh=fresh, accept_changed_data=accept_changed_data),
-        cluster=workers,
-        location=location,
+        options=assembly.StartOptions(
+            fresh=start.fresh, accept_changed_data=start.accept_changed_data
+        ),
+        cluster=start.cluster,
     )
     return Run(config.run_dir, devices=config.devices)
 
@@ -293,18 +299,8 @@ class Run:
         Raises:
           UsageError: if a label is not a class of the run.
         """
-        if not self.config.conditional:
-            if labels is not None:
-                raise UsageError(
-                    f"{flag}={labels}: the run in {self.run_dir.path} is not conditional and "
-                    "cannot draw a class. Train one with --conditional."
-                )
-            return None
-        names = self.class_names
-        if labels is None:
-            return list(range(len(names)))
-        wanted = [labels] if isinstance(labels, (int, str)) else labels
-        return [_class_number(label, names, flag) for label in wanted]
+        names = self.class_names if self.config.conditional else None
+        return class_labels.numbers(labels, names, flag, self.run_dir.path)
 
 
 def check_seed(seed: int) -> None:
@@ -313,17 +309,20 @@ def check_seed(seed: int) -> None:
         raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
 
 
-def _class_number(label: int | str, names: tuple[str, ...], flag: str) -> int:
-    text = str(label).strip()
-    if text in names:
-        return names.index(text)
-    if text.isdecimal() and int(text) < len(names):
-        return int(text)
-    numbers = tuple(str(number) for number in range(len(names)))
-    named = "" if names == numbers else f" ({', '.join(names)})"
-    raise UsageError(
-        f"{flag}={text!r} is not a class of this run. Its classes are 0 to {len(names) - 1}{named}."
-    )
+def _configure(settings: Mapping[str, Any], *, fresh: bool) -> tuple[Config, Config | None]:
+    """Returns the configuration, and that of the run that is resumed, if there is one."""
+    given = dict(settings)
+    lengths = [unit for unit in UNITS if unit in given]
+    if len(lengths) > 1:
+        raise UsageError(f"{' and '.join(lengths)} both set the length of training. Use one.")
+    for unit in lengths:
+        given["length"] = Duration(given.pop(unit), unit)
+    for name in ("sample_every", "checkpoint_every", "evaluate_every"):
+        if isinstance(given.get(name), (int, float)):
+            given[name] = Duration(given[name], "kimg")
+    stored = (lambda run_dir: None) if fresh else read_stored_config
+    given, resumed = add_environment(given, stored_config=stored)
+    return recipes.resolve(given, resumed), resumed
 
 
 def _differences(config: Config) -> set[str]:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from trainer import recipes
 from trainer.config import Config
 from trainer.data.images import ImageSet
-from trainer.errors import StoppedError, UsageError
+from trainer.errors import StoppedError
 from trainer.evaluation import during_training
 from trainer.evaluation.during_training import EvaluatedModel
 from trainer.files.atomic import replacing
@@ -29,7 +29,7 @@ from trainer.reporting.heartbeat import Heartbeat
 from trainer.reporting.prometheus import Telemetry
 from trainer.run_dir import provenance
 from trainer.run_dir.checkpoints import Checkpoints
-from trainer.run_dir.definition import Definition
+from trainer.run_dir.definition import Definition, check_length
 from trainer.run_dir.directory import RunDir
 from trainer.run_dir.saver import NoSaver, Saver
 from trainer.storage import output_copies
@@ -175,7 +175,7 @@ def _restore(
     replicas.broadcast_variables(state.all_variables())
     finished = bool(replicas.broadcast(int(finished)))
     done, last_step = session.done, session.last_step
-    _check_length(config, done, last_step)
+    check_length(config, done, last_step)
     if run_dir is not None and definition is not None:
         # Written only now, so that a run that cannot start or resume stays as it was.
         definition.write(run_dir)
@@ -197,17 +197,6 @@ def _restore(
         telemetry.set("resumes", run_dir.record_start(done))
     outputs = Outputs(run_dir, saver, opened.uploads, control.terminal, telemetry, evaluations)
     return Run(config, session.data, replicas, state, outputs, upkeep)
-
-
-def _check_length(config: Config, done: int, last_step: int) -> None:
-    """Raises a UsageError if the length is below the steps that are done."""
-    if last_step < done:
-        length = config.length
-        raise UsageError(
-            f"--{length.unit}={length.value:g} is {last_step:,} steps, but {config.run_dir} has "
-            f"already trained {done:,} steps ({done * config.batch_size / 1000:.6g} kimg). Give a "
-            "greater length, or leave it out to keep the length of the run."
-        )
 
 
 def _restore_checkpoint(

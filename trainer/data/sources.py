@@ -69,6 +69,11 @@ def check(config: Config, requested: Collection[str] = ()) -> None:
         _check_data_dir(source, config.data_dir)
 
 
+def usual_size(dataset: str) -> int:
+    """Returns the image size of a named data set in pixels; 0 for a path."""
+    return SOURCES[dataset].image_size if dataset in SOURCES else 0
+
+
 def _check_data_dir(source: Source, data_dir: str) -> None:
     """Raises a UsageError if the folder is missing from which a named data set is read."""
     if source.files and data_dir and not Path(data_dir).is_dir():

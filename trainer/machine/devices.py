@@ -2,13 +2,13 @@
 
 import logging
 import os
-import re
 from pathlib import Path
 
 import tensorflow as tf
 
 from trainer.errors import UsageError
 from trainer.machine import nvidia
+from trainer.machine.batch import parse_devices
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +25,10 @@ def select_devices(wanted: str) -> list[str]:
     Raises:
       UsageError: if the value is invalid or a device does not exist.
     """
-    match = re.fullmatch(r"auto|cpu(?::([1-9]\d?))?|gpu(?::(\d+(?:,\d+)*))?", wanted)
-    if not match:
-        raise UsageError(
-            f"--devices={wanted!r} is not valid. Use auto, gpu, gpu:0,1, cpu or cpu:2."
-        )
-    if wanted.startswith("cpu"):
+    kind, numbers = parse_devices(wanted)
+    if kind == "cpu":
         tf.config.set_visible_devices([], "GPU")
-        return _create_cpu_devices(int(match[1] or 1))
+        return _create_cpu_devices(len(numbers or [0]))
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         if wanted == "auto":
@@ -42,7 +38,7 @@ def select_devices(wanted: str) -> list[str]:
         raise UsageError(
             f"--devices={wanted}: TensorFlow lists no GPU on this machine. Use --devices=cpu."
         )
-    chosen = [int(k) for k in match[2].split(",")] if match[2] else list(range(len(gpus)))
+    chosen = numbers if numbers is not None else list(range(len(gpus)))
     if len(set(chosen)) < len(chosen) or max(chosen) >= len(gpus):
         raise UsageError(
             f"--devices={wanted} repeats a GPU or names one that does not exist. Name each GPU "

@@ -33,6 +33,11 @@ def get(name: str) -> Recipe:
     return files.get(name) if files.is_file(name) else RECIPES[one_of("--recipe", name, RECIPES)]
 
 
+def check_image_size(config: Config, size: int) -> None:
+    """Raises a UsageError unless the networks of a configuration can make images of a size."""
+    get(config.networks).check_image_size(size, files.shown_name(config.networks))
+
+
 def resolve(given: Mapping[str, Any], stored: Config | None = None) -> Config:
     """Returns the configuration of a recipe, or of a stored run, with `given` settings on top.
 

@@ -53,6 +53,11 @@ def stem(recipe: str) -> str:
     return match["stem"] if match else Path(name).stem
 
 
+def shown_name(recipe: str) -> str:
+    """Returns the name of a recipe for messages: of a copy, that of the file which was copied."""
+    return f"{stem(recipe)}.py" if is_file(recipe) else recipe
+
+
 def load_file(flag: str, path: str) -> str:
     """Loads a recipe from a file of the user; returns the name of its copy.
 

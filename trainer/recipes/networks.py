@@ -21,10 +21,7 @@ def build_networks(config: Config, shape: ImageShape) -> tuple[keras.Model, kera
       UsageError: if the networks do not support the image size or the conditioning, or if the
         functions of a recipe file fail or build something else.
     """
-    if shape.size < 8 or shape.size % 4:
-        raise UsageError(
-            f"--image_size={shape.size}: the image size must be a multiple of 4 and at least 8."
-        )
+    recipes.check_image_size(config, shape.size)
     generator = _build(config, shape, "generator")
     conditional_norm = config.conditional and config.g_conditioning == "batchnorm"
     kinds = {type(layer) for layer in generator.layers}

@@ -10,6 +10,7 @@ from typing import Any
 from trainer.config import Config
 from trainer.config.compatibility import frozen_differences
 from trainer.config.dataset import DatasetDescription
+from trainer.config.settings import as_flag
 from trainer.errors import CheckpointError, UsageError
 from trainer.files.atomic import replacing, write_text
 from trainer.run_dir.directory import RunDir
@@ -47,7 +48,7 @@ class Definition:
         """
         if run_dir.config.exists():
             old = run_dir.read_provenance()
-            _check_settings(run_dir, self.config, old, self.start)
+            _check_stored_settings(run_dir, self.config, old, self.start)
             _check_dataset(run_dir, self.dataset, self.config.dataset, accept_changed_data)
             _report_version_change(old, self.start)
 
@@ -77,7 +78,34 @@ class Definition:
                 write_text(run_dir.initialization, taken_over)
 
 
-def _check_settings(
+def check_settings(old: Config, new: Config) -> None:
+    """Compares the settings of a start with those of the run that it resumes.
+
+    Args:
+      old: the configuration of the run.
+      new: the configuration of this start.
+
+    Raises:
+      CheckpointError: if settings differ that define the run; it names them.
+    """
+    if differences := frozen_differences(old, new):
+        raise CheckpointError(
+            f"{new.run_dir} holds a run with other settings ({'; '.join(differences)}). Leave "
+            "out these flags to resume it, or choose another --run_dir, or use --fresh."
+        )
+
+
+def check_length(config: Config, done: int, last_step: int) -> None:
+    """Raises a UsageError if the length of a run is below the steps that are done."""
+    if last_step < done:
+        raise UsageError(
+            f"{as_flag('length', config.length)} is {last_step:,} steps, but {config.run_dir} has "
+            f"already trained {done:,} steps ({done * config.batch_size / 1000:.6g} kimg). Give a "
+            "greater length, or leave it out to keep the length of the run."
+        )
+
+
+def _check_stored_settings(
     run_dir: RunDir, config: Config, old_start: Mapping[str, Any], this_start: Mapping[str, Any]
 ) -> None:
     try:
@@ -88,11 +116,7 @@ def _check_settings(
     with contextlib.suppress(KeyError, UsageError):
         selected = old.replace(precision=old_start["precision"])
         config, old = config.replace(precision=this_start["precision"]), selected
-    if differences := frozen_differences(old, config):
-        raise CheckpointError(
-            f"{run_dir.path} holds a run with other settings ({'; '.join(differences)}). Leave "
-            "out these flags to resume it, or choose another --run_dir, or use --fresh."
-        )
+    check_settings(old, config)
 
 
 def _check_dataset(

@@ -213,12 +213,7 @@ class RunDir:
         Raises:
           UsageError: in a Kubernetes Job, whose retries would each start from step 0.
         """
-        for name in ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"):
-            if name in environment:
-                raise UsageError(
-                    f"--fresh is refused where {name} is set, because each retry of a Job would "
-                    "start from step 0. Choose another --run_dir."
-                )
+        check_fresh(environment)
         if not self.path.exists():
             return
         with self.locked():  # no other job is using it
@@ -242,3 +237,13 @@ class RunDir:
                 f"--run_dir={self.path} cannot be written ({error.strerror}). Choose another "
                 "directory."
             ) from None
+
+
+def check_fresh(environment: Mapping[str, str] = os.environ) -> None:
+    """Raises a UsageError in a Kubernetes Job, whose retries --fresh would start from step 0."""
+    for name in ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"):
+        if name in environment:
+            raise UsageError(
+                f"--fresh is refused where {name} is set, because each retry of a Job would "
+                "start from step 0. Choose another --run_dir."
+            )
