@@ -16,6 +16,7 @@ ARGS ?=
 # defined, even if it is empty.
 train-gpu: LENGTH ?= $(if $(filter dcgan,$(RECIPE)),$(if $(LENGTH_IN_ARGS),,--kimg=10000))
 LENGTH_IN_ARGS = $(filter --kimg=% --epochs=% --steps=%,$(ARGS))
+DEV = /dev
 NUM ?= 64
 # The benchmark to run: the name of a file in benchmarks/, without .py.
 BENCHMARK ?= training
@@ -57,9 +58,10 @@ train: $(VENV)/.installed ## train RECIPE on DATASET on the CPU; run it again to
 	$(VENV)/bin/python $(RUN) --devices=cpu $(LENGTH) $(ARGS)
 
 train-gpu: ## train RECIPE on DATASET on all GPUs; run it again to resume
-	@ls /dev/nvidia[0-9]* >/dev/null 2>&1 || { \
-		echo "No NVIDIA GPU was found (/dev/nvidia0 does not exist). Install the driver, start the" \
-		"container with GPU access, or train on the CPU with \`make train\`." >&2; exit 64; }
+	@ls $(DEV)/nvidia[0-9]* $(DEV)/dxg 2>/dev/null | grep -q . || { \
+		echo "No NVIDIA GPU was found (neither $(DEV)/nvidia0 nor, on WSL 2, $(DEV)/dxg exists)." \
+		"Install the driver, start the container with GPU access, or train on the CPU with" \
+		"\`make train\`." >&2; exit 64; }
 	@$(MAKE) --no-print-directory $(VENV)/.gpu
 	$(CUDA_PYTHON) $(RUN) --devices=gpu $(LENGTH) $(ARGS)
 
@@ -113,12 +115,15 @@ image-cpu: ## build the container image for CPUs
 
 requirements: $(VENV)/.requirements ## update the pinned packages of the images, with their hashes
 	$(call pin,tensorflow-cpu,docker/requirements-cpu.txt)
-	$(call pin,tensorflow[and-cuda],docker/requirements-gpu.txt)
+	$(call pin,tensorflow[and-cuda],docker/requirements-gpu.txt,nvidia-cudnn-cu12)
+	$(VENV)/bin/python docker/capabilities.py docker/requirements-gpu.txt
 
 # Pins install_requires of setup.py, with TensorFlow replaced by the variant $(1), and the extra
-# `prometheus`, which --metrics_port needs, in the file $(2).
+# `prometheus`, which --metrics_port needs, in the file $(2). $(3) is a package of the extra `gpu`
+# whose versions it limits.
 pin = sed -n -e '/install_requires/,/\]/s/.*"\([^"]*\)",$$/\1/p' \
-	-e 's/.*"prometheus": \["\([^"]*\)"\],$$/\1/p' setup.py | \
+	-e 's/.*"prometheus": \["\([^"]*\)"\],$$/\1/p' \
+	$(if $(3),-e 's/^ *"\($(3)[^"]*\)".*/\1/p') setup.py | \
 	sed 's/^tensorflow/$(1)/' | $(VENV)/bin/pip-compile --quiet --upgrade --generate-hashes \
 	--allow-unsafe --strip-extras --no-header --no-annotate --no-emit-index-url \
 	--no-emit-find-links --no-emit-trusted-host --output-file $(2) -

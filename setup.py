@@ -44,7 +44,11 @@ setup(
         "google-cloud-storage>=3.4,<4",
     ],
     extras_require={
-        "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+        "gpu": [
+            "tensorflow[and-cuda]>=2.21,<2.22",
+            # cuDNN 9.11 and later have no code for compute capability below 7.5 (docs/gpus.md).
+            "nvidia-cudnn-cu12>=9.3,<9.11",
+        ],
         "prometheus": ["prometheus-client>=0.21,<1"],
         "tensorboard": ["tensorboard>=2.20,<3"],
         "test": [

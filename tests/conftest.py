@@ -8,6 +8,9 @@ import sys
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Tests run on the CPU, also where there is a GPU. TensorFlow reads this when it initializes, and
+# the processes that tests start inherit it.
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 import keras
 import tensorflow as tf

@@ -105,6 +105,6 @@ def test_the_notebook(tmp_path):
     assert "Recipe dcgan on digits" in done.stdout
     assert done.stdout.endswith(
         "--recipe='dcgn' is not known. Did you mean dcgan? Known: "
-        "cgan, dcgan, dcgan-kstep, dcgan-sigmoid, dcgan-studiogan, mlp, mlp-small.\n"
+        "cgan, dcgan, dcgan-kstep, dcgan-sigmoid, dcgan-studiogan, mlp, mlp-small, sngan.\n"
     )
     assert (tmp_path / "digits-generator/saved_model/saved_model.pb").exists()

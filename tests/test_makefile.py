@@ -49,6 +49,26 @@ def test_train_leaves_the_length_to_the_recipe():
     assert not re.search(r"--(kimg|epochs|steps)=", command("train"))
 
 
+@pytest.mark.parametrize("device", ["nvidia0", "dxg", "nvidiactl"])
+def test_train_gpu_finds_the_devices_of_linux_and_wsl(tmp_path, device):
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\necho ran: $@\n")
+    python.chmod(0o755)
+    (tmp_path / device).touch()
+    for mark in (".installed", ".gpu"):
+        (tmp_path / mark).touch()
+    done = subprocess.run(
+        ["make", "train-gpu", f"DEV={tmp_path}", f"VENV={tmp_path}", "LENGTH="],
+        cwd=ROOT, text=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    if device == "nvidiactl":  # a driver without a GPU
+        assert "No NVIDIA GPU was found" in done.stderr
+        assert "Error 64" in done.stderr
+    else:
+        assert "ran: -m trainer train --recipe=dcgan" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("target", ["train-gpu", "generate", "evaluate", "export", "doctor"])
 def test_targets_put_cuda_libraries_on_the_library_path(target):
     assert "LD_LIBRARY_PATH=" in command(target)

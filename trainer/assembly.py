@@ -146,10 +146,11 @@ def train(
 
 
 def _check_workers(config: Config, data: ImageSet, replicas: Replicas) -> None:
-    """Raises a UsageError unless all workers have the same settings, data and devices."""
+    """Raises a UsageError unless all workers have the same software, settings, data and devices."""
     settings = config.replace(precision=replicas.precision).shared_json()
     num_devices = str(len(replicas.device_names))
-    replicas.check_same_on_all_workers("\n".join([settings, data.fingerprint, num_devices]))
+    inputs = "\n".join([settings, data.fingerprint, num_devices])
+    replicas.check_same_on_all_workers(provenance.describe_software(), inputs)
 
 
 def _restore(

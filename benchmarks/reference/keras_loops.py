@@ -56,7 +56,9 @@ def make(
     Programs written for earlier versions of Keras ran without XLA.
     """
     keras.utils.set_random_seed(config.seed)
-    keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
+    tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
+    whole = precision in ("float32", "tf32")
+    keras.config.set_dtype_policy("float32" if whole else f"mixed_{precision}")
     networks = networks_of(config, data)
     if config.recipe in FROZEN:
         return FrozenLoop(config, *_floats(config, data), *networks, jit_compile)

@@ -17,6 +17,7 @@ from trainer import recipes
 from trainer.config import Config
 
 Losses = tuple[torch.Tensor, torch.Tensor]
+HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # types of autocast
 
 
 def work(*, side: int = 28, channels: int = 1, count: int = 10_000, **options: Any) -> Work:
@@ -39,7 +40,7 @@ class Loop:
     """A recipe's networks, data and training step on a device.
 
     Args:
-      dtype: "float32", or "bfloat16" for autocast.
+      dtype: "float32", "tf32", or "bfloat16" or "float16" for autocast.
       channels_last: whether images and convolutions use the channels-last memory format.
       compiled: whether to use torch.compile with `mode`.
     """
@@ -58,10 +59,11 @@ class Loop:
         mode: str = "default",
     ) -> None:
         torch.manual_seed(config.seed)
-        torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as in TensorFlow
+        torch.set_float32_matmul_precision("highest" if dtype == "float32" else "high")
+        torch.backends.cudnn.allow_tf32 = dtype != "float32"
         torch.backends.cudnn.benchmark = True
         self.config, self.classes, self.compiled = config, 10, compiled
-        self.device, self.half = torch.device(device), dtype != "float32"
+        self.device, self.half = torch.device(device), HALF.get(dtype)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         pixels = torch.randint(0, 256, [count, channels, side, side], dtype=torch.uint8)
         self.pixels = pixels.to(self.device).contiguous(memory_format=layout)
@@ -212,7 +214,7 @@ class Loop:
         return images
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
+        return torch.autocast(self.device.type, self.half, enabled=self.half is not None)
 
     def _reals(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns a random batch of images [N, C, H, W] uint8 and its labels."""

@@ -143,7 +143,7 @@ SETTINGS = st.fixed_dictionaries(
         "image_size": st.sampled_from([0, 4, 8, 9, 12, 20, 32, 64]),
         "networks": st.sampled_from(list(recipes.RECIPES)),
         "loss": st.sampled_from(list(OBJECTIVES)),
-        "precision": st.sampled_from(["float32", "bfloat16", "float16"]),
+        "precision": st.sampled_from(["float32", "tf32", "bfloat16", "float16"]),
         "devices": st.sampled_from(["cpu:1", "cpu:2"]),
     },
 )  # fmt: skip

@@ -176,6 +176,7 @@ class Job:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(k8s.ROOT),  # runs the trainer of this checkout
             "PYTHONUNBUFFERED": "1",
+            "CUDA_VISIBLE_DEVICES": os.environ["CUDA_VISIBLE_DEVICES"],
             "KUBERNETES_SERVICE_HOST": "10.96.0.1",
             "HOSTNAME": f"{self.name}-{index}" if self._indexed else self.name,
         }

@@ -340,6 +340,7 @@ def test_folders_that_the_trainer_writes_are_writable(manifests):
     written = {environment["HOME"], environment["KERAS_HOME"], "/tmp"}
     if GPU in limits:
         written.add(environment["CUDA_CACHE_PATH"])
+        assert environment["CUDA_CACHE_PATH"].startswith("/runs/"), "it must outlive the Pod"
     for argument in k8s.arguments_of(manifests):
         name, _, value = argument.partition("=")
         if name in ("--run_dir", "--heartbeat", "--scratch_dir") and not value.startswith("gs://"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,10 +14,14 @@ import pytest
 import tensorflow as tf
 
 from tests.helpers.runs import records
+from trainer import __version__
 from trainer.errors import ExitCode, PeerError, UsageError
 from trainer.machine import cluster, replicas
 from trainer.machine.cluster import Cluster
+from trainer.run_dir import provenance
 from trainer.run_dir.checkpoint_files import list_checkpoints
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def tf_config(jobs, task, index):
@@ -107,16 +112,19 @@ def free_ports(count):
     return ports
 
 
-def start_workers(folder, *arguments, count=2, own=((), ())):
-    """Starts the workers of a run as processes on this machine."""
+def start_workers(folder, *arguments, count=2, own=((), ()), sources=(ROOT, ROOT)):
+    """Starts the workers of a run as processes on this machine, each from a folder of sources."""
     workers = ",".join(f"localhost:{port}" for port in free_ports(count))
     return [
         subprocess.Popen(
             [sys.executable, "-m", "trainer", "train", f"--workers={workers}", *arguments, *extra],
             cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**os.environ, "TRAINER_DATA_DIR": "", "JOB_COMPLETION_INDEX": str(index)},
+            env={
+                **os.environ, "TRAINER_DATA_DIR": "", "JOB_COMPLETION_INDEX": str(index),
+                "PYTHONPATH": str(source),
+            },
         )
-        for index, extra in zip(range(count), own, strict=True)
+        for index, extra, source in zip(range(count), own, sources, strict=True)
     ]  # fmt: skip
 
 
@@ -160,6 +168,66 @@ def test_workers_with_other_flags_are_refused(tmp_path):
     assert codes == [ExitCode.USAGE] * 2, outputs
     for output in outputs:
         assert "The workers were started with different flags, or see different data" in output
+    assert not (tmp_path / "run").exists()
+
+
+COUNT_COLLECTIVES = """
+import sys, numpy, tensorflow as tf
+from trainer import recipes
+from trainer.data import pipeline
+from trainer.data.images import ImageSet
+from trainer.machine.cluster import Cluster
+from trainer.machine.replicas import create_replicas
+
+cluster = Cluster(tuple(sys.argv[2:]), int(sys.argv[1]))
+replicas = create_replicas(recipes.resolve(dict(devices="cpu")), cluster)
+data = ImageSet(numpy.zeros([8, 8, 8, 1], "uint8"), numpy.zeros(8, "int32"), ("0",))
+plan = pipeline.BatchPlan(seed=0, batch_size=4, batches_per_step=1)
+batches = replicas.make_iterator(
+    lambda served: pipeline.batches(data, plan, replicas=served, num_replicas=2)
+)
+graph = tf.function(lambda: next(batches), autograph=False).get_concrete_function().graph
+definition = graph.as_graph_def()
+nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+print("batches", sum("IteratorGetNext" in node.op for node in nodes))
+print("collectives", sum(node.op.startswith("Collective") for node in nodes))
+replicas.barrier()
+"""
+
+
+def test_the_next_batch_costs_no_collective(tmp_path):
+    """TensorFlow would ask all workers at each step whether a finite data set has ended."""
+    workers = [f"localhost:{port}" for port in free_ports(2)]
+    commands = [[sys.executable, "-c", COUNT_COLLECTIVES, str(k), *workers] for k in (0, 1)]
+    processes = [
+        subprocess.Popen(
+            command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for command in commands
+    ]
+    codes, outputs = ends(processes, timeout=90)
+    assert codes == [0, 0], outputs
+    for output in outputs:
+        assert "batches 1" in output
+        assert "collectives 0" in output
+
+
+def test_workers_with_other_sources_are_refused(tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(ROOT / "trainer", other / "trainer")
+    with (other / "trainer" / "models" / "norms.py").open("a") as module:
+        module.write("# Changed.\n")
+    workers = start_workers(tmp_path, *TINY, "--steps=4", "--run_dir=run", sources=(ROOT, other))
+    codes, outputs = ends(workers)
+    assert codes == [ExitCode.USAGE] * 2, outputs
+    here, there = (provenance.hash_sources(folder / "trainer") for folder in (ROOT, other))
+    assert here != there
+    named = [
+        f"worker {k} has version {__version__} (sources {digest})"
+        for k, digest in enumerate((here, there))
+    ]
+    for output in outputs:
+        assert f"different versions of the trainer: {', '.join(named)}. Install" in output
     assert not (tmp_path / "run").exists()
 
 

@@ -9,10 +9,11 @@ from trainer.machine.signals import StopRequest
 from trainer.reporting import heartbeat
 from trainer.reporting.console import Console, log_to
 
-SUMMARY = """Checks this machine and its GPUs.  Shows versions, GPUs, memory and disk space.  Fails
-if TensorFlow does not find an NVIDIA GPU of this machine, and names the missing library and the
-remedy.  With --liveness it fails if the training loop has not updated its heartbeat file
-recently."""
+SUMMARY = """Checks this machine and its GPUs.  Shows versions, GPUs, memory and disk space, and
+runs a convolution, a batch norm and a matrix product on each GPU, or on the CPU if there is none.
+Fails if TensorFlow does not find an NVIDIA GPU of this machine, if the driver or cuDNN does not
+suit it, or if an operation fails, and names the GPU, the library and the remedy.  With --liveness
+it fails if the training loop has not updated its heartbeat file recently."""
 
 
 def main(arguments: list[str], _: StopRequest) -> None:

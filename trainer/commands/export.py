@@ -8,7 +8,7 @@ from trainer.reporting.console import Console, log_to
 SUMMARY = """Exports the generator of a run for use without this package.  Writes the generator of
 the best or latest checkpoint into a folder: generator.keras, and saved_model/ with the signature
 serving_default (latents and, if the run is conditional, labels -> images uint8 [N, H, W, C]).
-Both are loaded again and must draw exactly the images that the run draws."""
+Both are loaded again and must draw the images that the run draws."""
 
 
 def main(arguments: list[str], _: StopRequest) -> None:

@@ -7,6 +7,7 @@ from trainer.config.update_rule import UPDATE_RULES
 
 NORMS = ("batch", "instance", "layer", "none")
 KERNELS = ("plain", "spectral", "weight")
+CONDITIONAL_NORM = ("batchnorm", "batchnorm_alone")  # values of g_conditioning
 SCHEDULES = ("constant", "linear", "cosine", "inverse_time")
 
 
@@ -46,7 +47,7 @@ class Networks:
     image_range: str = setting(
         "tanh",
         "output activation of the generator: tanh with images in [-1, 1], or sigmoid with images "
-        "in [0, 1]",
+        "in [0, 1]. Networks with a linear output have the range alone",
         choices=("tanh", "sigmoid"),
     )
     g_width: float = setting(
@@ -57,10 +58,11 @@ class Networks:
     )
     g_conditioning: str = setting(
         "concat",
-        "how class labels enter a conditional generator: concatenated to the latent vector, "
-        "multiplied into it as an embedding, or concatenated and also as the scale and shift of "
-        "the batch norms",
-        choices=("concat", "multiply", "batchnorm"),
+        "how class labels enter a conditional generator: concatenated to the latent vector as "
+        "they are (concat) or as an embedding of its size (embedding), multiplied into it as an "
+        "embedding (multiply), concatenated and also as the scale and shift of the batch norms "
+        "(batchnorm), or as these scales and shifts alone (batchnorm_alone)",
+        choices=("concat", "embedding", "multiply", *CONDITIONAL_NORM),
     )
     d_conditioning: str = setting(
         "projection",
@@ -96,8 +98,9 @@ class Networks:
     )
     initializer: str = setting(
         "glorot",
-        "initializer of the kernels: Glorot uniform, He uniform, N(0, 0.02) or orthogonal",
-        choices=("glorot", "he", "normal", "orthogonal"),
+        "initializer of the kernels: Glorot uniform, He uniform, N(0, 0.02), the same truncated at "
+        "2 standard deviations, or orthogonal",
+        choices=("glorot", "he", "normal", "truncated_normal", "orthogonal"),
     )
     bn_momentum: float = setting(
         0.99, "momentum of the moving statistics of batch norm", bounds=(0, 1)

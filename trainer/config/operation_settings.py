@@ -80,8 +80,10 @@ class Computation:
     precision: str = setting(
         "auto",
         "number format of the networks' computations. auto selects bfloat16 on GPUs of compute "
-        "capability 8.0 or higher, float16 on 7.x, and float32 otherwise",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        "capability 8.0 or higher, float16 on 7.x, and float32 otherwise. tf32 is float32 whose "
+        "matrix products and convolutions are rounded to TensorFloat-32 on GPUs of compute "
+        "capability 8.0 or higher; float32 never rounds them",
+        choices=("auto", "float32", "tf32", "bfloat16", "float16"),
     )
     batch_per_replica: int = setting(
         0,

@@ -7,6 +7,7 @@ are moved to --out only afterwards, so exported files are complete and draw the 
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import keras
@@ -52,7 +53,10 @@ def export(run_dir: RunDir, config: Config, out: Path, which: str = "") -> None:
     # Three graphs must draw the same bytes, so kernels must not be selected by their speed.
     replicas.create_replicas(config.replace(deterministic=True))
     run_generator, source = load_generator(run_dir, config, which)
-    generator = plain(run_generator)
+    exported = {
+        KERAS_FILE: plain(run_generator),
+        SAVED_MODEL: plain(run_generator, keras_only=False),
+    }
     labels, classes = None, run_dir.read_dataset().classes
     if config.conditional:
         labels = np.arange(sampler.BATCH, dtype=np.int32) % classes
@@ -60,16 +64,16 @@ def export(run_dir: RunDir, config: Config, out: Path, which: str = "") -> None:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as name:
             scratch = Path(name)
-            generator.save(scratch / KERAS_FILE)
-            save_model(config, generator, scratch / SAVED_MODEL, classes)
-            verify_export(config, generator, labels, scratch)
+            exported[KERAS_FILE].save(scratch / KERAS_FILE)
+            save_model(config, exported[SAVED_MODEL], scratch / SAVED_MODEL, classes)
+            verify_export(config, exported, labels, scratch)
             _move_files(scratch, out)
     except OSError as error:
         reason = error.strerror or first_line(error)
         raise UsageError(
             f"--out={out} cannot be written ({reason}). Choose another folder."
         ) from None
-    _log_export(config, generator, source, out)
+    _log_export(config, run_generator, source, out)
 
 
 def is_exported_to_model_dir(config: Config) -> bool:
@@ -87,7 +91,7 @@ def export_to_model_dir(run_dir: RunDir, config: Config) -> None:
     with tempfile.TemporaryDirectory(prefix="gan-trainer-model-") as name:
         try:
             classes = run_dir.read_dataset().classes
-            save_model(config, plain(generator), Path(name), classes)
+            save_model(config, plain(generator, keras_only=False), Path(name), classes)
         except OSError as error:
             raise StorageError(
                 f"The temporary folder {name} cannot be written ({error}). Free disk space or set "
@@ -105,7 +109,7 @@ def save_model(config: Config, generator: keras.Model, folder: Path, classes: in
 
     Args:
       config: the configuration of the run.
-      generator: the generator, of Keras layers only.
+      generator: the generator, a copy by `plain`.
       folder: the folder to write.
       classes: number of classes of the data set.
 
@@ -143,13 +147,13 @@ def save_model(config: Config, generator: keras.Model, folder: Path, classes: in
 
 
 def verify_export(
-    config: Config, generator: keras.Model, labels: np.ndarray | None, folder: Path
+    config: Config, exported: Mapping[str, keras.Model], labels: np.ndarray | None, folder: Path
 ) -> None:
-    """Loads both formats from `folder` and compares what they draw with the generator.
+    """Loads both formats from `folder` and compares what they draw with what was exported.
 
     Args:
       config: the configuration of the run.
-      generator: the generator that was exported.
+      exported: the generator that was exported, by format.
       labels: [BATCH] int32, classes to draw; None for an unconditional run.
       folder: the folder with both formats.
 
@@ -167,7 +171,6 @@ def verify_export(
     def serve(path: Path) -> np.ndarray:
         return tf.saved_model.load(str(path)).signatures[SIGNATURE](**inputs)["images"].numpy()
 
-    expected = draw(generator)
     for name, draw_exported in (
         (KERAS_FILE, lambda path: draw(keras.models.load_model(path))),
         (SAVED_MODEL, serve),
@@ -179,7 +182,7 @@ def verify_export(
             raise TrainerError(
                 f"The exported {name} cannot be loaded and run ({reason})."
             ) from error
-        _compare(name, drawn, expected)
+        _compare(name, drawn, draw(exported[name]))
 
 
 def _compare(name: str, drawn: np.ndarray, expected: np.ndarray) -> None:
@@ -217,7 +220,7 @@ def _log_export(config: Config, generator: keras.Model, source: Path, out: Path)
         inputs, arguments = f"{inputs}, labels int32 [None]", f"{arguments}, labels=labels"
     low = {"tanh": "-1", "sigmoid": "0"}[config.image_range]
     signature = f'tf.saved_model.load("{out / SAVED_MODEL}").signatures["{SIGNATURE}"]'
-    log.info("Exported %s. Both formats draw exactly the images that the run draws.", source)
+    log.info("Exported %s. Both formats draw the images that the run draws.", source)
     for title, text in (
         ("Keras file", f"{out / KERAS_FILE} (images float32 {shape} in [{low}, 1])"),
         ("SavedModel", str(out / SAVED_MODEL)),

@@ -1,9 +1,11 @@
 """Selects the devices of a run and the precision that suits them."""
 
+import contextlib
 import logging
 import os
 from pathlib import Path
 
+import keras
 import tensorflow as tf
 
 from trainer.errors import UsageError
@@ -23,8 +25,19 @@ def select_devices(wanted: str) -> list[str]:
       The names of the devices, such as "GPU:0".
 
     Raises:
-      UsageError: if the value is invalid or a device does not exist.
+      UsageError: if the value is invalid, a device does not exist, or this process already uses
+        other devices.
     """
+    try:
+        return _select_devices(wanted)
+    except RuntimeError:  # TensorFlow has initialized its devices
+        raise UsageError(
+            f"--devices={wanted}: this process already uses other devices, which TensorFlow cannot "
+            "change. Start a new process."
+        ) from None
+
+
+def _select_devices(wanted: str) -> list[str]:
     kind, numbers = parse_devices(wanted)
     if kind == "cpu":
         tf.config.set_visible_devices([], "GPU")
@@ -52,9 +65,9 @@ def select_devices(wanted: str) -> list[str]:
 
 
 def _explain_no_gpus() -> str | None:
-    """Explains why TensorFlow lists no GPU; returns None if the machine has none."""
+    """Explains why TensorFlow lists no GPU; returns None if there is none or all are hidden."""
     files = nvidia.device_files()
-    if not files:
+    if not files or os.environ.get("CUDA_VISIBLE_DEVICES") == "-1":
         return None
     return nvidia.explain_unlisted_gpus(
         files,
@@ -84,3 +97,24 @@ def auto_precision() -> str:
     if capability >= (8, 0):
         return "bfloat16"
     return "float16" if capability >= (7, 0) else "float32"
+
+
+def compute_dtype(precision: str) -> str:
+    """Returns the data type in which the networks compute in a number format of --precision."""
+    return "float32" if precision == "tf32" else precision
+
+
+def set_number_format(precision: str) -> None:
+    """Sets the types of Keras's layers, and whether float32 products may use TensorFloat-32."""
+    # In the mixed formats TensorFlow's default holds for the few float32 products.
+    tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
+    dtype = compute_dtype(precision)
+    keras.config.set_dtype_policy("float32" if dtype == "float32" else f"mixed_{dtype}")
+
+
+def share_cores(threads: int, small_operations: bool) -> None:
+    """Sets how many threads an operation uses, unless an operation has run before."""
+    if not threads and small_operations:
+        threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    with contextlib.suppress(RuntimeError):
+        tf.config.threading.set_intra_op_parallelism_threads(threads)

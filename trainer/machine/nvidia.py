@@ -1,54 +1,101 @@
 """Inspects NVIDIA GPUs, their driver and their libraries, without TensorFlow."""
 
+import contextlib
 import ctypes
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.machine.cards import CUDNN_PINS
+
 DRIVER_LIBRARY = "libcuda.so.1"
-# Libraries that TensorFlow 2.21 loads at run time. If one is missing, TensorFlow lists no GPU or
-# fails later.
+CUDNN_LIBRARY = "libcudnn.so.9"
+# Libraries that TensorFlow 2.21 opens before it lists a GPU. If one is missing, it lists none.
 LIBRARIES = (
     "libcudart.so.12",
     "libcublas.so.12",
     "libcublasLt.so.12",
-    "libcudnn.so.9",
     "libcufft.so.11",
-    "libcurand.so.10",
     "libcusolver.so.11",
     "libcusparse.so.12",
-    "libnccl.so.2",
-    "libnvJitLink.so.12",
-    "libnvrtc.so.12",
+    CUDNN_LIBRARY,
     DRIVER_LIBRARY,
 )
+# Libraries that TensorFlow opens at their first use, and what needs them.
+LATER_LIBRARIES = {
+    "libnccl.so.2": "training on several GPUs",
+    "libcupti.so.12": "--profile",
+}
+WSL_DEVICE = "dxg"  # stands for all GPUs of the Windows host
+WSL_DRIVER = Path("/usr/lib/wsl/lib") / DRIVER_LIBRARY
 
 Load = Callable[[str], Any]
 
 
 def device_files(folder: Path = Path("/dev")) -> list[str]:
-    """Returns the paths of the device files of GPUs, such as /dev/nvidia0."""
-    return sorted(str(path) for path in folder.glob("nvidia[0-9]*"))
+    """Returns the paths of the device files of GPUs, such as /dev/nvidia0.
+
+    Under WSL 2 this is /dev/dxg, if Windows has a driver of NVIDIA.
+    """
+    if files := sorted(str(path) for path in folder.glob("nvidia[0-9]*")):
+        return files
+    wsl = folder / WSL_DEVICE
+    return [str(wsl)] if wsl.exists() and WSL_DRIVER.exists() else []
 
 
-def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Returns the version of the loaded kernel driver, or None if there is none."""
-    try:
+def driver_version(
+    path: Path = Path("/proc/driver/nvidia/version"), load: Load = ctypes.CDLL
+) -> str | None:
+    """Returns the version of the loaded kernel driver, or None if there is none.
+
+    Args:
+      path: file in which the driver states its version. WSL 2 has none.
+      load: function that loads a shared library by name, or raises an OSError.
+    """
+    with contextlib.suppress(OSError):
         match = re.search(r"\b\d{3,}\.\d+(\.\d+)*\b", path.read_text(encoding="utf-8"))
-    except OSError:
+        return match[0] if match else None
+    text = ctypes.create_string_buffer(80)
+    with contextlib.suppress(OSError, AttributeError):  # not found, or too old
+        management = load("libnvidia-ml.so.1")
+        if not management.nvmlInit_v2():
+            management.nvmlSystemGetDriverVersion(text, len(text))
+    return text.value.decode() or None
+
+
+def driver_cuda_version(load: Load = ctypes.CDLL) -> tuple[int, int] | None:
+    """Returns the newest CUDA version that the driver supports, such as (12, 5), or None."""
+    version = ctypes.c_int()
+    try:
+        failed = load(DRIVER_LIBRARY).cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
         return None
-    return match[0] if match else None
+    return None if failed else (version.value // 1000, version.value % 1000 // 10)
 
 
-def missing_libraries(load: Load = ctypes.CDLL) -> list[str]:
-    """Returns the names of LIBRARIES that cannot be found or loaded."""
+def cudnn_version(load: Load = ctypes.CDLL) -> tuple[int, int, int] | None:
+    """Returns the version of cuDNN, such as (9, 10, 2), or None if it cannot be loaded."""
+    try:
+        version = int(load(CUDNN_LIBRARY).cudnnGetVersion())
+    except (OSError, AttributeError):
+        return None
+    return version // 10000, version % 10000 // 100, version % 100
+
+
+def missing_libraries(load: Load = ctypes.CDLL, names: Iterable[str] = LIBRARIES) -> list[str]:
+    """Returns, for each library that cannot be loaded, the name of the file that is missing.
+
+    It is that of the library, or of another one that it needs.
+    """
     missing = []
-    for name in LIBRARIES:
+    for name in names:
         try:
             load(name)
-        except OSError:
-            missing.append(name)
+        except OSError as error:
+            # The loader's message begins with the file that it does not find.
+            match = re.match(r"(lib\S+?\.so[.\d]*): cannot open", str(error))
+            missing.append(match[1] if match else name)
     return missing
 
 
@@ -108,7 +155,8 @@ def explain_unlisted_gpus(
         )
     if not built_for_cuda:
         return (
-            f"{finding}, because it is built without CUDA. Run pip install 'tensorflow[and-cuda]'."
+            f"{finding}, because it is built without CUDA. Run pip install 'tensorflow[and-cuda]' "
+            f"{CUDNN_PINS}."
         )
     if missing:
         return f"{finding}. {_explain_missing(missing, packages)}"
@@ -131,14 +179,14 @@ def _explain_missing(missing: Sequence[str], packages: Path) -> str:
     path = (
         f"add {packages}/*/lib to LD_LIBRARY_PATH, or add it to /etc/ld.so.conf.d and run ldconfig"
     )
-    rest = [name for name in missing if name != DRIVER_LIBRARY]
+    rest = [name for name in dict.fromkeys(missing) if name != DRIVER_LIBRARY]
     hidden = [name for name in rest if any(packages.glob(f"*/lib/{name}"))]
     absent = [name for name in rest if name not in hidden]
     parts = []
     if absent:
         parts.append(
-            f"Not installed: {', '.join(absent)}. Run pip install 'tensorflow[and-cuda]' and "
-            f"{path}."
+            f"Not installed: {', '.join(absent)}. Run pip install 'tensorflow[and-cuda]' "
+            f"{CUDNN_PINS} and {path}."
         )
     if hidden:
         parts.append(

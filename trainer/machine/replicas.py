@@ -10,26 +10,16 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
 from trainer.errors import PeerError, PeerLostError, UsageError
-from trainer.machine import devices
+from trainer.machine import devices, peers
 from trainer.machine.cluster import Cluster
 from trainer.machine.watchdog import exit_after
 
-PEER_WORDS = re.compile(r"abort|unavailable|heartbeat|connection|socket|peer", re.I)
-PEER_LOST = (  # errors of a collective operation after a peer was lost
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.FailedPreconditionError,
-    tf.errors.InternalError,
-    tf.errors.UnknownError,
-)
+SOFTWARE_BYTES = 64  # of the text that describes a worker's software
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +29,7 @@ class Replicas:
     Attributes:
       strategy: TensorFlow's distribution strategy over the selected devices.
       device_names: names of the devices of this machine, such as "GPU:0".
-      precision: number format of the networks: "float32", "bfloat16" or "float16".
+      precision: number format of the networks: "float32", "tf32", "bfloat16" or "float16".
       deterministic: whether operations are bit-reproducible.
       num_workers: number of machines that train together.
       worker_index: index of this machine; 0 is the chief.
@@ -95,7 +85,7 @@ class Replicas:
     def make_iterator(self, make: Callable[[range], tf.data.Dataset]) -> Any:
         """Returns an iterator over `make(replicas)`, with one element per replica and step.
 
-        `make` receives the range of replicas that this process feeds.
+        `make` receives the range of replicas that this process feeds. Its data set must not end.
         """
         if self.device_names == ("CPU:0",) and self.num_workers == 1:
             return iter(make(range(1)))  # the strategy's iterator is two to three times slower
@@ -104,25 +94,22 @@ class Replicas:
             count = context.num_replicas_in_sync // context.num_input_pipelines
             first = context.input_pipeline_id * count
             with tf.device("CPU:0"):
-                return make(range(first, first + count))
+                dataset = make(range(first, first + count))
+            if self.num_workers > 1:
+                # A data set that may end costs an all-reduce per batch, by which the workers find
+                # out whether all of them have one.
+                dataset = dataset.apply(
+                    tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+                )
+            return dataset
 
         return iter(self.strategy.distribute_datasets_from_function(pipeline))
 
     @contextlib.contextmanager
     def converted_peer_errors(self) -> Iterator[None]:
         """Converts the errors that TensorFlow raises after a lost peer into a PeerLostError."""
-        try:
+        with contextlib.nullcontext() if self.num_workers == 1 else peers.converted_errors():
             yield
-        except PEER_LOST as error:
-            if self.num_workers == 1:
-                raise
-            # TensorFlow's first line states the operation; the cause is further down.
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = next((line for line in lines if PEER_WORDS.search(line)), (lines or [""])[-1])
-            raise PeerLostError(
-                f"Stopped: another worker was lost ({type(error).__name__}: {reason[:200]}). "
-                "Running the same command again resumes the run from its last checkpoint."
-            ) from error
 
     def agree(self, count: int, stop: bool) -> tuple[int, bool]:
         """Returns the count of the chief, and whether any worker stops.
@@ -161,21 +148,45 @@ class Replicas:
             for variable, values in zip(same, np.split(total, ends[:-1]), strict=True):
                 variable.assign(values.reshape(variable.shape))
 
-    def check_same_on_all_workers(self, what: str) -> None:
-        """Compares a text that must be equal on every worker.
+    def check_same_on_all_workers(self, software: str, inputs: str) -> None:
+        """Compares texts that must be equal on every worker.
+
+        Args:
+          software: describes the program, in at most 64 characters.
+          inputs: the flags and the data.
 
         Raises:
-          UsageError: on every worker, if it differs.
+          UsageError: on every worker, if one of the texts differs.
         """
-        mine = int.from_bytes(hashlib.sha256(what.encode()).digest()[:7], "big")
+        text = "\n".join([software, inputs])
+        mine = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
         chiefs = self.broadcast(mine)
         if self.any_worker(mine != chiefs):
+            self._check_same_software(software)
             comparison = "has" if mine == chiefs else "does not have"
             raise UsageError(
                 "The workers were started with different flags, or see different data: worker "
                 f"{self.worker_index} {comparison} the chief's. Start all with the same "
                 "flags and data."
             )
+
+    def _check_same_software(self, software: str) -> None:
+        own = np.frombuffer(software.encode().ljust(SOFTWARE_BYTES)[:SOFTWARE_BYTES], np.uint8)
+        table = np.zeros([self.num_workers, SOFTWARE_BYTES], np.int64)
+        table[self.worker_index] = own
+        try:
+            rows = self._sum_over_workers(table)
+        except PeerLostError:  # a former version compares only once and has ended
+            found = [f"worker {self.worker_index} has {software}, and another worker has ended"]
+        else:
+            texts = [row.astype(np.uint8).tobytes().decode().strip() for row in rows]
+            if len(set(texts)) == 1:
+                return
+            found = [f"worker {k} has {text}" for k, text in enumerate(texts)]
+        raise UsageError(
+            f"The workers run different versions of the trainer: {', '.join(found)}. Install the "
+            "same version on all of them."
+        )
 
     def _sum_over_workers(self, value: np.ndarray) -> np.ndarray:
         with self.converted_peer_errors():
@@ -235,6 +246,19 @@ def sum_over_replicas(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
     return [tf.reshape(part, t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
+def gather_from_replicas(vector: tf.Tensor) -> tf.Tensor:
+    """Returns the float32 vectors [N] of all replicas, [replicas, N].  Call it on every replica.
+
+    Each replica fills its own row of zeros, so that one sum gathers them. Unlike TensorFlow's
+    gathering operations, a sum needs no exchange of shapes, and its gradient is a sum again.
+    """
+    count = num_replicas()
+    if count == 1:
+        return vector[None]
+    is_own = tf.one_hot(replica_index(), count)
+    return sum_over_replicas([is_own[:, None] * vector])[0]
+
+
 def create_replicas(
     config: Config, cluster: Cluster | None = None, *, small_operations: bool = False
 ) -> Replicas:
@@ -252,7 +276,7 @@ def create_replicas(
       UsageError: if a device of --devices does not exist.
       PeerError: if the host of another worker has no address.
     """
-    _share_cores(config.operation_threads, small_operations)
+    devices.share_cores(config.operation_threads, small_operations)
     if config.xla == "on":  # XLA on CPUs needs this flag
         flags = os.environ.get("TF_XLA_FLAGS", "")
         os.environ["TF_XLA_FLAGS"] = f"{flags} --tf_xla_cpu_global_jit".strip()
@@ -264,7 +288,7 @@ def create_replicas(
             "Use --devices=cpu."
         )
     precision = devices.auto_precision() if config.precision == "auto" else config.precision
-    keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
+    devices.set_number_format(precision)
     deterministic = config.deterministic
     if deterministic is None:
         deterministic = names[0].startswith("CPU")
@@ -281,14 +305,6 @@ def create_replicas(
         )
         replicas.barrier()  # waits for all workers
     return replicas
-
-
-def _share_cores(threads: int, small_operations: bool) -> None:
-    """Sets how many threads an operation uses, unless an operation has run before."""
-    if not threads and small_operations:
-        threads = max(1, len(os.sched_getaffinity(0)) // 2)
-    with contextlib.suppress(RuntimeError):
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
 
 
 @functools.cache

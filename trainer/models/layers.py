@@ -14,18 +14,25 @@ from trainer.models.convolutions import register
 Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor
 
 
-def scaled(filters: int, width: float) -> int:
+def scaled(filters: float, width: float) -> int:
     """Returns the number of filters multiplied by the width setting, at least 1."""
     return max(1, round(filters * width))
 
 
-def initializer(config: Config) -> keras.initializers.Initializer:
-    """Returns a kernel initializer with its own seed."""
+def initializer(config: Config, gain: float = 1.0) -> keras.initializers.Initializer:
+    """Returns a kernel initializer with its own seed.
+
+    Args:
+      config: the configuration of the run.
+      gain: factor of the initial values, except of those with a fixed standard deviation.
+    """
+    scaled_by = functools.partial(keras.initializers.VarianceScaling, distribution="uniform")
     return {
-        "glorot": keras.initializers.GlorotUniform,
-        "he": keras.initializers.HeUniform,
+        "glorot": functools.partial(scaled_by, gain**2, "fan_avg"),
+        "he": functools.partial(scaled_by, 2.0 * gain**2, "fan_in"),
         "normal": functools.partial(keras.initializers.RandomNormal, stddev=0.02),
-        "orthogonal": keras.initializers.Orthogonal,
+        "truncated_normal": functools.partial(keras.initializers.TruncatedNormal, stddev=0.02),
+        "orthogonal": functools.partial(keras.initializers.Orthogonal, gain),
     }[config.initializer](seed=randomness.initial_seed())
 
 
@@ -46,7 +53,10 @@ def generator_inputs(
     if config.g_conditioning == "multiply":
         embedding = _factor(config.latent_dim)(onehot)
         start = keras.layers.Multiply()([latents, embedding])
-    else:
+    elif config.g_conditioning == "embedding":
+        embedding = _embedding(config.latent_dim, stddev=shape.classes**-0.5)(onehot)
+        start = keras.layers.Concatenate()([latents, embedding])
+    elif config.g_conditioning != "batchnorm_alone":
         # Also with conditional batch norm, whose scales and shifts alone learn too slowly.
         start = keras.layers.Concatenate()([latents, onehot])
     return [latents, labels], start, onehot
@@ -100,9 +110,10 @@ def g_norm(x: Tensor, config: Config, onehot: Tensor | None) -> Tensor:
     return norms.norm(x, config, config.g_norm, onehot)
 
 
-def image_output(x: Tensor, config: Config) -> Tensor:
-    """Applies the output activation: float32 values in the image range."""
-    return keras.layers.Activation(config.image_range, dtype="float32", name="images")(x)
+def image_output(x: Tensor, config: Config, *, linear: bool = False) -> Tensor:
+    """Returns the images in float32 after the output activation, which is omitted if `linear`."""
+    activation = "linear" if linear else config.image_range
+    return keras.layers.Activation(activation, dtype="float32", name="images")(x)
 
 
 def g_dense(x: Tensor, config: Config, units: int, **options: Any) -> Tensor:
@@ -176,10 +187,13 @@ def _dense(x: Tensor, config: Config, weights: str, units: int, **options: Any) 
 
 
 def _layer_noise(x: Tensor, config: Config, layer: str) -> Tensor:
-    if not config.d_layer_noise:
-        return x
     shape = "x".join(map(str, x.shape[1:]))
-    return GaussianNoise(config.d_layer_noise, name=f"noise_{shape}_{layer}")(x)
+    return noise(x, config, f"noise_{shape}_{layer}")
+
+
+def noise(x: Tensor, config: Config, name: str) -> Tensor:
+    """Applies the noise of --d_layer_noise; the name tells it from that of other layers."""
+    return GaussianNoise(config.d_layer_noise, name=name)(x) if config.d_layer_noise else x
 
 
 def logit(features: Tensor, config: Config, onehot: Tensor | None) -> Tensor:

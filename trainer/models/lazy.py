@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import keras as keras
     import tensorflow as tf
 
+    from trainer.models import grouped as grouped
     from trainer.models import layers as layers
+    from trainer.models import residual as residual
 else:
 
     class _LazyModule:
@@ -27,6 +29,8 @@ else:
 
     keras = _LazyModule("keras")
     tf = _LazyModule("tensorflow")
+    grouped = _LazyModule("trainer.models.grouped")
     layers = _LazyModule("trainer.models.layers")
+    residual = _LazyModule("trainer.models.residual")
 
-__all__ = ["keras", "layers", "tf"]
+__all__ = ["grouped", "keras", "layers", "residual", "tf"]

@@ -6,7 +6,8 @@ import keras
 import tensorflow as tf
 
 from trainer.config import Config
-from trainer.machine.replicas import num_replicas, sum_over_replicas
+from trainer.config.model_settings import CONDITIONAL_NORM
+from trainer.machine.replicas import gather_from_replicas, num_replicas
 from trainer.models.convolutions import register
 
 Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor
@@ -15,8 +16,8 @@ Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor
 def norm(x: Tensor, config: Config, kind: str, onehot: Tensor | None = None) -> Tensor:
     """Applies the norm `kind` to x [N, ..., C]: batch (over all replicas), instance, layer or none.
 
-    With `onehot` [N, classes] and g_conditioning=batchnorm, the batch norm has a scale and a
-    shift for each class (de Vries et al., arXiv:1707.00683).
+    With `onehot` [N, classes] and g_conditioning=batchnorm or batchnorm_alone, the batch norm has
+    a scale and a shift for each class (de Vries et al., arXiv:1707.00683).
     """
     if kind == "none":
         return x
@@ -26,7 +27,7 @@ def norm(x: Tensor, config: Config, kind: str, onehot: Tensor | None = None) -> 
         # Statistics of each image and channel. Without pixels this is the layer norm.
         groups = x.shape[-1] if len(x.shape) == 4 else 1
         return keras.layers.GroupNormalization(groups)(x)
-    by_class = onehot is not None and config.g_conditioning == "batchnorm"
+    by_class = onehot is not None and config.g_conditioning in CONDITIONAL_NORM
     x = BatchNorm(momentum=config.bn_momentum, center=not by_class, scale=not by_class)(x)
     if not by_class:
         return x
@@ -42,8 +43,8 @@ def norm(x: Tensor, config: Config, kind: str, onehot: Tensor | None = None) -> 
 class BatchNorm(keras.layers.BatchNormalization):
     """Batch norm whose statistics are those of the global batch, as one fused operation.
 
-    The Keras layer takes three times as long on one replica. With several replicas, sums over
-    all of them replace the fused operation.
+    The Keras layer takes three times as long on one replica. With several replicas, their merged
+    statistics replace the fused operation; they cost one all-reduce per layer.
     """
 
     plain_kind = keras.layers.BatchNormalization
@@ -79,13 +80,24 @@ class BatchNorm(keras.layers.BatchNormalization):
     def _by_all_replicas(
         self, rows: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor, replicas: int
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Merges the mean and the centred sum of squares of every replica.
+
+        The difference of the mean square and the squared mean would lose all digits where the
+        mean is large against the standard deviation. Here each replica subtracts its own mean
+        first (the parallel algorithm of Chan, Golub and LeVeque, 1983), and corrects the rounding
+        of that mean by the mean of what remains.
+        """
         values = tf.cast(rows, tf.float32)  # squares of half precision overflow
-        count = replicas * tf.cast(tf.size(rows) // rows.shape[-1], tf.float32)
-        sums = [tf.reduce_sum(values, [0, 1, 2]), tf.reduce_sum(tf.square(values), [0, 1, 2])]
-        total, squares = sum_over_replicas(sums)
-        mean = total / count
-        variance = tf.maximum(
-            squares / count - tf.square(mean), 0.0
-        )  # rounding can make it negative
+        # Any pivot gives the same statistics, so no gradient flows through it.
+        pivot = tf.stop_gradient(tf.reduce_mean(values, [0, 1, 2]))
+        centred = values - pivot
+        rest = tf.reduce_mean(centred, [0, 1, 2])
+        spread = tf.reduce_mean(tf.square(centred), [0, 1, 2]) - tf.square(rest)
+        gathered = gather_from_replicas(tf.concat([pivot, rest, spread], 0))
+        pivots, rests, spreads = tf.split(gathered, 3, axis=1)  # each [replicas, C]
+        means = pivots - pivots[0] + rests  # relative to the first pivot, hence small and exact
+        mean = tf.reduce_mean(means, 0)
+        variance = tf.reduce_mean(spreads + tf.square(means - mean), 0)
         factor = scale * tf.math.rsqrt(variance + self.epsilon)
-        return tf.cast(values * factor + (shift - mean * factor), rows.dtype), mean, variance
+        outputs = (centred - (pivots[0] - pivot + mean)) * factor + shift
+        return tf.cast(outputs, rows.dtype), pivots[0] + mean, variance

@@ -5,6 +5,7 @@ import keras
 from trainer import recipes
 from trainer.config import Config
 from trainer.config.dataset import ImageShape
+from trainer.config.model_settings import CONDITIONAL_NORM
 from trainer.errors import TrainerError, UsageError
 from trainer.models import norms, randomness
 from trainer.recipes import files
@@ -23,12 +24,12 @@ def build_networks(config: Config, shape: ImageShape) -> tuple[keras.Model, kera
     """
     recipes.check_image_size(config, shape.size)
     generator = _build(config, shape, "generator")
-    conditional_norm = config.conditional and config.g_conditioning == "batchnorm"
+    conditional_norm = config.conditional and config.g_conditioning in CONDITIONAL_NORM
     kinds = {type(layer) for layer in generator.layers}
     if conditional_norm and norms.BatchNorm not in kinds:
         raise UsageError(
-            f"--g_conditioning=batchnorm: the generator of {config.networks} has no batch norm. "
-            "Use concat or multiply."
+            f"--g_conditioning={config.g_conditioning}: the generator of {config.networks} has no "
+            "batch norm. Use concat, embedding or multiply."
         )
     return generator, _build(config, shape, "discriminator")
 

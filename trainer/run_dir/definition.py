@@ -14,6 +14,7 @@ from trainer.config.settings import as_flag
 from trainer.errors import CheckpointError, UsageError
 from trainer.files.atomic import replacing, write_text
 from trainer.run_dir.directory import RunDir
+from trainer.run_dir.provenance import allowed_tensor_float_32, selected_precision
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +115,16 @@ def _check_stored_settings(
         raise CheckpointError(f"{error} Correct the file, or use --fresh.") from None
     # --precision=auto may select another number format on other devices.
     with contextlib.suppress(KeyError, UsageError):
-        selected = old.replace(precision=old_start["precision"])
-        config, old = config.replace(precision=this_start["precision"]), selected
+        before, now = selected_precision(old_start), this_start["precision"]
+        if now == "float32" and allowed_tensor_float_32(old_start):
+            log.warning(
+                "The version that started this run used TensorFloat-32 for --precision=float32 on "
+                "GPUs. The run continues in float32, as requested. Leave out the flag to continue "
+                "in tf32."
+            )
+            before = now
+        if before is not None:
+            config, old = config.replace(precision=now), old.replace(precision=before)
     check_settings(old, config)
 
 

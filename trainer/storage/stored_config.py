@@ -11,6 +11,7 @@ from trainer.errors import CheckpointError, UsageError
 from trainer.machine import imports
 from trainer.recipes import files
 from trainer.run_dir.directory import RunDir
+from trainer.run_dir.provenance import selected_precision
 from trainer.storage.address import Address, is_bucket
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ VERTEX = {  # environment variables by which Vertex AI names the output location
 def read_stored_config(run_dir: str) -> Config | None:
     """Returns the configuration of the run in a run directory; None if there is no run.
 
-    A run that was started with --precision=auto keeps the number format that it selected.
+    A run that was started with --precision=auto keeps the number format that it selected, and one
+    that a former version trained in float32 on GPUs keeps tf32, which that version meant.
 
     Args:
       run_dir: as the user gave it, a folder or gs://BUCKET/PATH.
@@ -70,10 +72,9 @@ def _read(run_dir: RunDir, bucket: "Bucket | None" = None) -> Config | None:
         for name in files.names_of(config):
             _download(bucket, f"{run_dir.recipes.name}/{name}", run_dir.recipes / name)
     files.load_copies(run_dir.recipes, config)
-    selected = run_dir.read_provenance().get("precision")
-    if config.precision == "auto" and selected in ("float32", "bfloat16", "float16"):
-        return config.replace(precision=selected)
-    return config
+    selected = selected_precision(run_dir.read_provenance())
+    kept = ("float32", "tf32", "bfloat16", "float16") if config.precision == "auto" else ("tf32",)
+    return config.replace(precision=selected) if selected in kept else config
 
 
 def add_environment(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from trainer.machine.devices import compute_dtype
+
 SIDES = {"CPU": 1024, "GPU": 8192}  # side of the square matrices whose product is measured
 TIMES = 3
 
@@ -46,11 +48,11 @@ def matmul_flops_per_sec(device: str, precision: str) -> float:
 
     Args:
       device: the device, such as "GPU:0".
-      precision: "float32", "bfloat16" or "float16".
+      precision: "float32", "tf32", "bfloat16" or "float16".
     """
     side = SIDES[device.partition(":")[0]]
     with tf.device(device):
-        matrix = tf.cast(tf.fill([side, side], 0.5), precision)
+        matrix = tf.cast(tf.fill([side, side], 0.5), compute_dtype(precision))
         secs = math.inf
         for _ in range(1 + TIMES):  # the first product warms up
             began = time.perf_counter()

@@ -1,0 +1,109 @@
+"""The arrays of a golden file, and their comparison with ours.
+
+Golden files store what a published PyTorch implementation computed: feature maps [N, C, H, W],
+convolution kernels [out, in / groups, height, width] and dense weights [out, in].
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+OUTPUT, GRADIENT = 1e-5, 1e-4  # bounds of differences, in parts of an array's largest value
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How far an array of ours is from a golden one.
+
+    Attributes:
+      name: name of the golden array.
+      value: largest difference in parts of the golden array's largest absolute value.
+      bound: largest difference that counts as equal.
+    """
+
+    name: str
+    value: float
+    bound: float
+
+    @property
+    def is_within(self) -> bool:
+        """Whether the arrays count as equal; a difference that is not a number does not."""
+        return self.value <= self.bound
+
+
+class Golden:
+    """The arrays below a prefix of a golden file.
+
+    Attributes:
+      differences: the comparisons made.
+      used: full names of the arrays that were read or compared.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], prefix: str = "") -> None:
+        self._arrays, self._prefix = arrays, prefix
+        self.differences: list[Difference] = []
+        self.used: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return self._prefix + name in self._arrays
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        self.used.add(self._prefix + name)
+        return self._arrays[self._prefix + name]
+
+    def names(self, start: str) -> list[str]:
+        """Returns the names of the arrays that begin with `start`, without it."""
+        whole = self._prefix + start
+        return [name.removeprefix(whole) for name in self._arrays if name.startswith(whole)]
+
+    def images(self, name: str) -> tf.Tensor:
+        """Returns feature maps as [N, H, W, C]."""
+        return tf.constant(self[name].transpose(0, 2, 3, 1))
+
+    def compare(self, name: str, ours: Any, bound: float = OUTPUT) -> None:
+        """Compares an array of ours, in the layout of the file, unless the file lacks it."""
+        if name not in self:
+            return
+        golden, ours = self[name], np.asarray(ours)
+        if ours.shape != golden.shape:
+            raise ValueError(f"{self._prefix}{name} is {golden.shape}, ours {ours.shape}")
+        distance = float(np.abs(ours - golden).max())
+        largest = float(np.abs(golden).max())
+        value = distance / largest if largest else distance
+        self.differences.append(Difference(self._prefix + name, value, bound))
+
+    def compare_images(self, name: str, ours: Any, bound: float = OUTPUT) -> None:
+        """Compares feature maps [N, H, W, C] of ours; the file may have those of fewer images."""
+        if name in self:
+            count = len(self[name])
+            self.compare(name, np.asarray(ours)[:count].transpose(0, 3, 1, 2), bound)
+
+
+def to_keras(weight: np.ndarray, *, transposed: bool = True) -> np.ndarray:
+    """Returns a golden weight in the layout of Keras.
+
+    Args:
+      weight: a bias, a dense weight [out, in] or a kernel [out, in, height, width].
+      transposed: whether to transpose a dense weight; that of an embedding is not.
+    """
+    if weight.ndim == 4:
+        return weight.transpose(2, 3, 1, 0)
+    return weight.T if transposed else weight
+
+
+def from_keras(weight: Any, *, transposed: bool = True) -> np.ndarray:
+    """Returns a weight of Keras, or its gradient, in the layout of golden files."""
+    weight = np.asarray(weight)
+    if weight.ndim == 4:
+        return weight.transpose(3, 2, 0, 1)
+    return weight.T if transposed else weight
+
+
+def zeros_for_none(gradients: Iterable[Any], variables: Iterable[keras.Variable]) -> list[Any]:
+    """Returns gradients with zeros where a loss does not depend on a variable."""
+    pairs = zip(gradients, variables, strict=True)
+    return [np.zeros(v.shape, np.float32) if g is None else g for g, v in pairs]
