@@ -88,9 +88,19 @@ def test_changed_or_missing_recipe_files_are_checkpoint_errors(trainer, recipe_f
     run_dir = tmp_path / "runs" / "mygan-digits"
     recipe_file.write_text(RECIPE.replace("slope=0.25", "slope=0.5"))
     changed = trainer(*TRAIN, "--recipe=mygan.py", "--steps=6")
-    assert changed.returncode == ExitCode.CHECKPOINT
-    assert "recipe: mygan-" in changed.stderr
     (copy,) = (run_dir / "recipes").iterdir()
+    assert changed.returncode == ExitCode.CHECKPOINT
+    assert changed.stderr == (
+        "error: mygan.py has changed since the run in runs/mygan-digits was started. Leave out "
+        "--recipe to resume the run with its own copy of the file, runs/mygan-digits/recipes/"
+        f"{copy.name}; to train the changed file, choose another --run_dir or use --fresh.\n"
+    )
+    other = trainer(*TRAIN, "--recipe=mlp", "--run_dir=runs/mygan-digits")
+    assert other.returncode == ExitCode.CHECKPOINT
+    assert "(recipe: mygan.py -> mlp)" in other.stderr
+    resumed = trainer(*TRAIN, "--run_dir=runs/mygan-digits", "--steps=6")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Recipe mygan.py on digits: " in resumed.stdout
     copy.write_text(RECIPE + "\n")
     for command in ("train --steps=6", "generate"):
         damaged = trainer(*command.split(), "--devices=cpu", f"--run_dir={run_dir}")
@@ -128,6 +138,34 @@ def test_invalid_recipe_files_are_one_line_usage_errors(recipe_file, old, new, m
     assert str(error.value).startswith(f"--recipe={recipe_file}")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (
+            "Reshape([5])",  # its message is coloured and lists the arguments of the call
+            "ValueError: Exception encountered when calling Reshape.call(). The total size of the "
+            "tensor must be unchanged. Received: input_shape=(8, 8, 1), target_shape=(5,)).",
+        ),
+        ("Conv2D(4, 9)", "padding=valid`)."),
+    ],
+)
+def test_shape_errors_of_keras_are_one_plain_line(recipe_file, layer, message):
+    changed = RECIPE.replace(
+        "    x = layers.dense(ker", f"    keras.layers.{layer}(x)\n    x = layers.dense(ker"
+    )
+    assert changed != RECIPE
+    recipe_file.write_text(changed)
+    with pytest.raises(UsageError) as error:
+        build_networks(recipes.resolve(dict(recipe=str(recipe_file))), ImageShape(8, 1, 10))
+    text = str(error.value)
+    line = 1 + changed[: changed.index(f"keras.layers.{layer}")].count("\n")
+    assert text.startswith(
+        f"--recipe={recipe_file}: discriminator(config, shape) failed (line {line}: ValueError: "
+    )
+    assert text.endswith(message)
+    assert text.isprintable()
 
 
 def test_invalid_recipe_file_creates_no_run_directory(trainer, recipe_file):

@@ -11,6 +11,7 @@ from trainer.commands.flags.command_line import CommandLine
 from trainer.config import Config
 from trainer.machine import cluster
 from trainer.machine.signals import StopRequest
+from trainer.recipes import files
 from trainer.reporting.console import Console, log_to
 from trainer.reporting.control import Control
 from trainer.storage.address import is_bucket
@@ -46,7 +47,7 @@ def main(arguments: list[str], stop_requested: StopRequest) -> None:
         log.warning(
             "Starting a new run in %s. --recipe and --dataset are not given, so it trains %s on "
             "%s.",
-            *(config.run_dir, config.recipe, config.dataset),
+            *(config.run_dir, files.shown_name(config.recipe), config.dataset),
         )
     control = Control(
         terminal=terminal,

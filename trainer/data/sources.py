@@ -1,6 +1,7 @@
 """Loads data sets: named ones from --data_dir or a download, and the user's own images."""
 
 import contextlib
+import difflib
 import logging
 import sys
 from collections.abc import Collection, Mapping
@@ -38,10 +39,10 @@ def load(config: Config, report: Report = lambda share, what: None) -> ImageSet:
       DataError: if it is missing, damaged or smaller than a batch.
       StorageError: if its download fails.
     """
-    if config.dataset not in SOURCES and user_images.is_path(config.dataset):
-        data = user_images.load(config, report)
-    else:
+    if is_named(config.dataset):
         data = _load_named(config, report)
+    else:
+        data = user_images.load(config, report)
     batch_size.check(config, len(data))
     return data
 
@@ -58,15 +59,28 @@ def check(config: Config, requested: Collection[str] = ()) -> None:
     Raises:
       UsageError, DataError: as `load` does, if the data set is unknown, missing or too small.
     """
-    if config.dataset not in SOURCES and user_images.is_path(config.dataset):
+    if not is_named(config.dataset):
         if not is_bucket(config.dataset):
             count = user_images.count(config)
             if "batch_size" in requested:  # otherwise few images get a smaller batch
                 batch_size.check(config, count)
         return
-    source = SOURCES[one_of("--dataset", config.dataset, SOURCES)]
     if not is_bucket(config.data_dir):
-        _check_data_dir(source, config.data_dir)
+        _check_data_dir(SOURCES[config.dataset], config.data_dir)
+
+
+def is_named(dataset: str) -> bool:
+    """Returns whether --dataset is the name of a data set, and not a path, which need not exist.
+
+    Raises:
+      UsageError: if it is a misspelt name, and not a path.
+    """
+    if dataset in SOURCES:
+        return True
+    is_misspelt = bool(difflib.get_close_matches(dataset.lower(), SOURCES))
+    if not dataset or (is_misspelt and not user_images.is_path(dataset)):
+        one_of("--dataset", dataset, SOURCES)
+    return False
 
 
 def usual_size(dataset: str) -> int:
@@ -138,7 +152,7 @@ def resolve_conditional(config: Config, data: ImageSet, *, was_requested: bool =
 
 
 def _load_named(config: Config, report: Report) -> ImageSet:
-    source = SOURCES[one_of("--dataset", config.dataset, SOURCES)]
+    source = SOURCES[config.dataset]
     splits = ("train", "test") if config.split == "all" else (config.split,)
     data_dir = config.data_dir
     if is_bucket(data_dir) and source.bucket_patterns:

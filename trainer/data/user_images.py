@@ -12,7 +12,7 @@ from typing import IO, TypeVar
 import numpy as np
 
 from trainer.config import Config
-from trainer.data import arrays, decoding
+from trainer.data import arrays, decoding, named
 from trainer.data.decoding import Header, ImageFileError
 from trainer.data.file_stores import Archive, Folder, printable
 from trainer.data.images import ImageSet
@@ -106,7 +106,8 @@ def _check_path(dataset: str, path: Path) -> str:
     name = f"--dataset={printable(dataset)}"
     if not os.path.exists(path):
         raise DataError(
-            f"{name} does not exist. Set --dataset to a folder, a .zip or an .npz of images."
+            f"{name} does not exist. Set --dataset to a folder, a .zip or an .npz of images, or to "
+            f"a named data set: {', '.join(named.find_sources())}."
         )
     if path.is_file() and path.suffix.lower() not in (".zip", ".npz"):
         raise DataError(

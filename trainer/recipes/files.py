@@ -132,7 +132,10 @@ def get(name: str) -> Recipe:
 
 
 def failure(error: Exception, file: str) -> str:
-    """Returns the line, the type and the text of an exception that code in a file caused."""
+    """Returns the line, the type and the text of an exception that code in a file caused.
+
+    The result is one line of plain text.
+    """
     line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
     trace = error.__traceback__
     while trace is not None:
@@ -141,7 +144,9 @@ def failure(error: Exception, file: str) -> str:
         trace = trace.tb_next
     at = f"line {line}: " if line else ""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return " ".join(f"{at}{type(error).__name__}: {text}".split())
+    # Keras colours its messages, and appends the arguments of the call, which take many lines.
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text).partition("Arguments received by")[0]
+    return " ".join(f"{at}{type(error).__name__}: {text}".split()).removesuffix(".")
 
 
 def names_of(config: Config) -> list[str]:

@@ -7,6 +7,7 @@ from trainer.config import Config
 from trainer.data.images import ImageSet
 from trainer.generation.sampler import frames
 from trainer.machine.replicas import Replicas
+from trainer.recipes import files
 from trainer.run_dir.directory import RunDir
 from trainer.training.state import TrainState
 
@@ -19,7 +20,7 @@ def start(
     """Logs the recipe, the data, the networks, the devices and the length of training."""
     log.info(
         "Recipe %s on %s: %s images %dx%dx%d, %d classes%s",
-        config.recipe,
+        files.shown_name(config.recipe),
         config.dataset,
         f"{len(data):,}",
         data.shape.size,
