@@ -33,6 +33,7 @@ from trainer.run_dir.definition import Definition, check_length
 from trainer.run_dir.directory import RunDir
 from trainer.run_dir.saver import NoSaver, Saver
 from trainer.storage import output_copies
+from trainer.storage.address import is_bucket
 from trainer.storage.location import NoUploads, RunLocation, Uploads, download_run
 from trainer.training import fine_tuning, run_messages, transfer_report
 from trainer.training.outputs import Outputs
@@ -120,8 +121,11 @@ def train(
     during_training.check_settings(config, data)
     _check_workers(config, data, replicas)
     initialization = None
-    if options.fresh and config.init_from and replicas.is_chief:
-        # Before the old run is renamed, so that a run that does not fit leaves it in place.
+    # Whether a run in a bucket exists is found out later.
+    exists = is_bucket(config.run_dir) or RunDir(location.folder).config.exists()
+    if config.init_from and replicas.is_chief and (options.fresh or not exists):
+        # Before an old run is renamed or a folder is created, so that networks that do not fit
+        # change nothing.
         initialization = _copy_networks(config, data, state)
     session = _Session(config, data, replicas, state, initialization)
     # The directory is created last, so that wrong settings leave nothing behind.

@@ -75,6 +75,8 @@ def test_status_of_running_and_killed_runs(tiny, run, tmp_path):
     os.utime(lock_note, (0, time.time() - 100))
     stopped = status.read_status(folder, "run")
     assert stopped.state == "stopped"
+    assert stopped.was_killed
+    assert stopped.resume == "python -m trainer train --run_dir=run"
     assert stopped.health == ["the job was killed; its last heartbeat was 1:40 ago"]
     record = folder.path / "metrics.jsonl"
     line = json.loads(record.read_text().splitlines()[-1])
@@ -82,6 +84,21 @@ def test_status_of_running_and_killed_runs(tiny, run, tmp_path):
     unhealthy = status.read_status(folder, "run")
     assert unhealthy.health[1:] == ["2 failed saves", "signs of collapse"]
     assert unhealthy.evaluation == {}
+
+
+def test_status_lists_the_runs_in_runs(tiny, run, trainer, tmp_path):
+    nothing = trainer("status")
+    assert nothing.returncode == ExitCode.USAGE
+    assert "--run_dir is missing, and the folder runs/ contains no run." in nothing.stderr
+    run(tiny(recipe="mlp", length=steps(2), run_dir=str(tmp_path / "runs/first")))
+    (tmp_path / "runs/other").mkdir()
+    (tmp_path / "runs/other/config.json").write_text("[]")
+    listed = trainer("status").stdout.splitlines()
+    assert listed[0].split() == ["RUN", "STATE", "KIMG", "STEP", "CHECKPOINT"]
+    assert listed[1].startswith("runs/first  complete  0.016  2 of 2  2, 0:")
+    assert listed[2] == "runs/other/config.json holds no configuration."
+    (only,) = trainer("status", "--json").stdout.splitlines()
+    assert (json.loads(only)["run_dir"], json.loads(only)["resume"]) == ("runs/first", "")
 
 
 def test_status_of_complete_runs_and_invalid_files(tiny, run, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 
 from trainer.config.all_settings import AllSettings
+from trainer.config.settings import Duration, shortest
 from trainer.config.update_rule import UpdateRule
 from trainer.errors import UsageError
 
@@ -45,3 +46,17 @@ def frozen_differences(old: AllSettings, new: AllSettings) -> list[str]:
         for f in dataclasses.fields(old)
         if not f.metadata["may_change"] and getattr(old, f.name) != getattr(new, f.name)
     ]
+
+
+def changed_settings(old: AllSettings, new: AllSettings) -> list[str]:
+    """Returns the settings that a resumed run keeps from now on, as "name: old -> new"."""
+    changes = []
+    for field in dataclasses.fields(old):
+        before, now = getattr(old, field.name), getattr(new, field.name)
+        rules = field.metadata
+        if before == now or rules["per_start"] or not rules["may_change"]:
+            continue
+        if isinstance(before, Duration) and before.unit == now.unit:
+            before = shortest(before.value)
+        changes.append(f"{field.name}: {before} -> {now}")
+    return changes

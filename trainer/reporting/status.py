@@ -4,12 +4,15 @@ import contextlib
 import dataclasses
 import json
 import re
+import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trainer.files import json_lines
 from trainer.metrics.registry import METRICS
+from trainer.recipes import files
 from trainer.reporting.console import duration
 from trainer.run_dir.directory import RunDir
 from trainer.run_dir.lock import BEAT_SECS, WATCH_SECS, holder_ended
@@ -34,6 +37,9 @@ class Status:
       checkpoint_step: step of the newest verified checkpoint; None without one.
       checkpoint_age_secs: seconds since it was saved; None without one.
       starts: number of starts of the run, including the first one.
+      unsaved_steps: number of steps after that checkpoint, which are repeated when a run resumes.
+      was_killed: whether the run stopped without releasing its directory, as after kill -9.
+      resume: the command that resumes the run if it is stopped; empty otherwise.
       health: signs of trouble; empty without any.
       evaluation: the metrics of the newest evaluation and its kimg; empty without one.
     """
@@ -50,6 +56,9 @@ class Status:
     checkpoint_step: int | None
     checkpoint_age_secs: float | None
     starts: int
+    unsaved_steps: int
+    was_killed: bool
+    resume: str
     health: list[str]
     evaluation: dict[str, float]
 
@@ -59,13 +68,12 @@ class Status:
 
     def screen(self) -> str:
         """Returns the status as a table for people."""
-        left = f", {duration(self.secs_left)} left" if self.secs_left is not None else ""
         saved = "none yet"
         if self.checkpoint_step is not None and self.checkpoint_age_secs is not None:
             saved = f"step {self.checkpoint_step}, {duration(self.checkpoint_age_secs)} ago"
         rows = [
             ("Run", f"{self.run_dir}: {self.recipe} on {self.dataset}"),
-            ("State", f"{self.state}{left}"),
+            ("State", self._explained_state()),
             ("Step", f"{self.step:,} of {self.last_step:,}, {self.kimg:,.6g} kimg"),
             ("Rate", f"{self.images_per_sec:,.0f} images/s"),
             ("Checkpoint", saved),
@@ -75,7 +83,19 @@ class Status:
         if self.evaluation:
             values = (f"{name} {value:.4g}" for name, value in self.evaluation.items())
             rows.append(("Evaluation", ", ".join(values)))
+        if self.resume:
+            rows.append(("Resume", self.resume))
         return "\n".join(f"{name:12}{what}" for name, what in rows)
+
+    def _explained_state(self) -> str:
+        if self.state == "running" and self.secs_left is not None:
+            return f"running, {duration(self.secs_left)} left"
+        if self.state != "stopped":
+            return self.state
+        how = "killed" if self.was_killed else "ended by a stop request or an error"
+        unsaved = {0: "all steps are saved", 1: "the last step is not saved"}
+        steps = unsaved.get(self.unsaved_steps, f"the last {self.unsaved_steps:,} are not saved")
+        return f"stopped ({how}; {steps})"
 
 
 def read_status(run_dir: RunDir, name: str, now: float | None = None) -> Status:
@@ -115,7 +135,7 @@ def read_status(run_dir: RunDir, name: str, now: float | None = None) -> Status:
     left = (last_step - step) * config.batch_size / rate if rate and state == "running" else None
     return Status(
         run_dir=name,
-        recipe=config.recipe,
+        recipe=files.shown_name(config.recipe),
         dataset=config.dataset,
         state=state,
         step=step,
@@ -126,9 +146,38 @@ def read_status(run_dir: RunDir, name: str, now: float | None = None) -> Status:
         checkpoint_step=newest,
         checkpoint_age_secs=saved,
         starts=run_dir.read_starts()["starts"],
+        unsaved_steps=max(0, step - (newest or 0)),
+        was_killed=ended,
+        resume=(
+            f"python -m trainer train --run_dir={shlex.quote(name)}" if state == "stopped" else ""
+        ),
         health=_health(line, beating if ended else None),
         evaluation=_evaluation(run_dir, line),
     )
+
+
+def list_runs(folder: Path) -> list[Path]:
+    """Returns the run directories in a folder, in alphabetical order."""
+    return sorted(path.parent for path in folder.glob("*/config.json"))
+
+
+def table(found: Sequence[Status]) -> str:
+    """Returns a line for each of several runs, below a heading."""
+    rows = [("RUN", "STATE", "KIMG", "STEP", "CHECKPOINT")]
+    for run in found:
+        saved, age = run.checkpoint_step, run.checkpoint_age_secs
+        rows.append(
+            (
+                run.run_dir,
+                "killed" if run.was_killed else run.state,
+                f"{run.kimg:,.6g}",
+                f"{run.step:,} of {run.last_step:,}",
+                "none yet" if saved is None or age is None else f"{saved}, {duration(age)} ago",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    cells = [[f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in cells)
 
 
 def _health(line: dict[str, Any], silent_secs: float | None) -> list[str]:

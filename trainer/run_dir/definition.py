@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.config import Config
-from trainer.config.compatibility import frozen_differences
+from trainer.config.compatibility import changed_settings, frozen_differences
 from trainer.config.dataset import DatasetDescription
 from trainer.config.settings import as_flag
 from trainer.errors import CheckpointError, UsageError
@@ -52,6 +52,8 @@ class Definition:
             _check_stored_settings(run_dir, self.config, old, self.start)
             _check_dataset(run_dir, self.dataset, self.config.dataset, accept_changed_data)
             _report_version_change(old, self.start)
+            if changes := changed_settings(run_dir.read_config(), self.config):
+                log.info("Changed since the last start: %s", "; ".join(changes))
 
     def write(self, run_dir: RunDir) -> None:
         """Writes the files that define the run.

@@ -30,6 +30,14 @@ SHAPING = (
     "g_conditioning", "d_conditioning", "g_norm", "d_norm", "g_weights", "d_weights",
 )  # fmt: skip
 
+# How to use pictures with the channels of the other run, by their number.
+_MATCHING_PICTURES = {
+    1: "images with 1 channel (a run on grayscale images cannot be fine-tuned to colour: save all "
+    "pictures in grayscale, or name a run on colour images)",
+    3: "images with 3 channels (a run on colour images cannot be fine-tuned to grayscale: save the "
+    "pictures in RGB, or name a run on grayscale images)",
+}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunNetworks:
@@ -235,19 +243,18 @@ def _check_all_match(
 
 def _mismatch(old: RunNetworks, new: RunNetworks, differences: Mapping[str, str]) -> str:
     shaping = {name: text for name, text in differences.items() if name in SHAPING}
-    remedies = []
-    for name in shaping:
-        if name == "channels":
-            remedies.append(f"images with {old.data.channels} channel(s)")
-        else:
-            value = getattr(old.config, name)
-            remedies.append(
-                f"--{name}={value:g}" if name.endswith("width") else f"--{name}={value}"
-            )
+    values = {name: getattr(old.config, name) for name in shaping if name != "channels"}
+    flags = [
+        f"--{name}={value:g}" if name.endswith("width") else f"--{name}={value}"
+        for name, value in values.items()
+    ]
+    remedies = [" ".join(flags)] if flags else []
+    if "channels" in shaping:
+        remedies.append(_MATCHING_PICTURES[old.data.channels])
     listed = "; ".join(f"{name}: {text}" for name, text in shaping.items())
     return (
         f"--init_from={new.config.init_from}: the networks of that run do not fit this run "
-        f"({listed}). Use {' '.join(remedies)}, or leave out --init_from."
+        f"({listed}). Use {' and '.join(remedies)}, or leave out --init_from."
     )
 
 

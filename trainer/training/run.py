@@ -131,10 +131,10 @@ class Run:
         steps, resumes = f"{done} of {self.last_step} steps", self.outputs.saver.last_good
         if not saved:
             raise stop.error(f"after {steps}, which could not be saved. {resumes}")
-        raise StoppedError(
-            f"Stopped {stop.reason} after {steps}, which are saved in {self.config.run_dir}. "
-            f"{resumes}"
-        )
+        what = f"after {steps}, which are saved in {self.config.run_dir}"
+        if not done:
+            what = f"before the first step; the initial state is saved in {self.config.run_dir}"
+        raise StoppedError(f"Stopped {stop.reason} {what}. {resumes}")
 
     def _roll_back(self, error: NotFiniteError) -> None:
         """Restores the newest checkpoint, to continue with other random numbers.

@@ -4,6 +4,7 @@ import logging
 import shlex
 
 from trainer.config import Config
+from trainer.config.settings import Duration, as_flag
 from trainer.data.images import ImageSet
 from trainer.generation.sampler import frames
 from trainer.machine.replicas import Replicas
@@ -19,14 +20,14 @@ def start(
 ) -> None:
     """Logs the recipe, the data, the networks, the devices and the length of training."""
     log.info(
-        "Recipe %s on %s: %s images %dx%dx%d, %d classes%s",
+        "Recipe %s on %s: %s images %dx%dx%d, %s%s",
         files.shown_name(config.recipe),
         config.dataset,
         f"{len(data):,}",
         data.shape.size,
         data.shape.size,
         data.shape.channels,
-        data.shape.classes,
+        _classes(data.shape.classes),
         ", conditional" if config.conditional else "",
     )
     log.info(
@@ -50,16 +51,25 @@ def start(
             share // config.batch_per_replica,
             config.batch_per_replica,
         )
-    images = last_step * config.batch_size
-    log.info(
-        "Length: %s = %s steps of %d images = %.6g kimg = %.4g epochs",
-        config.length,
-        f"{last_step:,}",
-        config.batch_size,
-        images / 1000,
-        images / len(data),
-    )
+    log.info("Length: %s", _length(config, last_step, len(data)))
     log.info("Run directory: %s", config.run_dir)
+
+
+def _classes(count: int) -> str:
+    return {0: "no classes", 1: "1 class"}.get(count, f"{count} classes")
+
+
+def _length(config: Config, last_step: int, epoch_size: int) -> str:
+    """Returns the length of training in the unit that was given, and in the others."""
+    images = last_step * config.batch_size
+    others = {
+        "steps": f"{last_step:,} steps of {config.batch_size} images",
+        "kimg": f"{images / 1000:.6g} kimg",
+        "epochs": f"{images / epoch_size:.4g} epochs",
+    }
+    given = config.length.unit
+    first = others[given] if given == "steps" else str(config.length)
+    return " = ".join([first, *(text for unit, text in others.items() if unit != given)])
 
 
 def end(config: Config, run_dir: RunDir, last_step: int) -> None:
@@ -75,11 +85,11 @@ def end(config: Config, run_dir: RunDir, last_step: int) -> None:
         ("TensorBoard", run_dir.tensorboard),
     ):
         log.info("%-16s%s", what, path)
-    longer = 2 * last_step * config.batch_size / 1000
+    length = Duration(2 * config.length.value, config.length.unit)
     run = f"--run_dir={shlex.quote(config.run_dir)}"
     for what, command in (
         ("Draw images", f"generate {run} --num=100 --out=grid.png"),
         ("Measure quality", f"evaluate {run}"),
-        ("Train longer", f"train {run} --kimg={longer:g}"),
+        ("Train longer", f"train {run} {as_flag('length', length)}"),
     ):
         log.info("%-16spython -m trainer %s", what, command)
