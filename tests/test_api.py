@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,32 @@ def test_a_program_can_stop_a_run(tmp_path):
     with pytest.raises(StoppedError, match="which are saved in") as error:
         trainer.train(control=control, **given)
     assert error.value.exit_code == ExitCode.STOPPED
+
+
+def test_ctrl_c_in_a_program_saves_and_interrupts(tmp_path):
+    program = (
+        "import trainer\n"
+        "try:\n"
+        f"    given = dict(recipe='mlp', steps=10**6, log_every_secs=0.0, **{TINY})\n"
+        "    trainer.train(run_dir='run', **given)\n"
+        "except KeyboardInterrupt as error:\n"
+        "    print('caught:', error)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TRAINER_DATA_DIR": ""},
+    )  # fmt: skip
+    while "images/s" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0
+    (caught,) = (line for line in output.splitlines() if line.startswith("caught:"))
+    done = int(caught.split()[5])
+    assert caught.startswith(
+        f"caught: Stopped on request after {done} of 1000000 steps, which are "
+    )
+    assert (tmp_path / f"run/checkpoints/ckpt-{done}.json").exists()
 
 
 def test_the_notebook(tmp_path):

@@ -13,7 +13,6 @@ Importing this module does not import TensorFlow.
 
 import dataclasses
 import functools
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -30,7 +29,7 @@ from trainer.errors import UsageError, one_of
 from trainer.generation import class_labels
 from trainer.generation.class_labels import Labels
 from trainer.machine import cluster, imports
-from trainer.machine.signals import TimeLimit
+from trainer.machine.signals import TimeLimit, first_interrupt
 from trainer.reporting.console import Console, log_to
 from trainer.reporting.control import Control
 from trainer.run_dir.directory import RunDir
@@ -38,8 +37,6 @@ from trainer.storage import start_checks
 from trainer.storage.location import download_run, upload_outputs
 from trainer.storage.start_checks import Start
 from trainer.storage.stored_config import add_environment, read_stored_config
-
-log = logging.getLogger(__name__)
 
 MIN_SAMPLES = 100  # of an evaluation
 
@@ -83,6 +80,8 @@ def train(
 
     Raises:
       TrainerError: if the run cannot start or continue; a StoppedError after an early stop.
+      KeyboardInterrupt: after Ctrl-C, without `control`: once the run is saved, if it has begun.
+        A second Ctrl-C interrupts at once.
     """
     requested: Iterable[str]
     if config is None:
@@ -95,12 +94,15 @@ def train(
     else:
         stored = None if fresh else read_stored_config(config.run_dir)
         requested = _differences(config)
-    if control is None:
-        control = Control(terminal=Console())
-        log_to(control.terminal)
-    workers = cluster.find_cluster(config.workers, control.worker_index, os.environ)
+    index = control.worker_index if control else None
+    workers = cluster.find_cluster(config.workers, index, os.environ)
     start = Start(config, frozenset(requested), stored, workers, fresh, accept_changed_data)
-    return train_start(start, control)
+    if control is not None:
+        return train_start(start, control)
+    with first_interrupt() as interrupted:
+        control = Control(terminal=Console(), stop_requested=interrupted)
+        log_to(control.terminal)
+        return train_start(start, control)
 
 
 def check(start: Start) -> None:

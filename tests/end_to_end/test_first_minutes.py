@@ -169,7 +169,7 @@ def test_a_mistyped_run_directory_is_reported(trainer, tmp_path):
     assert "Starting a new run" not in named.stdout
 
 
-def test_a_stop_before_the_first_step_is_no_success_and_names_no_steps(tiny, run):
+def test_a_stop_before_the_first_step_is_a_stop_after_a_save(tiny, run):
     config = tiny(recipe="mlp", length=steps(4))
     with pytest.raises(StoppedError, match=r"^Stopped on request before the first step; the init"):
         run(config, stop_requested=lambda: True)

@@ -210,15 +210,20 @@ def _train_and_test(
     check_interrupt: CheckInterrupt,
 ) -> dict[str, Any]:
     """Trains the network; returns its test accuracy and other details."""
-    test = _split(config, "test")
+    test, which = _split(config, "test"), "of the test split"
     if test is None or test.shape != training.shape:
+        which = f"held out, every {HELD_OUT}th one, because there is no test split"
         rows = np.arange(len(training)) % HELD_OUT == HELD_OUT - 1
         rows[-1] = True  # holds out at least one image
         training, test = _part(training, ~rows), _part(training, rows)
     log.info(
-        "Training a classifier of %s for its features on %s images (cached for later evaluations)",
+        "Training a classifier of %s for its features: %.3g passes over %s images, then a test on "
+        "%s images %s (cached for later evaluations)",
         config.dataset,
-        f"{budget:,}",
+        budget / len(training),
+        f"{len(training):,}",
+        f"{len(test):,}",
+        which,
     )
     started = time.monotonic()
     train(network, training, budget, check_interrupt)
@@ -227,9 +232,9 @@ def _train_and_test(
     accuracy = float(np.mean(np.argmax(outputs.logits, 1) == test.labels))
     secs = time.monotonic() - started
     log.info(
-        "Trained the classifier: %.2f%% accuracy on %d test images, in %.0f s",
+        "Trained the classifier: %.2f%% accuracy on the %s test images, in %.0f s",
         100 * accuracy,
-        len(test),
+        f"{len(test):,}",
         secs,
     )
     return {"test_accuracy": accuracy, "test_images": len(test), "trained_secs": round(secs, 1)}

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import logging
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from trainer.config import Config
 from trainer.errors import UsageError
+from trainer.generation import class_labels
 from trainer.generation.sampler import GRID_ROWS, Sampler, grid, grid_of_rows
 from trainer.machine import replicas
 from trainer.recipes import files
@@ -21,6 +23,8 @@ from trainer.run_dir import selection
 from trainer.run_dir.directory import RunDir
 
 log = logging.getLogger(__name__)
+
+MAX_NAME = 40  # characters of a class name in a file name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +86,8 @@ def generate(
     """
     images, labels, source = draw(run_dir, config, options, which)
     try:
-        write_images(out, images, labels, options.classes)
+        names = run_dir.read_dataset().class_names
+        write_images(out, images, labels, options.classes, names)
     except OSError as error:
         raise UsageError(
             f"--out={out} cannot be written ({error.strerror}). Choose another path."
@@ -117,7 +122,11 @@ def build_generator(run_dir: RunDir, config: Config) -> tuple[keras.Model, str]:
 
 
 def write_images(
-    out: Path, images: np.ndarray, labels: np.ndarray | None, classes: Sequence[int] | None
+    out: Path,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    classes: Sequence[int] | None,
+    class_names: Sequence[str] = (),
 ) -> None:
     """Writes images as one grid, as arrays or as a folder of pictures.
 
@@ -126,6 +135,7 @@ def write_images(
       images: uint8 [N, H, W, C].
       labels: [N] int32, class of each image; None for an unconditional run.
       classes: the classes that the labels cycle through, or None.
+      class_names: the names of the classes, which stand in the names of the pictures in a folder.
 
     Raises:
       OSError: if the output cannot be written.
@@ -143,9 +153,18 @@ def write_images(
         out.mkdir(parents=True, exist_ok=True)
         digits = len(str(len(images) - 1))
         for number, image in enumerate(images):
-            label = "" if labels is None else f"-class{labels[number]}"
+            label = "" if labels is None else f"-{_file_part(labels[number], class_names)}"
             picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
             picture.save(out / f"{number:0{digits}}{label}.png")
+
+
+def _file_part(label: int, class_names: Sequence[str]) -> str:
+    """Returns the part of a file name that tells the class."""
+    if not class_labels.are_named(class_names):
+        return f"class{label}"
+    # Class names are names of folders of any system, or come from an .npz.
+    name = re.sub(r"[^\w-]+", "_", class_names[label])[:MAX_NAME].strip("_")
+    return name or f"class{label}"
 
 
 def arrange(images: np.ndarray, classes: Sequence[int] | None) -> Image.Image:

@@ -8,9 +8,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from trainer.errors import ExitCode, SignalledError, StorageError, TrainerError
+from trainer.errors import ExitCode, SignalledError, StoppedError, StorageError, TrainerError
 
 GRACE_SECS = 12.0  # clusters allow 15 seconds from the signal to the kill
 
@@ -81,6 +81,39 @@ class StopRequest:
         with contextlib.suppress(OSError):  # nobody may read it any more
             os.write(self._stderr, f"{ending}\n".encode())
         os._exit(self.exit_code)
+
+
+@contextlib.contextmanager
+def first_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C inside the block into a request to stop; a second one interrupts.
+
+    Does nothing outside of the main thread, which alone receives signals.
+
+    Yields:
+      A function that returns whether Ctrl-C was pressed.
+
+    Raises:
+      KeyboardInterrupt: after Ctrl-C, when the block has stopped as requested.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    pressed = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(*_: object) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield pressed.is_set
+    except (StoppedError, SignalledError) as error:
+        if pressed.is_set():
+            raise KeyboardInterrupt(str(error)) from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class TimeLimit:
