@@ -135,10 +135,13 @@ k8s-submit: ## print a new Job that trains with OVERLAY; APPLY=1 applies it
 	@$(PYTHON) k8s/submit.py --overlay=$(OVERLAY) $(foreach c,$(COMPONENTS),--component=$(c)) \
 		$(call given,RECIPE,recipe) $(call given,DATASET,dataset) $(call given,LENGTH,length) \
 		$(call given,NAME,name) $(call given,GPUS,gpus) $(call given,GPU_TYPE,gpu_type) \
-		$(call given,WORKERS,workers) \
-		$(call given,IMAGE,image) $(call given,BUCKET,bucket) \
+		$(call given,GPU_RESOURCE,gpu_resource) $(call given,CPUS,cpus) \
+		$(call given,MEMORY,memory) $(call given,WORKERS,workers) \
+		$(call given,IMAGE,image) $(call given,BUCKET,bucket) $(call given,SCRATCH,scratch) \
 		$(call given,SERVICE_ACCOUNT,service_account) \
-		$(foreach flag,$(ARGS),--flag=$(flag)) $(if $(filter 1,$(APPLY)),--apply)
+		$(call given,BILLING_PROJECT,billing_project) \
+		$(foreach flag,$(ARGS),--flag=$(flag)) $(if $(filter 1,$(JOBSET)),--jobset) \
+		$(if $(filter 1,$(APPLY)),--apply)
 
 clean: ## remove the environment, built archives and caches of tools; runs are kept
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

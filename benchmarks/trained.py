@@ -80,6 +80,7 @@ def parts(*, side: int = 28, channels: int = 1, count: int = 10_000, **settings:
     config = recipes.resolve(settings)
     data = images(count, side, channels)
     devices = replicas.create_replicas(config)
+    config = config.with_spans_in_kimg(len(data))
     with devices.scope():
         variables = state.create_state(config, data.shape, devices.precision)
     return Parts(config, data, devices, variables)

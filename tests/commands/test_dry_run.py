@@ -1,4 +1,4 @@
-"""`train --dry_run` fails as training would, and training fails before it reads the data."""
+"""`train --dry_run` fails as training would, whose checks precede the reading of the data."""
 
 import json
 import zipfile
@@ -10,10 +10,9 @@ from PIL import Image
 from trainer import recipes
 from trainer.config.dataset import DatasetDescription
 from trainer.errors import ExitCode
-from trainer.run_dir.checkpoint_files import write_manifest
 from trainer.run_dir.directory import RunDir
 
-DATA, USAGE, CHECKPOINT = ExitCode.DATA, ExitCode.USAGE, ExitCode.CHECKPOINT
+CHECKPOINT, DATA, USAGE = ExitCode.CHECKPOINT, ExitCode.DATA, ExitCode.USAGE
 
 
 @pytest.fixture
@@ -53,14 +52,9 @@ def test_data_that_exist_are_accepted(trainer, tmp_path, dataset):
     [
         ("--dataset=./pisc", DATA, "--dataset=./pisc does not exist."),
         ("--dataset=pisc.zip", DATA, "--dataset=pisc.zip does not exist."),
-        (
-            "--dataset=pisc",
-            DATA,
-            "--dataset=pisc does not exist. Set --dataset to a folder",
-        ),
-        ("--dataset=pisc/", DATA, "or to a named data set: cifar10, digits, fashion_mnist, mnist."),
-        ("--dataset=", USAGE, "--dataset='' is not known."),
-        ("--dataset=mnits", USAGE, "--dataset='mnits' is not known. Did you mean mnist?"),
+        ("--dataset=pisc", DATA, "--dataset=pisc does not exist."),
+        ("--dataset=pisc/", DATA, "--dataset=pisc/ does not exist."),
+        ("--dataset=mnits", DATA, "--dataset=mnits does not exist. Did you mean mnist?"),
         ("--dataset=mnist --data_dir=nowhere", USAGE, "--data_dir=nowhere is not a folder."),
         ("--dataset=empty", DATA, "--dataset=empty contains no images"),
         ("--dataset=texts", DATA, "--dataset=texts contains no images"),
@@ -98,62 +92,64 @@ def test_nothing_is_read_from_buckets(trainer):
     assert answer.returncode == ExitCode.OK
 
 
+STUDIOGAN = "--recipe=dcgan-studiogan --image_size=64"
+IN_RUN = "--run_dir=run"
+
+
 @pytest.fixture
-def stored(tmp_path):
-    """Makes the run directory of a run of 100 steps on pictures that cannot be decoded."""
-    (tmp_path / "pics").mkdir()
-    for number in range(9):
-        (tmp_path / "pics" / f"{number}.png").write_bytes(b"not decoded")
-    config = recipes.resolve(
-        dict(recipe="mlp", dataset="./pics", run_dir="run", batch_size=8, image_size=8)
-    )
+def stored_run(tmp_path):
+    """Makes the files of a run of 40 steps, as far as a start reads them before the data."""
     run_dir = RunDir(tmp_path / "run")
     run_dir.checkpoints.mkdir(parents=True)
+    config = recipes.resolve({"run_dir": "run", "dataset": "mnist", "batch_size": 8})
     run_dir.config.write_text(config.to_json())
-    run_dir.dataset.write_text(DatasetDescription(9, 8, 3, 0, (), "0").to_json())
-    for suffix in ("index", "data-00000-of-00001"):
-        (run_dir.checkpoints / f"ckpt-100.{suffix}").write_bytes(b"x")
-    write_manifest(run_dir.checkpoints / "ckpt-100", 100)
-    return run_dir
+    described = DatasetDescription(1000, 28, 1, 10, tuple("0123456789"), "0" * 64)
+    run_dir.dataset.write_text(described.to_json())
+    for suffix in ("index", "json"):
+        (run_dir.checkpoints / f"ckpt-40.{suffix}").write_text("{}")
 
 
+@pytest.mark.usefixtures("stored_run")
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
-        ("--run_dir=new --image_size=50", USAGE, "--image_size=50: the image size must be a"),
-        (
-            "--run_dir=new --recipe=dcgan-studiogan --image_size=64",
-            USAGE,
-            "--image_size=64: the networks of dcgan-studiogan make 32 pixels only. Use",
-        ),
-        ("--run_dir=new --devices=cpu:3 --batch_size=8", USAGE, "divided among 3 devices"),
-        ("--run_dir=new --devices=cpx", USAGE, "--devices='cpx' is not valid"),
-        ("--run_dir=new --init_from=rnu", USAGE, "--init_from=rnu is not a run directory"),
-        ("--run_dir=run --batch_size=4", CHECKPOINT, "other settings (batch_size: 8 -> 4)"),
-        ("--run_dir=run --recipe=cgan", CHECKPOINT, "recipe: mlp -> cgan"),
-        ("--run_dir=run --steps=99", USAGE, "run has already trained 100 steps (0.8 kimg)"),
-        ("--run_dir=run --epochs=80", USAGE, "--epochs=80 is 90 steps, but run has already"),
+        ("--image_size=50", USAGE, "--image_size=50: the image size must be a multiple of 4"),
+        ("--image_size=4", USAGE, "--image_size=4: the image size must be a multiple of 4"),
+        (STUDIOGAN, USAGE, "--image_size=64: the networks of dcgan-studiogan make 32 pixels only."),
+        ("--devices=tpu", USAGE, "--devices='tpu' is not valid."),
+        ("--devices=cpu:3 --batch_size=16", USAGE, "--batch_size=16 cannot be divided among 3"),
+        ("--init_from=runs/mistpyed", USAGE, "--init_from=runs/mistpyed is not a run directory"),
+        ("--run_dir=run/config.json/x", USAGE, "config.json/x cannot be written (Not a directory)"),
+        (f"{IN_RUN} --batch_size=16", CHECKPOINT, "other settings (batch_size: 8 -> 16)."),
+        (f"{IN_RUN} --dataset=cifar10", CHECKPOINT, "other settings (dataset: mnist -> cifar10)."),
+        (f"{IN_RUN} --steps=39", USAGE, "--steps=39 is 39 steps, but run has already trained 40"),
+        (f"{IN_RUN} --epochs=0.1", USAGE, "--epochs=0.1 is 13 steps, but run has already trained"),
     ],
 )
-def test_what_needs_no_data_is_checked_before_they_are_read(trainer, stored, flags, code, message):
-    arguments = ("--dataset=./pics", *flags.split())
-    for first in ([], ["--dry_run"]):
-        answer = trainer("train", *first, *arguments)
-        assert (answer.returncode, answer.stdout) == (code, "")
-        assert message in answer.stderr
-        assert answer.stderr.count("\n") == 1
-    assert not (stored.path.parent / "new").exists()
+def test_what_needs_no_data_is_checked_before_they_are_read(trainer, flags, code, message):
+    # The data do not exist, which reading them would report.
+    dataset = [] if IN_RUN in flags else ["--dataset=./pisc"]
+    first = trainer("train", "--dry_run", *dataset, *flags.split())
+    assert (first.returncode, first.stdout) == (code, "")
+    assert message in first.stderr
+    assert first.stderr.count("\n") == 1
+    trained = trainer("train", *dataset, *flags.split())
+    assert (trained.returncode, trained.stderr) == (code, first.stderr)
 
 
-def test_an_existing_run_that_fits_is_accepted(trainer, stored):
-    answer = trainer("train", "--dry_run", "--run_dir=run", "--steps=100")
-    assert answer.returncode == ExitCode.OK, answer.stderr
-    assert json.loads(answer.stdout)["batch_size"] == 8
-    # A damaged checkpoint will not be resumed from, so the run has done fewer steps.
-    (stored.checkpoints / "ckpt-100.index").write_bytes(b"y")
-    assert trainer("train", "--dry_run", "--run_dir=run", "--steps=50").returncode == ExitCode.OK
-    other = trainer("train", "--dry_run", "--run_dir=run", "--batch_size=4", "--fresh")
-    assert other.returncode == ExitCode.OK
-    job = trainer("train", "--dry_run", "--fresh", JOB_COMPLETION_INDEX="0")
-    assert job.returncode == ExitCode.USAGE
-    assert "--fresh is refused where JOB_COMPLETION_INDEX is set" in job.stderr
+@pytest.mark.usefixtures("stored_run")
+def test_an_existing_run_with_the_same_settings_is_accepted(trainer):
+    for flags in (
+        "--steps=40",
+        "--batch_size=8",
+        "--batch_size=16 --fresh",
+        "--precision=bfloat16",
+    ):
+        answer = trainer("train", "--dry_run", IN_RUN, *flags.split())
+        assert answer.returncode == ExitCode.OK, answer.stderr
+
+
+def test_fresh_is_refused_in_a_job(trainer):
+    answer = trainer("train", "--dry_run", "--fresh", JOB_COMPLETION_INDEX="0")
+    assert answer.returncode == USAGE
+    assert answer.stderr.startswith("error: --fresh is refused where JOB_COMPLETION_INDEX is set")

@@ -70,6 +70,7 @@ class Server:
       objects: the stored objects, by bucket and name.
       faults: the faults to inject; the first that matches a request applies.
       log: the method and object name of each request that may have a fault.
+      payer: project that each request must name, as for a bucket with Requester Pays.
       url: address of the server.
     """
 
@@ -77,6 +78,7 @@ class Server:
         self.objects: dict[str, dict[str, Object]] = {"bucket": {}}
         self.faults: list[Fault] = []
         self.log: list[tuple[str, str]] = []
+        self.payer = ""
         self.lock = threading.RLock()
         self.generations = itertools.count(1000)
         self.sessions: dict[str, dict] = {}
@@ -157,6 +159,10 @@ class Handler(BaseHTTPRequestHandler):
         match = re.fullmatch(r"(.*?)/b/([^/]+)(?:/o(?:/(.*))?)?", parts.path)
         self.kind, self.bucket, name = match[1], match[2], unquote(match[3] or "")
         self.object_name, _, self.target = name.partition("/rewriteTo/b/")
+        payer = self.world.payer
+        if payer and self.query.get("userProject") != payer and "upload_id" not in self.query:
+            self._fail(400, "Bucket is a requester pays bucket but no user project provided.")
+            return
         act()
 
     def _fault(self, method: str, name: str) -> Fault | None:

@@ -1,14 +1,16 @@
 """A small model of Kubernetes' Job controller and kubelet that runs Pods as local processes.
 
 It models the properties of a cluster that affect a trainer: environment variables and arguments,
-volumes (claims persist, emptyDir volumes are deleted with their Pod), host names of workers,
+volumes (claims persist, all others are deleted with their Pod), host names of workers,
 completion indices, the Pod failure policy, the back-off, Pod replacement, and SIGTERM followed by
 SIGKILL after the grace period. It does not model the isolation of containers, so mount paths are
 replaced with local paths.
 """
 
+import contextlib
 import dataclasses
 import os
+import random
 import re
 import shutil
 import socket
@@ -20,7 +22,8 @@ from pathlib import Path
 
 from tests.helpers import manifests as k8s
 
-BACKOFF_SECS = 0.2  # Kubernetes: 10 s, doubled each time up to 6 minutes
+# Kubernetes: 10 s, doubled with each failure since the last success, up to 10 minutes.
+BACKOFF_SECS, MAX_BACKOFF_SECS = 0.2, 12.0
 
 
 @dataclasses.dataclass(eq=False)
@@ -74,6 +77,11 @@ class Pod:
         return True
 
 
+def backoff_secs(failures: int, first: float = BACKOFF_SECS, limit: float = MAX_BACKOFF_SECS):
+    """Returns the Job controller's delay in seconds after so many failures without a success."""
+    return min(first * 2 ** (failures - 1), limit) if failures else 0.0
+
+
 class Job:
     """A Job and its Pods. Each call of `step` is one iteration of the controller."""
 
@@ -85,7 +93,8 @@ class Job:
         self._indexed = self.spec.get("completionMode") == "Indexed"
         count = self.spec.get("completions", 1)
         self._hosts = self._worker_addresses(count)
-        self._waiting = dict.fromkeys(range(count), 0.0)  # start time by index
+        self._waiting = set(range(count))  # indexes without a Pod
+        self._failures, self._failed_at = 0, 0.0  # since the last success, ignored ones too
         self._began = time.monotonic()
         self.running: dict[int, Pod] = {}
         self.ended: list[Pod] = []
@@ -103,10 +112,11 @@ class Job:
                     self._handle_exit(pod)
         if time.monotonic() - self._began > self.spec["activeDeadlineSeconds"]:
             self._fail("DeadlineExceeded")
-        for index, due in list(self._waiting.items()):
-            if not self.condition and time.monotonic() >= due and index not in self.running:
-                del self._waiting[index]
+        due = self._failed_at + backoff_secs(self._failures)
+        if not self.condition and time.monotonic() >= due:
+            for index in sorted(self._waiting):
                 self.running[index] = self._start(index)
+            self._waiting.clear()
         if not self._waiting and not self.running and not self.condition:
             self.condition = "Complete"
 
@@ -136,7 +146,10 @@ class Job:
 
     def _handle_exit(self, pod: Pod) -> None:
         if pod.exit_code == 0:
+            self._failures = 0
             return
+        # The delay before new Pods of any index counts failures that the policy ignores as well.
+        self._failures, self._failed_at = self._failures + 1, time.monotonic()
         action = self._action(pod)
         if action == "FailJob":
             self._fail("PodFailurePolicy")
@@ -146,7 +159,7 @@ class Job:
             if self.failed > self.spec["backoffLimit"]:
                 self._fail("BackoffLimitExceeded")
                 return
-        self._waiting[pod.index] = time.monotonic() + BACKOFF_SECS * 2**self.failed
+        self._waiting.add(pod.index)
 
     def _action(self, pod: Pod) -> str:
         """Returns the action of the first matching rule, or "Count"."""
@@ -208,7 +221,7 @@ class Job:
             if claim := volume.get("persistentVolumeClaim"):
                 folder = self._claims / claim["claimName"]
             else:
-                assert "emptyDir" in volume, volume
+                assert {"emptyDir", "ephemeral"} & volume.keys(), volume
                 folder = scratch / volume["name"]
             folder.mkdir(parents=True, exist_ok=True)
             mounts[mount["mountPath"]] = folder
@@ -246,6 +259,9 @@ class Job:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Returns a port below those that the system gives to outgoing connections meanwhile."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

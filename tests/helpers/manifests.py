@@ -49,6 +49,44 @@ def render(name: str, *components: str) -> Manifests:
         return list(yaml.safe_load_all(_rendered(here)))
 
 
+def render_all(combinations: list[tuple[str, ...]]) -> list[Manifests]:
+    """Renders many overlays with components, some at a time: kubectl takes a while to start.
+
+    Args:
+      combinations: the name of an overlay and those of its additional components.
+    """
+    _kubectl()
+    at_once = 16  # the time of a call grows with the square of their number
+    parts = [combinations[i : i + at_once] for i in range(0, len(combinations), at_once)]
+    return [manifests for part in parts for manifests in _render_part(part)]
+
+
+def _render_part(combinations: list[tuple[str, ...]]) -> list[Manifests]:
+    """Renders overlays with components, each in a namespace of its own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        here = Path(scratch).resolve()
+        up = "../" * len(here.parts) + str(K8S.relative_to("/"))
+        for number, (overlay, *components) in enumerate(combinations):
+            what = {
+                "namespace": f"n{number}",
+                "resources": [f"{up}/overlays/{overlay}"],
+                "components": [f"{up}/components/{name}" for name in components],
+            }
+            folder = here / f"n{number}"
+            folder.mkdir()
+            (folder / "kustomization.yaml").write_text(json.dumps(what))
+        resources = [f"n{number}" for number in range(len(combinations))]
+        (here / "kustomization.yaml").write_text(json.dumps({"resources": resources}))
+        done = subprocess.run(
+            ["kubectl", "kustomize", str(here)], text=True, capture_output=True, timeout=120
+        )
+    assert done.returncode == 0, done.stderr
+    rendered: list[Manifests] = [[] for _ in combinations]
+    for item in yaml.load_all(done.stdout, yaml.CSafeLoader):
+        rendered[int(item["metadata"].pop("namespace")[1:])].append(item)
+    return rendered
+
+
 def submit(*arguments: str) -> Manifests:
     """Returns the manifests that a submission would apply."""
     _kubectl()
@@ -68,8 +106,16 @@ def one_of(manifests: Manifests, kind: str) -> dict:
     return item
 
 
+def job_of(manifests: Manifests) -> dict:
+    """Returns the spec of the Job, which may be part of a JobSet."""
+    if all_of(manifests, "JobSet"):
+        (replicated,) = one_of(manifests, "JobSet")["spec"]["replicatedJobs"]
+        return replicated["template"]["spec"]
+    return one_of(manifests, "Job")["spec"]
+
+
 def pod_of(manifests: Manifests) -> dict:
-    return one_of(manifests, "Job")["spec"]["template"]["spec"]
+    return job_of(manifests)["template"]["spec"]
 
 
 def trainer_of(manifests: Manifests) -> dict:
@@ -83,7 +129,9 @@ def environment_of(manifests: Manifests) -> dict[str, str]:
     container, found = trainer_of(manifests), {}
     for source in container.get("envFrom", []):
         found |= maps[source["configMapRef"]["name"]]
-    return found | {item["name"]: expand(item["value"], found) for item in container["env"]}
+    for item in container["env"]:  # in the order of the list; the index of a worker is not known
+        found[item["name"]] = expand(item.get("value", f"$({item['name']})"), found)
+    return found
 
 
 def expand(text: str, environment: dict[str, str]) -> str:

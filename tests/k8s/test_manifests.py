@@ -1,6 +1,5 @@
 """The manifests are valid for Kubernetes and consistent with the trainer and each other."""
 
-import functools
 import json
 import os
 import re
@@ -9,12 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jsonschema
 import kubernetes_validate
 import pytest
-import yaml
 
 from tests.helpers import manifests as k8s
+from tests.helpers import schemas
 from trainer import __version__
 from trainer.commands import train
 from trainer.errors import ExitCode
@@ -29,40 +27,15 @@ SUBMITTED = {
         "--overlay=multi-worker", "--gpus=2", "--workers=4", "--recipe=cgan", "--dataset=mnist",
         "--component=kueue", "--component=prometheus", "--image=host:5000/a/gan-trainer:0.2.0",
     ],
-    "submitted gcs": ["--overlay=gcs", "--bucket=b", "--service_account=a@b", "--gpu_type=x"],
+    "submitted gcs": [
+        "--overlay=gcs", "--bucket=my-bucket", "--service_account=a@b", "--gpu_type=x",
+    ],
+    "submitted bucket and workers": [
+        "--overlay=multi-worker", "--component=gcs", "--component=autopilot", "--component=spot",
+        "--bucket=my-bucket", "--scratch=80Gi", "--memory=8Gi", "--cpus=2", "--billing_project=p",
+    ],
 }  # fmt: skip
 RUNS = [*k8s.OVERLAYS, *(f"{name} + all" for name in k8s.OVERLAYS), *SUBMITTED]
-
-# A schema of the PodMonitor of the Prometheus Operator, limited to the fields used here.
-POD_MONITOR = yaml.safe_load("""
-type: object
-additionalProperties: false
-required: [apiVersion, kind, metadata, spec]
-properties:
-  apiVersion: {const: monitoring.coreos.com/v1}
-  kind: {const: PodMonitor}
-  metadata: {type: object, required: [name]}
-  spec:
-    type: object
-    additionalProperties: false
-    required: [selector, podMetricsEndpoints]
-    properties:
-      podTargetLabels: {type: array, items: {type: string}}
-      selector:
-        type: object
-        additionalProperties: false
-        properties:
-          matchLabels: {type: object, additionalProperties: {type: string}}
-      podMetricsEndpoints:
-        type: array
-        minItems: 1
-        items:
-          type: object
-          additionalProperties: false
-          properties:
-            port: {type: string}
-            interval: {type: string, pattern: "^[0-9]+(ms|s|m|h)$"}
-""")
 
 
 def make(name: str) -> k8s.Manifests:
@@ -77,24 +50,10 @@ def manifests(request) -> k8s.Manifests:
     return make(request.param)
 
 
-def validate(item: dict, version: str) -> None:
-    """Validates an object against its schema. Unknown fields and kinds are errors."""
-    if item["kind"] == "PodMonitor":
-        jsonschema.validate(item, POD_MONITOR)
-    else:
-        validate_text(json.dumps(item, sort_keys=True), version)
-
-
-@functools.cache
-def validate_text(text: str, version: str) -> None:
-    """Validates an object; cached, because overlays share objects."""
-    assert kubernetes_validate.validate(json.loads(text), version, strict=True) == version
-
-
 @pytest.mark.parametrize("version", VERSIONS)
 def test_manifests_match_the_schemas(manifests, version):
     for item in manifests:
-        validate(item, version)
+        schemas.validate(item, version)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -102,7 +61,7 @@ def test_manifests_match_the_schemas(manifests, version):
 def test_volume_pods_are_valid_secure_and_without_network(name, version):
     manifests = k8s.render(name)
     for item in manifests:
-        validate(item, version)
+        schemas.validate(item, version)
     pod, policy = k8s.one_of(manifests, "Pod"), k8s.one_of(manifests, "NetworkPolicy")
     check_security(pod["spec"])
     assert pod["spec"]["containers"][0]["image"] == f"gan-trainer-cpu:{__version__}"
@@ -154,14 +113,14 @@ def test_overlays_define_shared_objects_identically():
 )
 def test_schemas_are_strict(path, value):
     job = k8s.one_of(make("cpu-smoke"), "Job")
-    validate(job, VERSIONS[0])
+    schemas.validate(job, VERSIONS[0])
     job = json.loads(json.dumps(job))
     place = job
     for name in path[:-1]:
         place = place[name]
     place[path[-1]] = value
     with pytest.raises(kubernetes_validate.ValidationError):
-        validate(job, VERSIONS[0])
+        schemas.validate(job, VERSIONS[0])
 
 
 def test_names_are_unique(manifests):
@@ -238,8 +197,8 @@ def test_worker_addresses_match_the_headless_service(manifests):
     hosts = [f"{name}-{i}.{pod['subdomain']}:{port['port']}" for i in range(spec["completions"])]
     assert workers == [f"--workers={','.join(hosts)}"]
     assert len(f"{name}-{spec['completions'] - 1}") <= 63, "longer than a host name may be"
-    (claim,) = k8s.all_of(manifests, "PersistentVolumeClaim")
-    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    for claim in k8s.all_of(manifests, "PersistentVolumeClaim"):
+        assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
 def test_selectors_match_labels(manifests):
@@ -396,7 +355,7 @@ def test_gpu_requests_flags_and_tolerations_agree(manifests, capsys):
     assert ("--devices=gpu" in arguments) == bool(gpus)
     tolerated = any(t["key"] == GPU for t in k8s.pod_of(manifests).get("tolerations", []))
     assert tolerated == bool(gpus)
-    pods = k8s.one_of(manifests, "Job")["spec"].get("parallelism", 1)
+    pods = k8s.job_of(manifests).get("parallelism", 1)
     config = resolved(manifests, capsys)
     assert config["batch_size"] % (max(gpus, 1) * pods) == 0
 
@@ -408,6 +367,8 @@ def resolved(manifests: k8s.Manifests, capsys) -> dict:
     """Returns the configuration that results from the container's arguments."""
     command, *arguments = k8s.arguments_of(manifests)
     assert command == "train"
+    # The overlay gcs holds a placeholder, which is not a valid name.
+    arguments = [argument.replace("gs://BUCKET/", "gs://my-bucket/") for argument in arguments]
     train.main([*arguments, "--dry_run"], lambda: False)
     return json.loads(capsys.readouterr().out)
 
@@ -420,7 +381,7 @@ def test_trainer_accepts_the_arguments(manifests, capsys):
     config = resolved(manifests, capsys)
     environment = k8s.environment_of(manifests)
     for name in ("RECIPE", "DATASET"):
-        assert config[name.lower()] == environment[name]
+        assert config[name.lower()] == environment[name].replace("gs://BUCKET/", "gs://my-bucket/")
 
 
 def test_arguments_use_every_setting(manifests):
@@ -496,31 +457,110 @@ def test_prometheus_component_keeps_the_worker_port():
     ],
 )
 def test_gpu_type_sets_the_node_selector(overlay, given, label):
-    more = ["--bucket=b", "--service_account=a@b"] if overlay == "gcs" else []
+    more = ["--bucket=my-bucket", "--service_account=a@b"] if overlay == "gcs" else []
     manifests = k8s.submit(f"--overlay={overlay}", f"--gpu_type={given}", *more)
     selector = k8s.pod_of(manifests)["nodeSelector"]
     kinds = {"nvidia.com/gpu.product", "cloud.google.com/gke-accelerator", "gpu"}
     assert {name: selector[name] for name in kinds & selector.keys()} == label
 
 
-def test_failed_submission_prints_the_applied_objects(tmp_path):
-    """For example the Job, if the cluster does not have the kind PodMonitor."""
+def fake_cluster(folder: Path, script: str) -> dict[str, str]:
+    """Returns an environment whose kubectl renders manifests, and runs `script` otherwise."""
     k8s.submit("--overlay=cpu-smoke")  # skips the test if kubectl is missing
-    fake = tmp_path / "kubectl"
+    fake = folder / "kubectl"
     fake.write_text(
-        f'#!/bin/sh\n[ "$1" = apply ] || exec {shutil.which("kubectl")} "$@"\n'
-        "cat > /dev/null; echo job created; echo no matches for kind >&2; exit 1\n"
+        f'#!/bin/sh\n[ "$1" = kustomize ] && exec {shutil.which("kubectl")} "$@"\n'
+        'echo "$@" >> "${0%/*}/calls"\n'
+        '[ "$1 $2" = "config current-context" ] && echo production\n'
+        '[ "$1 $2" = "config view" ] && printf gan\n'
+        f"{script}\nexit 0\n"
     )
     fake.chmod(0o755)
-    done = subprocess.run(
-        [sys.executable, k8s.K8S / "submit.py", "--overlay=cpu-smoke", "--apply"],
-        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        text=True, capture_output=True, timeout=60,
+    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def apply(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, k8s.K8S / "submit.py", "--overlay=cpu-smoke", "--apply", *arguments],
+        env=environment, text=True, capture_output=True, timeout=60,
     )  # fmt: skip
+
+
+def test_failed_submission_prints_the_applied_objects(tmp_path):
+    script = '[ "$*" = "apply -f -" ] && { echo job created; echo no quota >&2; exit 1; }'
+    done = apply(fake_cluster(tmp_path, script))
     assert done.returncode == ExitCode.USAGE
-    assert done.stdout == "job created\n"
+    assert done.stdout == "Context: production, namespace: gan\njob created\n"
+    assert "no quota" in done.stderr
+    assert re.search(r"instance=gan-cpu-smoke-\w{6}$", done.stderr)
+
+
+def test_nothing_is_applied_if_the_cluster_rejects_an_object(tmp_path):
+    """For example a PodMonitor on a cluster without the Prometheus Operator."""
+    script = '[ "$2" = --dry-run=server ] && { echo no matches for kind >&2; exit 1; }'
+    done = apply(fake_cluster(tmp_path, script))
+    assert done.returncode == ExitCode.USAGE
     assert "no matches for kind" in done.stderr
-    assert re.search(r"kubectl get job gan-cpu-smoke-\w{6}$", done.stderr)
+    assert "Nothing was applied" in done.stderr
+    assert "apply -f -" not in (tmp_path / "calls").read_text().splitlines()
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_claims_are_created_only_if_they_are_absent(tmp_path, exists):
+    """An existing claim may be larger than the manifest's, and claims cannot shrink."""
+    found = '[ "$2 $3" = "pvc gan-runs-smoke" ] && echo persistentvolumeclaim/gan-runs-smoke'
+    script = f'{found if exists else ""}\n[ "$*" = "apply -f -" ] && cat > "${{0%/*}}/applied"'
+    done = apply(fake_cluster(tmp_path, script))
+    assert done.returncode == 0, done.stderr
+    assert ("existing claim gan-runs-smoke" in done.stdout) == exists
+    applied = (tmp_path / "applied").read_text()
+    assert ("kind: PersistentVolumeClaim" in applied) == (not exists)
+    assert "kind: Job" in applied
+
+
+@pytest.mark.parametrize("components", [[], ["--component=kueue"]])
+def test_jobset_recreates_the_job_without_a_back_off(components):
+    arguments = ["--overlay=multi-worker", "--workers=3", *components]
+    manifests = k8s.submit(*arguments, "--jobset")
+    for item in manifests:
+        schemas.validate(item, VERSIONS[-1])
+    jobset, job = k8s.one_of(manifests, "JobSet"), k8s.job_of(manifests)
+    assert job["backoffLimit"] == 0
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+    codes = {ExitCode.USAGE, ExitCode.DATA, ExitCode.DIVERGED, ExitCode.CHECKPOINT}
+    assert set(rule["onExitCodes"]["values"]) == codes
+    final, others = jobset["spec"]["failurePolicy"]["rules"]
+    assert final["action"] == "FailJobSet"
+    assert final["onJobFailureReasons"] == ["PodFailurePolicy", "DeadlineExceeded"]
+    assert others == {"name": "restart", "action": "RestartJobSetAndIgnoreMaxRestarts"}
+    assert jobset["spec"].get("suspend", False) == bool(components)
+    assert ("kueue.x-k8s.io/queue-name" in jobset["metadata"]["labels"]) == bool(components)
+    assert "suspend" not in job
+    name = jobset["metadata"]["name"]
+    assert f"--workers={name}-w-0-0.gan-workers:2222," in " ".join(k8s.arguments_of(manifests))
+    assert len(f"gan-{'x' * 36}-{'0' * 6}-w-0-999-{'0' * 5}") <= 63
+    labels = job["template"]["metadata"]["labels"]
+    (policy,) = (p for p in k8s.all_of(manifests, "NetworkPolicy") if p["metadata"]["name"] == name)
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    plain = k8s.job_of(k8s.submit(*arguments))
+    changed = {"backoffLimit", "podFailurePolicy", "ttlSecondsAfterFinished", "suspend"}
+    assert job.keys() - changed == plain.keys() - changed
+    assert plain["backoffLimit"] == 4 * 3
+
+
+def test_resources_follow_the_number_of_gpus():
+    def resources(*arguments: str) -> dict:
+        return k8s.trainer_of(k8s.submit("--overlay=single-node", *arguments))["resources"]
+
+    assert resources()["requests"].items() >= {"cpu": "3", "memory": "12Gi"}.items()
+    assert resources("--gpus=8")["requests"].items() >= {"cpu": "24", "memory": "96Gi"}.items()
+    given = resources("--gpus=2", "--cpus=40", "--memory=100Gi")
+    assert given["requests"].items() >= {"cpu": "40", "memory": "100Gi"}.items()
+    assert given["limits"].items() >= {"cpu": "40", "memory": "100Gi", GPU: 2}.items()
+    mig = resources("--gpu_resource=nvidia.com/mig-1g.10gb")["limits"]
+    assert mig["nvidia.com/mig-1g.10gb"] == 1
+    assert GPU not in mig
 
 
 def test_each_submission_creates_a_new_job_for_the_same_run():
@@ -555,7 +595,13 @@ def test_image_setting_replaces_name_and_tag(image, becomes):
         (["--overlay=spot", "--workers=2"], "OVERLAY=spot, which runs a single Pod"),
         (["--overlay=multi-worker", "--workers=1"], "single-node"),
         (["--overlay=gcs"], "BUCKET"),
-        (["--overlay=spot", "--bucket=b"], "only be used with OVERLAY=gcs"),
+        (["--overlay=spot", "--bucket=my-bucket"], "only be used with the component gcs"),
+        (
+            ["--overlay=gcs", "--bucket=my-bucket", "--component=openshift"],
+            "gke and openshift cannot be",
+        ),
+        (["--overlay=spot", "--memory=12GB"], "a size such as 24Gi"),
+        (["--overlay=spot", "--gpus=2", "--gpu_resource=nvidia.com/mig-1g.5gb"], "one MIG device"),
         (["--overlay=spot", "--name=My_Run"], "lower-case letters"),
     ],
 )

@@ -91,6 +91,24 @@ def test_uploaded_objects_can_be_listed_read_and_deleted(server, tmp_path):
         there.download(item, tmp_path / "copy")
 
 
+def test_requests_to_a_requester_pays_bucket_name_the_project(server, tmp_path, monkeypatch):
+    server.payer = "ours"
+    monkeypatch.setenv("GOOGLE_CLOUD_QUOTA_PROJECT", "ours")
+    there = bucket()
+    (tmp_path / "big").write_bytes(CONTENT * 1000)  # large enough for a resumable upload
+    items = [there.upload("a", CONTENT, generation=0)]
+    items.append(there.upload("big", tmp_path / "big", generation=0))
+    there.copy(items[0], "runs/two/a")
+    there.download(items[1], tmp_path / "copy")
+    assert there.read("a") == (CONTENT, items[0])
+    for item in items:
+        there.delete(item)
+    assert not there.list()
+    monkeypatch.delenv("GOOGLE_CLOUD_QUOTA_PROJECT")
+    with pytest.raises(StorageError, match="requester pays"):
+        bucket().list()
+
+
 def test_all_pages_of_a_long_listing_are_read(server):
     names = [f"{number:02}" for number in range(20)]
     for name in names:

@@ -1,5 +1,6 @@
 """`train`: trains a recipe on a data set, or resumes the run in the run directory."""
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping
@@ -9,13 +10,12 @@ from trainer import api
 from trainer.commands.flags import config_flags, settings_help
 from trainer.commands.flags.command_line import CommandLine
 from trainer.config import Config
-from trainer.machine import cluster
+from trainer.machine.cluster import find_cluster
 from trainer.machine.signals import StopRequest
-from trainer.recipes import files
 from trainer.reporting.console import Console, log_to
 from trainer.reporting.control import Control
 from trainer.storage.address import is_bucket
-from trainer.storage.start_checks import Start
+from trainer.storage.start import Start
 from trainer.storage.stored_config import read_stored_config
 
 log = logging.getLogger(__name__)
@@ -26,36 +26,24 @@ SUMMARY = "Trains a recipe on a data set.  Running the same command again resume
 def main(arguments: list[str], stop_requested: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
     values = _command_line().parse(arguments, settings_help.help_details)
-    start = _start(values)
+    start = _resolve(values)
     if values["dry_run"]:
         api.check(start)
         print(start.config.to_json(), end="")
         return
-    stop_requested.allow_graceful_stop()
     config = start.config
+    cluster = find_cluster(config.workers, values["worker_index"], os.environ)
+    stop_requested.allow_graceful_stop()
     as_json = config.log_format == "json"
     terminal = Console(plain=as_json)
-    worker = str(start.cluster.index if start.cluster else 0)
+    worker = str(cluster.index if cluster else 0)
     log_to(terminal, {"run": config.run_dir, "worker": worker} if as_json else None)
     for warning in config_flags.warnings_of_replaced_flags(values, config):
         log.warning("%s", warning)
-    if (
-        start.stored is None
-        and "run_dir" in start.requested
-        and not {"recipe", "dataset"} & start.requested
-    ):
-        log.warning(
-            "Starting a new run in %s. --recipe and --dataset are not given, so it trains %s on "
-            "%s.",
-            *(config.run_dir, files.shown_name(config.recipe), config.dataset),
-        )
     control = Control(
-        terminal=terminal,
-        stop_requested=stop_requested,
-        secs_left=stop_requested.secs_left,
-        worker_index=values["worker_index"],
+        terminal=terminal, stop_requested=stop_requested, secs_left=stop_requested.secs_left
     )
-    api.train_start(start, control)
+    api.train_start(dataclasses.replace(start, cluster=cluster), control)
 
 
 def _command_line() -> CommandLine:
@@ -68,7 +56,7 @@ def _command_line() -> CommandLine:
     parser.group("Starting and resuming")
     parser.boolean(
         "dry_run",
-        "check the settings, the data set and an existing run directory, print the resolved "
+        "check the flags, the run directory and that the data set exists, print the resolved "
         "configuration as JSON and stop; no image is read, and nothing from buckets",
         default=False,
     )
@@ -85,24 +73,19 @@ def _command_line() -> CommandLine:
     return parser
 
 
-def _start(values: Mapping[str, Any]) -> Start:
-    """Returns the start that the flags, and the run that they resume, define."""
-    stored: list[Config | None] = [None]
+def _resolve(values: Mapping[str, Any]) -> Start:
+    """Returns the configuration that the flags select, and that of the run that they resume."""
 
     def stored_config(run_dir: str) -> Config | None:
-        if not values["fresh"] and not (values["dry_run"] and is_bucket(run_dir)):
-            stored[0] = read_stored_config(run_dir)
-        return stored[0]
+        if values["fresh"] or (values["dry_run"] and is_bucket(run_dir)):
+            return None
+        return read_stored_config(run_dir)
 
-    config = config_flags.config_from_flags(values, stored_config=stored_config)
-    index = values["worker_index"]
-    if values["dry_run"] and index is None and "JOB_COMPLETION_INDEX" not in os.environ:
-        index = 0  # the settings of a worker can be checked on another machine
+    config, stored = config_flags.resolve(values, stored_config=stored_config)
     return Start(
         config=config,
-        requested=frozenset(name for name, value in values.items() if value is not None),
-        stored=stored[0],
-        cluster=cluster.find_cluster(config.workers, index, os.environ),
+        stored=stored,
+        requested={name for name, value in values.items() if value is not None},
         fresh=values["fresh"],
         accept_changed_data=values["accept_changed_data"],
     )

@@ -25,7 +25,7 @@ from trainer.generation import generate
 from trainer.generation.sampler import Sampler
 from trainer.machine.replicas import create_replicas
 from trainer.metrics import distances
-from trainer.metrics.registry import METRICS, format_value
+from trainer.metrics.registry import METRICS, format_metrics, format_value
 from trainer.run_dir import selection
 from trainer.run_dir.checkpoint_files import checkpoint_step
 from trainer.run_dir.checkpoints import load_networks_of
@@ -83,7 +83,9 @@ def evaluate(
     for path in load_checkpoints(run_dir, which, {name: generator}):
         result = evaluator.evaluate(sampler)
         records.append(create_record(path, config, data, evaluator, result, conditions))
-        log.info("Evaluated step %d in %.1f s", checkpoint_step(path), result.secs)
+        # The table at the end shows the metrics of a single checkpoint.
+        metrics = f": {format_metrics(result.values)}" if which == "all" else ""
+        log.info("Evaluated step %d in %.1f s%s", checkpoint_step(path), result.secs, metrics)
     best = select_best(records)
     with output_copies.converted_disk_errors(str(results.path), "out"):
         write_records(results, records, best)

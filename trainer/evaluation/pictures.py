@@ -1,5 +1,6 @@
 """Pictures of nearest neighbours and of confusion matrices."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,9 +55,8 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
     top = 3 * TEXT + 16
     accuracy = np.trace(counts) / max(1, counts.sum())
     title = f"rows: requested, columns: predicted (% of row), accuracy: {accuracy:.1%}"
-    width = max(margin + CELL * shown + 70, 16 + int(font.getlength(title)))
-    height = top + CELL * shown + 10
-    picture = Image.new("RGB", (width, height), PAPER)
+    width = max(margin + CELL * shown + 70, 16 + math.ceil(font.getlength(title)))
+    picture = Image.new("RGB", (width, top + CELL * shown + 10), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((8, 6), title, INK, font)
     for k, label in enumerate(labels):

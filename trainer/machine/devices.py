@@ -38,10 +38,10 @@ def select_devices(wanted: str) -> list[str]:
 
 
 def _select_devices(wanted: str) -> list[str]:
-    kind, numbers = parse_devices(wanted)
-    if kind == "cpu":
+    parsed = parse_devices(wanted)
+    if parsed.kind == "cpu":
         tf.config.set_visible_devices([], "GPU")
-        return _create_cpu_devices(len(numbers or [0]))
+        return _create_cpu_devices(parsed.count or 1)
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         if wanted == "auto":
@@ -51,7 +51,7 @@ def _select_devices(wanted: str) -> list[str]:
         raise UsageError(
             f"--devices={wanted}: TensorFlow lists no GPU on this machine. Use --devices=cpu."
         )
-    chosen = numbers if numbers is not None else list(range(len(gpus)))
+    chosen = list(parsed.gpus) or list(range(len(gpus)))
     if len(set(chosen)) < len(chosen) or max(chosen) >= len(gpus):
         raise UsageError(
             f"--devices={wanted} repeats a GPU or names one that does not exist. Name each GPU "

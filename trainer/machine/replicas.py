@@ -298,7 +298,8 @@ def create_replicas(
         return Replicas(_strategy(tuple(names)), tuple(names), precision, deterministic)
     cluster.wait_for_host_names()
     secs = cluster.wait_secs
-    with exit_after(secs, f"not all of {', '.join(cluster.workers)} joined within {secs:g} s"):
+    failure = f"not all of {', '.join(cluster.workers)} joined within {secs:g} s"
+    with exit_after(secs, failure, cluster.wait_code), peers.converted_errors():
         strategy = _joined(cluster, gpus=len(names) if names[0].startswith("GPU") else 0)
         replicas = Replicas(
             strategy, tuple(names), precision, deterministic, workers, cluster.index

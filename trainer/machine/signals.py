@@ -8,9 +8,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from trainer.errors import ExitCode, SignalledError, StoppedError, StorageError, TrainerError
+from trainer.errors import ExitCode, SignalledError, StorageError, TrainerError
 
 GRACE_SECS = 12.0  # clusters allow 15 seconds from the signal to the kill
 
@@ -44,6 +44,8 @@ class StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)  # the default would end the process
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
+        # The process may have been started with blocked signals; see machine/restart.py.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
 
     def __call__(self) -> bool:
         """Returns whether a stop was requested."""
@@ -81,39 +83,6 @@ class StopRequest:
         with contextlib.suppress(OSError):  # nobody may read it any more
             os.write(self._stderr, f"{ending}\n".encode())
         os._exit(self.exit_code)
-
-
-@contextlib.contextmanager
-def first_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C inside the block into a request to stop; a second one interrupts.
-
-    Does nothing outside of the main thread, which alone receives signals.
-
-    Yields:
-      A function that returns whether Ctrl-C was pressed.
-
-    Raises:
-      KeyboardInterrupt: after Ctrl-C, when the block has stopped as requested.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    pressed = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-
-    def stop(*_: object) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield pressed.is_set
-    except (StoppedError, SignalledError) as error:
-        if pressed.is_set():
-            raise KeyboardInterrupt(str(error)) from None
-        raise
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class TimeLimit:

@@ -27,7 +27,7 @@ class Draws:
       first_row: first row of the replica in the global batch.
       rows: number of rows of the replica; None means batch_size.
       scope: name of the part of the step; different parts use different numbers.
-      noise_level: scale of noise that decays over training.
+      images: number of images seen, for what follows a schedule.
     """
 
     seed: tf.Tensor | int
@@ -36,7 +36,7 @@ class Draws:
     first_row: tf.Tensor | int = 0
     rows: int | None = None
     scope: str = ""
-    noise_level: tf.Tensor | float = 1.0
+    images: tf.Tensor | int = 0
 
     def within(self, name: str) -> "Draws":
         """Returns the draws for a named part of the same step."""

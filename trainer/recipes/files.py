@@ -18,7 +18,13 @@ from trainer.errors import CheckpointError, UsageError
 from trainer.machine import imports
 from trainer.recipes.recipe import Recipe
 
-COPY_NAME = re.compile(r"(?P<stem>.+)-(?P<digest>[0-9a-f]{16})\.py")
+COPY_NAME = re.compile(r"(?P<stem>[^\s/]+)-(?P<digest>[0-9a-f]{16})\.py")
+TERMINAL_CODES = re.compile("\x1b\\[[0-9;]*m")
+# What Keras writes around the reason for an error in a layer.
+KERAS_FRAME = re.compile(
+    r"Exception encountered when calling (\S+?)(?:\.call)?\(\)\.\s+|\s*Arguments received by .*",
+    re.S,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +64,23 @@ def shown_name(recipe: str) -> str:
     return f"{stem(recipe)}.py" if is_file(recipe) else recipe
 
 
+def with_shown_names(text: str) -> str:
+    """Returns a text in which the names of files stand for those of their copies."""
+    return COPY_NAME.sub(lambda match: shown_name(match[0]), text)
+
+
 def load_file(flag: str, path: str) -> str:
     """Loads a recipe from a file of the user; returns the name of its copy.
+
+    Args:
+      flag: the flag that names the file, for messages.
+      path: the file, or the name of a copy that is loaded.
 
     Raises:
       UsageError: if the file cannot be read or does not define a recipe.
     """
+    if path in _loaded:  # the name of a copy, from a configuration
+        return path
     file = Path(path).expanduser()
     try:
         content = file.read_bytes()
@@ -132,10 +149,7 @@ def get(name: str) -> Recipe:
 
 
 def failure(error: Exception, file: str) -> str:
-    """Returns the line, the type and the text of an exception that code in a file caused.
-
-    The result is one line of plain text.
-    """
+    """Returns the line, the type and the text of an exception that code in a file caused."""
     line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
     trace = error.__traceback__
     while trace is not None:
@@ -144,9 +158,8 @@ def failure(error: Exception, file: str) -> str:
         trace = trace.tb_next
     at = f"line {line}: " if line else ""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    # Keras colours its messages, and appends the arguments of the call, which take many lines.
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text).partition("Arguments received by")[0]
-    return " ".join(f"{at}{type(error).__name__}: {text}".split()).removesuffix(".")
+    text = TERMINAL_CODES.sub("", KERAS_FRAME.sub("", text))
+    return " ".join(f"{at}{type(error).__name__}: {text}".split())
 
 
 def names_of(config: Config) -> list[str]:

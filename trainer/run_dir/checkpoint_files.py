@@ -29,20 +29,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [folder / f"{PREFIX}-{step}" for step in sorted(steps, reverse=True)]
 
 
-def newest_intact_step(folder: Path, limit: int) -> int:
-    """Returns the step of the newest intact checkpoint in a folder, or `limit` if it is lower.
-
-    Checkpoints up to `limit` are not verified, because verifying reads all of their files.
-    """
-    for path in list_checkpoints(folder):
-        if checkpoint_step(path) <= limit:
-            break
-        try:
-            verify_manifest(path)
-        except (OSError, ValueError):
-            continue
-        return checkpoint_step(path)
-    return limit
+def saved_steps(folder: Path) -> list[int]:
+    """Returns the steps of the complete checkpoints in a folder, newest first."""
+    paths = list_checkpoints(folder)
+    return [checkpoint_step(path) for path in paths if manifest_path(path).exists()]
 
 
 def checkpoint_step(path: Path) -> int:

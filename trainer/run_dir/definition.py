@@ -4,15 +4,16 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from trainer.config import Config
-from trainer.config.compatibility import changed_settings, frozen_differences
+from trainer.config.compatibility import changes, frozen_differences
 from trainer.config.dataset import DatasetDescription
 from trainer.config.settings import as_flag
 from trainer.errors import CheckpointError, UsageError
 from trainer.files.atomic import replacing, write_text
+from trainer.recipes import files
 from trainer.run_dir.directory import RunDir
 from trainer.run_dir.provenance import allowed_tensor_float_32, selected_precision
 
@@ -52,8 +53,6 @@ class Definition:
             _check_stored_settings(run_dir, self.config, old, self.start)
             _check_dataset(run_dir, self.dataset, self.config.dataset, accept_changed_data)
             _report_version_change(old, self.start)
-            if changes := changed_settings(run_dir.read_config(), self.config):
-                log.info("Changed since the last start: %s", "; ".join(changes))
 
     def write(self, run_dir: RunDir) -> None:
         """Writes the files that define the run.
@@ -81,21 +80,39 @@ class Definition:
                 write_text(run_dir.initialization, taken_over)
 
 
-def check_settings(old: Config, new: Config) -> None:
+def check_settings(old: Config, new: Config, later: Collection[str] = ()) -> None:
     """Compares the settings of a start with those of the run that it resumes.
 
     Args:
       old: the configuration of the run.
       new: the configuration of this start.
+      later: names of settings that are not compared.
 
     Raises:
       CheckpointError: if settings differ that define the run; it names them.
     """
-    if differences := frozen_differences(old, new):
+    differences = frozen_differences(old, new, without=later)
+    changed = [name for name in ("recipe", "networks") if _is_changed_file(name, old, new)]
+    if changed:
+        copy = getattr(old, changed[0])
         raise CheckpointError(
-            f"{new.run_dir} holds a run with other settings ({'; '.join(differences)}). Leave "
+            f"{files.shown_name(copy)} has changed since the run in {new.run_dir} was started. "
+            f"To resume the run with its copy of the file, use --run_dir={new.run_dir} without "
+            f"--{' and --'.join(changed)}. To train the changed file, choose another --run_dir, "
+            "or use --fresh."
+        )
+    if differences:
+        listed = files.with_shown_names("; ".join(differences))
+        raise CheckpointError(
+            f"{new.run_dir} holds a run with other settings ({listed}). Leave "
             "out these flags to resume it, or choose another --run_dir, or use --fresh."
         )
+
+
+def _is_changed_file(name: str, old: Config, new: Config) -> bool:
+    """Returns whether a setting names the same recipe file with another content."""
+    before, now = getattr(old, name), getattr(new, name)
+    return before != now and files.is_file(before) and files.stem(before) == files.stem(now)
 
 
 def check_length(config: Config, done: int, last_step: int) -> None:
@@ -128,6 +145,8 @@ def _check_stored_settings(
         if before is not None:
             config, old = config.replace(precision=now), old.replace(precision=before)
     check_settings(old, config)
+    if changed := changes(old, config):
+        log.info("Changed settings of the run: %s", "; ".join(changed))
 
 
 def _check_dataset(

@@ -76,7 +76,9 @@ class Bucket:
         self.address, self._anonymous = address, False
         with self._converted_errors(LIST, ""):
             self._client, self._anonymous = connect(address)
-        self._bucket = self._client.bucket(address.bucket)
+        # A bucket with Requester Pays demands the project that is billed for each request.
+        project = os.environ.get("GOOGLE_CLOUD_QUOTA_PROJECT") or None
+        self._bucket = self._client.bucket(address.bucket, user_project=project)
         from google.cloud.storage.retry import DEFAULT_RETRY  # late: only buckets need it
 
         retry = DEFAULT_RETRY.with_delay(initial=FIRST_WAIT_SECS, maximum=MAX_WAIT_SECS)

@@ -44,12 +44,16 @@ def compile_steps(
       not finite.
     """
     step = Step(config, state, classes, replicas.num_replicas)
-    names = metric_names(replicas.precision)
+    names = metric_names(replicas.precision, config.augment)
     networks = state.networks()
     meter = meter or UtilisationMeter(replicas.device_names, replicas.precision)
 
     def one_more(k: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-        rows = rows.write(k, replicas.run_and_sum(step, *batch(k)))
+        metrics = replicas.run_and_sum(step, *batch(k))
+        rows = rows.write(k, metrics)
+        if state.augment is not None:
+            share = metrics[names.index("d_real_acc")]
+            state.augment.observe(share, state.images // config.batch_size)
         meter.flops = flops(tf.compat.v1.get_default_graph())
         state.images.assign_add(config.batch_size)
         return k + 1, rows

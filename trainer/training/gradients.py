@@ -10,8 +10,11 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.models import randomness
+from trainer.models.augmentation import augment
 from trainer.models.objective import OBJECTIVES, Loss, gradient_penalty, share_real, towards
 from trainer.models.randomness import Draws
+from trainer.models.schedules import current
+from trainer.training import adaptation
 from trainer.training.state import TrainState
 
 PENALTY_SCALE = 1024.0  # scales the inner gradient of a penalty in half precision
@@ -129,11 +132,13 @@ class MicroBatch:
         return self.state.generator(inputs, training=True)
 
     def discriminate(self, images: tf.Tensor, labels: tf.Tensor | None, draws: Draws) -> tf.Tensor:
-        """Returns the discriminator's logits of images, [N] float32."""
+        """Returns the discriminator's logits of augmented images, [N] float32."""
+        strength = adaptation.strength(self.config, self.state.augment, draws.images)
+        images = augment(self.config, images, draws, strength)
         if self.config.d_input_noise:
             parts = images.shape[0] // draws.rows
             noise = draws.normal("input_noise", tuple(images.shape[1:]), parts)
-            images += self.config.d_input_noise * draws.noise_level * noise
+            images += current(self.config.d_input_noise, draws.images) * noise
         inputs = [images, labels] if self.config.conditional else images
         with randomness.use(draws):
             return self.state.discriminator(inputs, training=True)
@@ -223,7 +228,8 @@ class MicroBatch:
                 self.discriminate(images, labels, draws.within("between"))
             )
         gradients = tape.gradient(total, images) / scale
-        return self.config.gradient_penalty * self._mean(gradient_penalty(gradients))
+        weight = current(self.config.gradient_penalty, draws.images)
+        return weight * self._mean(gradient_penalty(gradients))
 
     def _d_metrics(self, loss: tf.Tensor, logits: Logits) -> tf.Tensor:
         """Returns the loss and the shares of reals and fakes judged correctly, [3] float32."""

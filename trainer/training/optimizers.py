@@ -4,7 +4,6 @@ They override members of Keras's classes that are not public.  Keras's own updat
 of `mlp-small` by half (benchmarks/optimizers.py).
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +11,17 @@ import keras
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.models.schedules import current
 
 Rate = Callable[[], tf.Tensor]
 
 
 class Adam(keras.optimizers.Adam):
-    """Adam (Kingma and Ba, arXiv:1412.6980)."""
+    """Adam (Kingma and Ba, arXiv:1412.6980), whose beta2 may change in the course of training."""
+
+    def __init__(self, rate: Rate, beta1: float, beta2: Rate) -> None:
+        super().__init__(rate, beta_1=beta1)
+        self._beta2 = beta2
 
     def update_step(
         self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
@@ -25,24 +29,29 @@ class Adam(keras.optimizers.Adam):
         """Updates a variable and its two moments."""
         index = self._get_variable_index(variable)
         time = tf.cast(self.iterations + 1, tf.float32)
+        beta2 = self._beta2()
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[index].value.handle,
             v=self._velocities[index].value.handle,
             beta1_power=tf.pow(self.beta_1, time),
-            beta2_power=tf.pow(self.beta_2, time),
+            beta2_power=tf.pow(beta2, time),
             lr=learning_rate,
             beta1=self.beta_1,
-            beta2=self.beta_2,
+            beta2=beta2,
             epsilon=self.epsilon,
             grad=gradient,
         )
 
 
 class RMSprop(keras.optimizers.RMSprop):
-    """RMSprop (Tieleman and Hinton, 2012), with a slot for momentum."""
+    """RMSprop (Tieleman and Hinton, 2012), with a slot for momentum and a beta2 that may change."""
 
     momentum: float
+
+    def __init__(self, rate: Rate, beta2: Rate, *, epsilon: float) -> None:
+        super().__init__(rate, epsilon=epsilon)
+        self._beta2 = beta2
 
     def update_step(
         self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
@@ -54,7 +63,7 @@ class RMSprop(keras.optimizers.RMSprop):
             ms=self._velocities[index].value.handle,
             mom=self._momentums[index].value.handle,
             lr=learning_rate,
-            rho=self.rho,
+            rho=self._beta2(),
             momentum=self.momentum,
             epsilon=self.epsilon,
             grad=gradient,
@@ -96,45 +105,31 @@ def _build_with_momentum(
     optimizer.momentum = wanted
 
 
-def make(config: Config, rate: Rate) -> keras.optimizers.Optimizer:
+def make(config: Config, rate: Rate, images: tf.Tensor | int = 0) -> keras.optimizers.Optimizer:
     """Returns the optimizer that `config` selects.
 
     Args:
       config: the configuration of the run.
       rate: returns the learning rate; called at each update.
+      images: number of images seen, an int64 scalar, which beta2 may follow.
     """
+
+    def beta2() -> tf.Tensor:
+        return current(config.beta2, images)
+
     if config.optimizer == "rmsprop":
-        return RMSprop(rate, rho=config.beta2, epsilon=config.rmsprop_epsilon)
+        return RMSprop(rate, beta2, epsilon=config.rmsprop_epsilon)
     if config.optimizer == "sgd":
         return SGD(rate, momentum=config.momentum)
-    return Adam(rate, beta_1=config.beta1, beta_2=config.beta2)
+    return Adam(rate, config.beta1, beta2)
 
 
 def scheduled(config: Config, network: str, images: tf.Variable) -> Rate:
     """Returns the learning rate of a network as a function of the images seen.
-
-    The schedules are constant; inverse_time, rate / (1 + decay * kimg); and linear and cosine,
-    which decay from the rate to its fraction `lr_end` over `lr_decay_kimg` and are constant
-    afterwards.
 
     Args:
       config: the configuration of the run.
       network: "g" or "d".
       images: number of images seen, an int64 scalar.
     """
-    rate = getattr(config, f"{network}_lr")
-    schedule = getattr(config, f"{network}_lr_schedule")
-    decay = getattr(config, f"{network}_lr_decay_per_kimg")
-
-    def current() -> tf.Tensor:
-        """Returns the current learning rate, a float32 scalar."""
-        kimg = tf.cast(images, tf.float32) / 1000.0
-        if schedule == "constant":
-            return tf.constant(rate)
-        if schedule == "inverse_time":
-            return rate / (1.0 + decay * kimg)
-        done = tf.minimum(1.0, kimg / config.lr_decay_kimg)
-        left = 1.0 - done if schedule == "linear" else 0.5 * (1.0 + tf.cos(math.pi * done))
-        return rate * (config.lr_end + (1.0 - config.lr_end) * left)
-
-    return current
+    return lambda: current(getattr(config, f"{network}_lr"), images)

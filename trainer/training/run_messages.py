@@ -27,7 +27,7 @@ def start(
         data.shape.size,
         data.shape.size,
         data.shape.channels,
-        _classes(data.shape.classes),
+        "1 class" if data.shape.classes == 1 else f"{data.shape.classes} classes",
         ", conditional" if config.conditional else "",
     )
     log.info(
@@ -51,28 +51,21 @@ def start(
             share // config.batch_per_replica,
             config.batch_per_replica,
         )
-    log.info("Length: %s", _length(config, last_step, len(data)))
+    images = last_step * config.batch_size
+    exact = {"steps": last_step, "kimg": images / 1000, "epochs": images / len(data)}
+    is_exact = exact[config.length.unit] == config.length.value
+    log.info(
+        "Length: %s%s of %d images = %.6g kimg = %.4g epochs",
+        "" if is_exact else f"{config.length} = ",
+        "1 step" if last_step == 1 else f"{last_step:,} steps",
+        config.batch_size,
+        exact["kimg"],
+        exact["epochs"],
+    )
     log.info("Run directory: %s", config.run_dir)
 
 
-def _classes(count: int) -> str:
-    return {0: "no classes", 1: "1 class"}.get(count, f"{count} classes")
-
-
-def _length(config: Config, last_step: int, epoch_size: int) -> str:
-    """Returns the length of training in the unit that was given, and in the others."""
-    images = last_step * config.batch_size
-    others = {
-        "steps": f"{last_step:,} steps of {config.batch_size} images",
-        "kimg": f"{images / 1000:.6g} kimg",
-        "epochs": f"{images / epoch_size:.4g} epochs",
-    }
-    given = config.length.unit
-    first = others[given] if given == "steps" else str(config.length)
-    return " = ".join([first, *(text for unit, text in others.items() if unit != given)])
-
-
-def end(config: Config, run_dir: RunDir, last_step: int) -> None:
+def end(config: Config, run_dir: RunDir) -> None:
     """Logs the paths of what the run has written, and the commands that may follow."""
     paths = frames(run_dir.samples)
     for what, path in (
@@ -85,11 +78,12 @@ def end(config: Config, run_dir: RunDir, last_step: int) -> None:
         ("TensorBoard", run_dir.tensorboard),
     ):
         log.info("%-16s%s", what, path)
-    length = Duration(2 * config.length.value, config.length.unit)
+    length = config.length
+    longer = as_flag("length", Duration(2 * length.value, length.unit))
     run = f"--run_dir={shlex.quote(config.run_dir)}"
     for what, command in (
         ("Draw images", f"generate {run} --num=100 --out=grid.png"),
         ("Measure quality", f"evaluate {run}"),
-        ("Train longer", f"train {run} {as_flag('length', length)}"),
+        ("Train longer", f"train {run} {longer}"),
     ):
         log.info("%-16spython -m trainer %s", what, command)

@@ -9,7 +9,8 @@ from trainer.config import Config
 from trainer.config.dataset import ImageShape
 from trainer.models.graph import freeze
 from trainer.recipes.networks import build_networks
-from trainer.training import optimizers
+from trainer.training import adaptation, optimizers
+from trainer.training.adaptation import AdaptiveStrength
 from trainer.training.updates import LossScale, Updater
 
 
@@ -23,6 +24,7 @@ class TrainState:
         statistics, or None.
       images: number of images seen, int64; each step adds the batch size.
       rollbacks: number of rollbacks after divergence, int64.
+      augment: the adaptive strength of the augmentation, or None.
     """
 
     g: Updater
@@ -30,6 +32,7 @@ class TrainState:
     ema_generator: keras.Model | None
     images: tf.Variable
     rollbacks: tf.Variable
+    augment: AdaptiveStrength | None = None
 
     @property
     def generator(self) -> keras.Model:
@@ -62,6 +65,8 @@ class TrainState:
             found += [variable.value for variable in updater.optimizer.variables]
             if updater.scale is not None:
                 found += [updater.scale.value, updater.scale.finite_steps]
+        if self.augment is not None:
+            found += [self.augment.value, self.augment.judged_real]
         return [*found, self.images, self.rollbacks]
 
     def trackables(self) -> dict[str, object]:
@@ -74,6 +79,9 @@ class TrainState:
             if updater.scale is not None:
                 named[f"{name}_loss_scale"] = updater.scale.value
                 named[f"{name}_finite_steps"] = updater.scale.finite_steps
+        if self.augment is not None:
+            named["augment_strength"] = self.augment.value
+            named["augment_judged_real"] = self.augment.judged_real
         return named
 
 
@@ -93,7 +101,8 @@ def create_state(config: Config, shape: ImageShape, precision: str) -> TrainStat
     images, rollbacks = _counter("images"), _counter("rollbacks")
 
     def updater(network: keras.Model, name: str, clip: float) -> Updater:
-        optimizer = optimizers.make(config, optimizers.scheduled(config, name, images))
+        rate = optimizers.scheduled(config, name, images)
+        optimizer = optimizers.make(config, rate, images)
         optimizer.build(network.trainable_variables)
         scale = LossScale.create() if precision == "float16" else None
         return Updater(network, optimizer, scale, clip)
@@ -104,7 +113,10 @@ def create_state(config: Config, shape: ImageShape, precision: str) -> TrainStat
         ema_generator = keras.models.clone_model(generator)
         ema_generator.trainable = False
         copy_weights(generator, ema_generator)
-    return TrainState(g, d, ema_generator, images, rollbacks)
+    augment = None
+    if config.augment_strength == "adaptive":
+        augment = AdaptiveStrength.create(adaptation.rule_of(config))
+    return TrainState(g, d, ema_generator, images, rollbacks, augment)
 
 
 def _counter(name: str) -> tf.Variable:

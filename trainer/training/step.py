@@ -9,27 +9,46 @@ from typing import Any
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.config.schedules import Schedule
 from trainer.machine.replicas import replica_index
 from trainer.models.randomness import Draws
+from trainer.models.schedules import current
+from trainer.training import adaptation
 from trainer.training.gradients import MicroBatch
 from trainer.training.state import TrainState
 from trainer.training.updates import Updater
 
-EMA_RAMP = 0.05  # the half-life is at most this share of the images seen
 STEPS_PER_ROLLBACK = 2**40  # offset of the random numbers' step after each rollback
 
 Batch = tuple[tf.Tensor, ...]  # images, labels and, where they are given, fakes
 
 
-def metric_names(precision: str) -> tuple[str, ...]:
-    """Returns the names of the metrics that a step returns, in order."""
+def metric_names(precision: str, augment: str = "none") -> tuple[str, ...]:
+    """Returns the names of the metrics of a step, in order."""
     names = ("d_loss", "g_loss", "d_real_acc", "d_fake_acc", "g_acc", "d_grad_norm", "g_grad_norm")
-    return (*names, "d_loss_scale", "g_loss_scale") if precision == "float16" else names
+    scales = ("d_loss_scale", "g_loss_scale") if precision == "float16" else ()
+    return (*names, *scales, *(() if augment == "none" else ("augment_strength",)))
 
 
 def real_batches_per_step(config: Config) -> int:
     """Returns how many batches of reals a step consumes."""
     return 1 if config.repeat_reals else config.d_steps
+
+
+def ema_decay(config: Config, images: tf.Tensor) -> tf.Tensor:
+    """Returns the share that the EMA keeps of itself in a step, a float32 scalar.
+
+    Args:
+      config: the configuration of the run.
+      images: number of images seen before the step.
+    """
+    half_life = 1000.0 * current(config.ema_half_life_kimg, images)
+    if config.ema_ramp:
+        seen = tf.cast(images + config.batch_size, tf.float32)
+        half_life = tf.minimum(half_life, config.ema_ramp * seen)
+    if isinstance(config.ema_half_life_kimg, Schedule):
+        half_life = tf.maximum(half_life, 1e-3)  # a schedule may begin at 0
+    return tf.pow(0.5, config.batch_size / half_life)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,6 +110,9 @@ class Step:
         for updater in (self.state.d, self.state.g):
             if updater.scale is not None:
                 metrics.append(updater.scale.value / self.num_replicas)
+        if self.config.augment != "none":
+            strength = adaptation.strength(self.config, self.state.augment, draws.images)
+            metrics.append(strength / self.num_replicas)
         return tf.stack(metrics)
 
     @functools.cached_property
@@ -186,10 +208,6 @@ class Step:
     def _draws(self) -> Draws:
         """Returns the random numbers of this step on this replica."""
         rows = self.config.batch_size // self.num_replicas
-        level: tf.Tensor | float = 1.0
-        if self.config.noise_decay_kimg:
-            seen = tf.cast(self.state.images, tf.float32)
-            level = tf.maximum(0.0, 1.0 - seen / (1000.0 * self.config.noise_decay_kimg))
         return Draws(
             seed=self.config.seed,
             step=self.state.images // self.config.batch_size
@@ -197,16 +215,14 @@ class Step:
             batch_size=self.config.batch_size,
             first_row=replica_index() * rows,
             rows=rows,
-            noise_level=level,
+            images=self.state.images.read_value(),
         )
 
     def _update_ema(self) -> None:
         """Updates the moving average of the generator, whose half-life counts images."""
         if self.state.ema_generator is None:
             return
-        seen = tf.cast(self.state.images + self.config.batch_size, tf.float32)
-        half_life = tf.minimum(1000.0 * self.config.ema_half_life_kimg, EMA_RAMP * seen)
-        weight = 1.0 - tf.pow(0.5, self.config.batch_size / half_life)
+        weight = 1.0 - ema_decay(self.config, self.state.images)
         for new, old in zip(
             self.state.generator.variables, self.state.ema_generator.variables, strict=True
         ):
