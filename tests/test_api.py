@@ -58,6 +58,12 @@ def test_samples(run):
         run.sample(num=0)
 
 
+def test_many_samplers_in_a_program_are_no_reason_for_a_warning(run, caplog):
+    for seed in range(6):
+        trainer.load(run.name).sample(num=2, seed=seed)
+    assert "retracing" not in caplog.text
+
+
 def test_evaluation_and_export(run, tmp_path, capsys):
     result = run.evaluate(num_samples=100, out=tmp_path / "results")
     assert capsys.readouterr().out.count("inception_score") == 1

@@ -103,6 +103,16 @@ def test_help_lists_the_recipes_with_their_lengths():
         assert re.search(rf"^  {name} +{length} +{recipe.summary[:10]}", text, re.M), name
 
 
+def test_the_list_of_commands_loads_no_command():
+    code = (
+        "import sys; from trainer.__main__ import main; main(['--help']); "
+        "sys.exit(any(name.startswith('trainer.commands.') for name in sys.modules))"
+    )
+    listed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert listed.returncode == 0, listed.stderr
+    assert "\n  train     Trains a recipe on a data set\n" in listed.stdout
+
+
 def test_help_of_a_recipe_loads_no_tensorflow():
     code = (
         "import sys; from trainer.__main__ import main; main(['train', '--help', '--recipe=cgan']);"

@@ -6,9 +6,11 @@ from PIL import Image
 
 from tests.helpers.runs import steps
 from trainer.data.images import ImageSet
+from trainer.errors import UsageError
 from trainer.evaluation import pictures
 from trainer.generation import generate
 from trainer.generation.generate import arrange
+from trainer.generation.labels import class_numbers
 from trainer.generation.sampler import GRID_ROWS, SampleSheet
 
 
@@ -119,3 +121,17 @@ def test_the_title_of_a_small_confusion_matrix_is_complete():
         return (np.asarray(picture.convert("L"))[:22] < 128).sum()
 
     assert ink(2) == ink(20)
+
+
+def test_labels_that_are_no_class_are_explained_by_names():
+    names = ("cat", "dog")
+    assert class_numbers(["dog", 0], names, "--labels") == [1, 0]
+    with pytest.raises(UsageError) as error:
+        class_numbers("dgo", names, "--label")
+    assert str(error.value) == (
+        "--label='dgo' is not a class of this run. Did you mean dog? Its classes are cat (0), "
+        "dog (1)."
+    )
+    many = tuple(f"kind {k}" for k in range(100))
+    with pytest.raises(UsageError, match=r"kind 19 \(19\), 80 more\.$"):
+        class_numbers("100", many, "--label")

@@ -1,9 +1,11 @@
 """The classes that a user selects, by number or name."""
 
+import difflib
 from collections.abc import Sequence
 
 from trainer.errors import UsageError
 
+MAX_NAMED = 20  # classes that a message names
 Labels = int | str | Sequence[int | str]
 
 
@@ -29,7 +31,11 @@ def _class_number(label: int | str, names: tuple[str, ...], flag: str) -> int:
     if text.isdecimal() and int(text) < len(names):
         return int(text)
     numbers = tuple(str(number) for number in range(len(names)))
-    named = "" if names == numbers else f" ({', '.join(names)})"
-    raise UsageError(
-        f"{flag}={text!r} is not a class of this run. Its classes are 0 to {len(names) - 1}{named}."
-    )
+    known, hint = f"0 to {len(names) - 1}", ""
+    if names != numbers:
+        near = difflib.get_close_matches(text, names, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        shown = [f"{name} ({number})" for number, name in enumerate(names[:MAX_NAMED])]
+        more = [f"{len(names) - MAX_NAMED} more"] if len(names) > MAX_NAMED else []
+        known = ", ".join([*shown, *more])
+    raise UsageError(f"{flag}={text!r} is not a class of this run.{hint} Its classes are {known}.")

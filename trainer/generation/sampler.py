@@ -1,6 +1,7 @@
 """Draws images from a generator, and makes grids of them and the GIF of a run."""
 
 import dataclasses
+import functools
 import logging
 import math
 import re
@@ -51,7 +52,6 @@ class Sampler:
         self._conditional = config.conditional
         self._num_parallel = BATCH * (replicas.num_local_replicas if replicas else 1)
 
-        @tf.function(autograph=False)
         def images(seed: tf.Tensor, start: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
             def batch(number: tf.Tensor | int) -> tf.Tensor:
                 first = tf.cast(number * BATCH, tf.int64)
@@ -63,7 +63,9 @@ class Sampler:
 
             return tf.concat(replicas.run_on_local_replicas(batch), 0) if replicas else batch(0)
 
-        self._images = images
+        # A partial, because TensorFlow counts the traces of a function by its code, and would warn
+        # of retracing when a program has several samplers.
+        self._images = tf.function(functools.partial(images), autograph=False)
 
     def draw(self, count: int, seed: int, labels: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """Draws `count` images in batches.
