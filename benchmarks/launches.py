@@ -14,8 +14,8 @@ package registers on every machine (the `tensorflow-cpu` package registers none)
 
 An operation that only changes a tensor's shape or passes on a buffer launches nothing.  A program
 compiled by XLA counts as one launch, because the host launches it as one.  With --operations the
-launches are listed by operation.  The exit code is 1 if a step on one replica has more launches than
-CEILINGS allows, an edge to host memory, or an operation without a kernel.
+launches are listed by operation.  The exit code is 1 if a step on one replica has more launches
+than CEILINGS allows, an edge to host memory, or an operation without a kernel.
 """
 
 import argparse
