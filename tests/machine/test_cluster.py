@@ -264,7 +264,8 @@ def test_one_worker_is_stopped_or_killed(tmp_path, victim, kill):
     assert codes == expected, outputs
     done = records(tmp_path / "run")[-1]["step"]
     if not kill:
-        assert all(f"Stopped on request after {done} of" in output for output in outputs)
+        assert f"Stopped on request after {done} of" in outputs[victim]
+        assert f"Stopped with another worker after {done} of" in outputs[1 - victim]
     codes, outputs = ends(start_workers(tmp_path, *arguments, f"--steps={done + 20}"))
     assert codes == [0, 0], outputs
     assert "Resuming from run/checkpoints/ckpt-" in outputs[0]
