@@ -103,8 +103,9 @@ def find_cluster(workers: str, index: int | None, environment: Mapping[str, str]
     else:
         return None
     in_a_pod = "KUBERNETES_SERVICE_HOST" in environment
+    cluster = dataclasses.replace(cluster, wait_secs=JOB_WAIT_SECS if in_a_pod else WAIT_SECS)
     if in_a_pod:
-        cluster = dataclasses.replace(cluster, wait_secs=JOB_WAIT_SECS, wait_code=ExitCode.STOPPED)
+        cluster = dataclasses.replace(cluster, wait_code=ExitCode.STOPPED)
     return cluster if len(cluster.workers) > 1 else None
 
 
