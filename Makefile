@@ -132,16 +132,16 @@ k8s-render: ## print the Kubernetes manifests of OVERLAY
 	@kubectl kustomize k8s/overlays/$(OVERLAY)
 
 k8s-submit: ## print a new Job that trains with OVERLAY; APPLY=1 applies it
-	@$(PYTHON) -m k8s.submit --overlay=$(OVERLAY) $(foreach c,$(COMPONENTS),--component=$(c)) \
+	@$(PYTHON) k8s/submit.py --overlay=$(OVERLAY) $(foreach c,$(COMPONENTS),--component=$(c)) \
 		$(call given,RECIPE,recipe) $(call given,DATASET,dataset) $(call given,LENGTH,length) \
-		$(call given,NAME,name) $(call given,IMAGE,image) $(call given,WORKERS,workers) \
-		$(call given,GPUS,gpus) $(call given,GPU_TYPE,gpu_type) \
-		$(call given,GPU_RESOURCE,gpu_resource) \
-		$(call given,CPUS,cpus) $(call given,MEMORY,memory) \
-		$(call given,BUCKET,bucket) $(call given,SERVICE_ACCOUNT,service_account) \
+		$(call given,NAME,name) $(call given,GPUS,gpus) $(call given,GPU_TYPE,gpu_type) \
+		$(call given,GPU_RESOURCE,gpu_resource) $(call given,CPUS,cpus) \
+		$(call given,MEMORY,memory) $(call given,WORKERS,workers) \
+		$(call given,IMAGE,image) $(call given,BUCKET,bucket) $(call given,SCRATCH,scratch) \
+		$(call given,SERVICE_ACCOUNT,service_account) \
 		$(call given,BILLING_PROJECT,billing_project) \
-		$(call given,CONTEXT,context) $(call given,NAMESPACE,namespace) \
-		$(foreach flag,$(ARGS),--flag=$(flag)) $(if $(filter 1,$(APPLY)),--apply)
+		$(foreach flag,$(ARGS),--flag=$(flag)) $(if $(filter 1,$(JOBSET)),--jobset) \
+		$(if $(filter 1,$(APPLY)),--apply)
 
 clean: ## remove the environment, built archives and caches of tools; runs are kept
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

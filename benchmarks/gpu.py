@@ -1,236 +1,241 @@
-"""Checks a GPU's drivers, kernels, recipes and arithmetic, each part in a separate process.
+"""Checks a GPU and measures the trainer on it, in one command for the first minutes on a card.
 
-    python -m benchmarks.gpu [PART ...] [--devices=gpu:0] [--recipes=dcgan,cgan]
+    python -m benchmarks.gpu [PART ...] [--devices=gpu:0] [--recipes=dcgan,cgan] [--tiny]
 
-All parts run by default, in this order:
+All parts run by default, in this order. Each prints a table, and all tables are written to
+results/gpu.json, where a part replaces what an earlier call wrote.
 
-  devices  GPUs, their compute capability, and the versions of CUDA and cuDNN
-  kernels  convolution, batch normalization and their gradients in each number format
-  recipes  time per step of each recipe in each number format
-  same     metrics of four float32 steps, on the devices and on the CPU, to compare
-  two      the same steps on two replicas, which are two logical devices of one device
-  repeat   checksums of deterministically trained weights in two processes, to compare
-  whole    time per step with and without XLA for the whole step
+  devices  what `doctor` finds: GPUs, driver, libraries and a self-test
+  kernels  a convolution, a batch norm and a matrix product in each number format, against the CPU
+  speed    each recipe in each number format, at two batch sizes, with and without XLA
+  same     losses of the first float32 steps, against the CPU
+  two      losses of the first float32 steps on two logical GPUs of one card, against one
+  repeat   the weights of a deterministic run, against a second one and one that is killed
+  memory   the message about a batch that does not fit into the memory
+  torch    the speed of `dcgan`, against the same networks in PyTorch, eager and compiled
 
-Each part prints a table. With --devices=cpu the parts take few steps.
+Every run of the trainer has a process of its own, so that one that fails does not affect the
+others. The exit code is 1 if a part failed or a row of a check is not `ok`. --tiny shrinks the
+networks and the number of steps, to try the parts on a CPU.
 """
 
 import argparse
-import ctypes
-import hashlib
+import dataclasses
+import itertools
+import json
 import os
+import signal
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from benchmarks import harness, trained
+from benchmarks import harness, training
+from benchmarks.gpu_runs import METRICS, Row
 
-PRECISIONS = ("float32", "bfloat16", "float16")
-RECIPES = ("dcgan", "cgan", "mlp-small", "dcgan-studiogan")
-COMPARED = ("dcgan", "cgan", "mlp")
-METRICS = ("d_loss", "g_loss", "d_grad_norm", "g_grad_norm")
-LOGICAL_GPU_MIB = 8192  # memory limit of each of the two logical GPUs
-
-Row = dict[str, Any]
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
+SAME_TOLERANCE = 1e-4  # difference of losses in float32, relative to losses above 1
+TWO_TOLERANCE = 1e-3  # sums over replicas are rounded in another order
+LOGICAL_GPU_MIB = 8192  # memory of each of two logical GPUs
+TINY = dict(g_width=0.05, d_width=0.05, sample_grid=2)
 
 
-def is_gpu(devices: str) -> bool:
-    """Returns whether a value of --devices names a GPU."""
-    return devices.startswith("gpu")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the parts run.
 
-
-def parts_of(recipe: str, devices: str, **settings: Any) -> trained.Parts:
-    """Returns the parts of a recipe's training step on random images."""
-    shape = trained.shape_of(recipe)
-    return trained.parts(recipe=recipe, devices=devices, count=2000, **shape, **settings)
-
-
-def check_devices(devices: str, recipes: Sequence[str]) -> Iterator[Row]:
-    """Yields what TensorFlow reports of the machine's devices and of its own build."""
-    import tensorflow as tf
-
-    for device in tf.config.list_physical_devices():
-        details = tf.config.experimental.get_device_details(device)
-        yield {"what": device.name, "value": details or device.device_type}
-    yield {"what": "TensorFlow", "value": tf.__version__}
-    build = tf.sysconfig.get_build_info()
-    for name in ("cuda_version", "cudnn_version"):
-        yield {"what": f"built for {name}", "value": build.get(name, "none")}
-    yield {"what": "cuDNN loaded", "value": _cudnn_version()}
-
-
-def _cudnn_version() -> int | str:
-    try:
-        return ctypes.CDLL("libcudnn.so.9").cudnnGetVersion()
-    except OSError as error:
-        return f"none ({error})"
-
-
-def check_kernels(devices: str, recipes: Sequence[str]) -> Iterator[Row]:
-    """Yields, by number format, whether the gradients of the convolution kernels are finite."""
-    import tensorflow as tf
-
-    from trainer.machine import devices as visible
-    from trainer.training.utilisation import matmul_flops_per_sec
-
-    device = visible.select_devices(devices)[0]
-    for precision in PRECISIONS:
-        began = time.perf_counter()
-        with tf.device(device):
-            where, is_finite = _gradients_are_finite(precision)
-        row = {
-            "precision": precision,
-            "device": where,
-            "finite": is_finite,
-            "first_secs": time.perf_counter() - began,
-        }
-        if is_gpu(devices):
-            row["matmul_tflops_per_sec"] = matmul_flops_per_sec(device, precision) / 1e12
-        yield row
-
-
-def _gradients_are_finite(precision: str) -> tuple[str, bool]:
-    """Returns the device of a convolution with batch norm, and if its gradients are finite."""
-    import tensorflow as tf
-
-    images = tf.cast(tf.random.stateless_normal([64, 14, 14, 128], [1, 2]), precision)
-    kernel = tf.cast(tf.random.stateless_normal([4, 4, 128, 64], [3, 4], stddev=0.02), precision)
-    with tf.GradientTape() as tape:
-        tape.watch([images, kernel])
-        convolved = tf.nn.conv2d(images, kernel, strides=2, padding="SAME")
-        normalized = tf.raw_ops.FusedBatchNormV3(
-            x=convolved, scale=tf.ones([64]), offset=tf.zeros([64]),
-            mean=tf.zeros([0]), variance=tf.zeros([0]),
-        ).y  # fmt: skip
-        loss = tf.reduce_mean(tf.square(tf.cast(normalized, tf.float32)))
-    gradients = tape.gradient(loss, [images, kernel])
-    finite = [tf.math.is_finite(tf.cast(gradient, tf.float32)) for gradient in gradients]
-    device = convolved.device.rpartition("device:")[2]
-    return device, all(bool(tf.reduce_all(values)) for values in finite)
-
-
-def check_recipes(devices: str, recipes: Sequence[str]) -> Iterator[Row]:
-    """Yields the time per step of each recipe in each number format."""
-    steps = 100 if is_gpu(devices) else 2
-    for recipe in recipes or RECIPES:
-        for precision in PRECISIONS:
-            made = parts_of(recipe, devices, precision=precision)
-            advance = made.advance(made.batches())
-            first = harness.timed(advance, 2)
-            began = time.perf_counter()
-            metrics = advance(steps)
-            secs = (time.perf_counter() - began) / steps
-            yield {
-                "recipe": recipe,
-                "precision": precision,
-                "first_secs": first,
-                "ms_per_step": 1000 * secs,
-                "images_per_sec": made.config.batch_size / secs,
-                "d_loss": float(metrics[-1, 0]),
-            }
-
-
-def check_same(devices: str, recipes: Sequence[str]) -> Iterator[Row]:
-    """Yields the metrics of four float32 steps, without TensorFloat-32."""
-    import tensorflow as tf
-
-    from trainer.training.step import metric_names
-
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    for recipe in recipes or COMPARED:
-        made = parts_of(recipe, devices, precision="float32", batch_size=16)
-        metrics = made.advance(made.batches())(4)
-        names = metric_names("float32")
-        for step, values in enumerate(metrics, 1):
-            named = dict(zip(names, values, strict=True))
-            yield {"recipe": recipe, "step": step, **{m: f"{named[m]:.6f}" for m in METRICS}}
-
-
-def check_two(devices: str, recipes: Sequence[str]) -> Iterator[Row]:
-    """Yields the metrics of `check_same` on two replicas.
-
-    Two logical GPUs of one card take the path of several GPUs, except for NCCL, which
-    needs a card for each replica.
+    Attributes:
+      devices: as the trainer's --devices, one device.
+      recipes: recipes to run; empty for a part's own.
+      precisions: number formats to measure.
+      batches: batch sizes to measure.
+      steps: steps of a measurement of speed.
+      repeat_steps: steps of the runs that are repeated.
+      secs: seconds of a measurement of PyTorch.
+      xla: values of --xla to measure.
+      settings: settings of all runs.
+      call: calls a function of gpu_runs by its name, in a process of its own.
     """
-    if not is_gpu(devices):
-        yield from check_same("cpu:2", recipes)
-        return
-    import tensorflow as tf
 
-    from trainer.machine import devices as visible
+    devices: str
+    recipes: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = PRECISIONS
+    batches: tuple[int, ...] = (64, 1024)
+    steps: int = 400
+    repeat_steps: int = 1000  # enough that the run is killed before its end
+    secs: float = 3.0
+    xla: tuple[str, ...] = ("off", "on")
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    call: Callable[..., Any] = lambda name, **options: harness.alone(
+        f"benchmarks.gpu_runs:{name}", **options
+    )
 
-    index = int(devices.partition(":")[2].partition(",")[0] or 0)
-    gpu = tf.config.list_physical_devices("GPU")[index]
-    tf.config.set_visible_devices([gpu], "GPU")
-    limited = tf.config.LogicalDeviceConfiguration(memory_limit=LOGICAL_GPU_MIB)
-    tf.config.set_logical_device_configuration(gpu, [limited] * 2)
-    with mock.patch.object(visible, "select_devices", return_value=["GPU:0", "GPU:1"]):
-        yield from check_same(devices, recipes)
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.devices.startswith("gpu")
 
 
-def check_repeat(devices: str, recipes: Sequence[str]) -> Iterator[Row]:
-    """Yields checksums of all variables after 20 deterministic steps."""
+def devices_part(options: Options) -> Iterator[Row]:
+    """Yields the lines of `doctor`."""
+    yield from options.call("doctor_lines")
+
+
+def kernels_part(options: Options) -> Iterator[Row]:
+    """Yields the error and the time of the main operations in each number format."""
+    for precision in options.precisions:
+        for row in options.call("kernel_rows", devices=options.devices, precision=precision):
+            yield {"precision": precision, **row}
+
+
+def speed_part(options: Options) -> Iterator[Row]:
+    """Yields the speed of each recipe in each number format."""
+    from trainer.recipes import RECIPES
+
+    cases = itertools.product(
+        options.recipes or tuple(RECIPES), options.batches, options.precisions, options.xla
+    )
+    for recipe, batch, precision, xla in cases:
+        given = {"recipe": recipe, "batch": batch, "precision": precision, "xla": xla}
+        settings = {**options.settings, "devices": options.devices, "steps": options.steps}
+        yield given | _row_or_problem(options, "speed_row", **settings, **given)
+
+
+def _row_or_problem(options: Options, function: str, **arguments: Any) -> Row:
+    try:
+        return dict(options.call(function, **arguments))
+    except RuntimeError as error:
+        return {"ok": False, "problem": str(error)}
+
+
+def same_part(options: Options) -> Iterator[Row]:
+    """Yields the largest difference between losses on the device and on the CPU."""
+    yield from _compared(options, {"devices": "cpu"}, {"devices": options.devices}, SAME_TOLERANCE)
+
+
+def two_part(options: Options) -> Iterator[Row]:
+    """Yields the largest difference between losses on two logical devices and on one."""
+    two: Row = {"devices": options.devices if options.on_gpu else "cpu:2"}
+    if options.on_gpu:
+        two["logical_mib"] = [LOGICAL_GPU_MIB] * 2
+    yield from _compared(options, {"devices": options.devices}, two, TWO_TOLERANCE)
+
+
+def _compared(options: Options, first: Row, second: Row, tolerance: float) -> Iterator[Row]:
+    for recipe in options.recipes or ("dcgan", "cgan", "mlp"):
+        settings = {**options.settings, "recipe": recipe}
+        losses = [options.call("first_losses", **settings, **where) for where in (first, second)]
+        differences = [
+            abs(a[name] - b[name]) / max(abs(a[name]), 1.0)
+            for a, b in zip(*losses, strict=True)
+            for name in METRICS
+        ]
+        largest = max(differences)
+        steps = dict(first_step=differences[0], largest=largest)
+        yield {"recipe": recipe, **steps, "ok": largest <= tolerance}
+
+
+def repeat_part(options: Options) -> Iterator[Row]:
+    """Yields whether deterministic runs end with the same bits, also after a kill -9."""
     # cuBLAS is deterministic only with a fixed workspace, which it reads when it is loaded.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    for recipe in recipes or ("dcgan", "mlp"):
-        made = parts_of(recipe, devices, batch_size=16, deterministic=True)
-        made.advance(made.batches())(20)
-        digest = hashlib.sha256()
-        for variable in made.variables.all_variables():
-            digest.update(variable.numpy().tobytes())
-        yield {"recipe": recipe, "sha256": digest.hexdigest()[:16]}
+    for recipe in options.recipes or ("dcgan", "mlp"):
+        settings = {
+            **options.settings, "recipe": recipe, "devices": options.devices, "batch_size": 16,
+            "deterministic": True, "steps": options.repeat_steps, "xla": "off",
+            "checkpoint_every_kimg": 0.016 * max(1, options.repeat_steps // 8),
+        }  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            was_killed = _train_until_killed(f"{folder}/killed", settings)
+            settings["checkpoint_every"] = settings.pop("checkpoint_every_kimg")
+            sums = {
+                name: options.call("final_weights", run_dir=f"{folder}/{name}", **settings)
+                for name in ("first", "second", "killed")
+            }
+        yield {"recipe": recipe, **sums, "ok": was_killed and len(set(sums.values())) == 1}
 
 
-def check_whole(devices: str, recipes: Sequence[str]) -> Iterator[Row]:
-    """Yields the time of a step on one batch, as separate kernels and as one XLA program."""
-    import tensorflow as tf
-
-    from trainer.training.step import Step
-
-    steps = 200 if is_gpu(devices) else 2
-    for recipe in recipes or ("dcgan", "dcgan-studiogan"):
-        made = parts_of(recipe, devices, precision="bfloat16" if is_gpu(devices) else "float32")
-        step = Step(made.config, made.variables, made.data.shape.classes, 1)
-        batch = next(made.batches())
-        for xla in (False, True):
-            run = tf.function(step, autograph=False, jit_compile=xla)
-            first = harness.timed(_repeat, run, batch, 3)
-            secs = harness.timed(_repeat, run, batch, steps) / steps
-            yield {"recipe": recipe, "xla": xla, "first_secs": first, "ms_per_step": 1000 * secs}
+def _train_until_killed(run_dir: str, settings: Mapping[str, Any]) -> bool:
+    """Kills a run as soon as it has a checkpoint after its first; returns whether it still ran."""
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    command = [sys.executable, "-m", "trainer", "train", "--dataset=digits", *flags]
+    with subprocess.Popen(
+        [*command, f"--run_dir={run_dir}"], stdout=subprocess.DEVNULL, env=dict(os.environ)
+    ) as process:
+        checkpoints = Path(run_dir) / "checkpoints"
+        while process.poll() is None and len(list(checkpoints.glob("ckpt-*.json"))) < 2:
+            time.sleep(0.01)
+        process.kill()
+    return process.returncode == -signal.SIGKILL
 
 
-def _repeat(run: Any, batch: Sequence[Any], steps: int) -> None:
-    """Runs steps on a batch and waits for the last one."""
-    for _ in range(steps):
-        metrics = run(*batch)
-    metrics.numpy()
+def memory_part(options: Options) -> Iterator[Row]:
+    """Yields the trainer's message about a batch that does not fit into a small logical GPU."""
+    settings = {
+        "g_width": 4.0, "d_width": 4.0, **options.settings, "recipe": "dcgan", "xla": "off",
+        "devices": options.devices, "steps": 2, "batch_size": max(options.batches),
+    }  # fmt: skip
+    message = options.call("out_of_memory_message", **settings)
+    yield {
+        "message": message or "none: the batch fits",
+        "ok": "The device's memory is too small" in message or not options.on_gpu,
+    }
 
 
-CHECKS = {
-    "devices": check_devices,
-    "kernels": check_kernels,
-    "recipes": check_recipes,
-    "same": check_same,
-    "two": check_two,
-    "repeat": check_repeat,
-    "whole": check_whole,
+def torch_part(options: Options) -> Iterator[Row]:
+    """Yields the speed of `dcgan` beside that of PyTorch."""
+    for name in ("dcgan", "dcgan-conditional"):
+        for batch, precision in itertools.product(options.batches, options.precisions):
+            settings = {**training.settings_of(name), "batch_size": batch}
+            shape = training.side_and_channels(name, 0, 0)
+            made = training.cases(settings, precision, shape, gpu=options.on_gpu, compile_too=True)
+            chosen = [case for case in made if case.name != "tensorflow"]
+            measured = harness.measure(chosen, rounds=3, secs=options.secs)
+            yield training.row_of(name, precision, measured)
+
+
+PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
+    "devices": devices_part,
+    "kernels": kernels_part,
+    "speed": speed_part,
+    "same": same_part,
+    "two": two_part,
+    "repeat": repeat_part,
+    "memory": memory_part,
+    "torch": torch_part,
 }
 
 
-def rows_of(part: str, devices: str, recipes: Sequence[str] = ()) -> list[Row]:
-    """Returns the table of a part, run in this process."""
-    return [{"devices": devices, **row} for row in CHECKS[part](devices, recipes)]
+def run_part(part: str, options: Options, out: Path) -> bool:
+    """Prints the rows of a part and writes each to a file; returns whether the part passed."""
+    print(f"\n{part}", flush=True)
+    rows: list[Row] = []
+    try:
+        for row in PARTS[part](options):
+            rows.append(row)
+            write(out, part, rows, options)
+            print("  ".join(f"{name}={_short(value)}" for name, value in row.items()), flush=True)
+    except RuntimeError as error:
+        rows.append({"ok": False, "problem": str(error)})
+        write(out, part, rows, options)
+    print()
+    harness.print_table(rows)
+    return all(row.get("ok", True) for row in rows)
 
 
-def processes_of(part: str, devices: str) -> list[str]:
-    """Returns the devices of each process that a part needs, in order."""
-    if part == "repeat":
-        return [devices, devices]
-    if part == "same" and is_gpu(devices):
-        return [devices, "cpu"]
-    return [devices]
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def write(path: Path, part: str, rows: Sequence[Row], options: Options) -> None:
+    """Writes the rows of a part to the results, and keeps the other parts."""
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    measured = {"machine": harness.machine(), "devices": options.devices, "rows": list(rows)}
+    results.setdefault("parts", {})[part] = measured
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -238,28 +243,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(CHECKS))
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--devices", default="gpu:0", help="as the trainer's --devices")
     parser.add_argument("--recipes", default="", help="recipes to run instead of a part's own")
-    options = parser.parse_args(arguments)
-    for part in options.parts:
-        if part not in CHECKS:
-            parser.error(f"unknown part {part!r}: choose from {', '.join(CHECKS)}")
-    recipes = tuple(filter(None, options.recipes.split(",")))
-    failed = False
-    for part in options.parts or CHECKS:
-        print(f"\n{part}", flush=True)
-        rows: list[Row] = []
-        for devices in processes_of(part, options.devices):
-            given = dict(part=part, devices=devices, recipes=recipes)
-            try:
-                rows += harness.alone("benchmarks.gpu:rows_of", **given)
-            except RuntimeError as error:
-                failed = True
-                print(f"--devices={devices}: {error}", flush=True)
-        if rows:
-            harness.print_table(rows)
-    return int(failed)
+    parser.add_argument("--precisions", default=",".join(PRECISIONS))
+    parser.add_argument("--batches", default="64,1024", help="batch sizes of speed and torch")
+    parser.add_argument("--tiny", action="store_true", help="shrink networks and runs")
+    parser.add_argument("--out", type=Path, default=harness.RESULTS / "gpu.json")
+    given = parser.parse_args(arguments)
+    for part in given.parts:
+        if part not in PARTS:
+            parser.error(f"unknown part {part!r}: choose from {', '.join(PARTS)}")
+    options = Options(
+        devices=given.devices,
+        recipes=tuple(filter(None, given.recipes.split(","))),
+        precisions=tuple(given.precisions.split(",")),
+        batches=tuple(map(int, given.batches.split(","))),
+    )
+    if given.tiny:
+        options = dataclasses.replace(options, steps=8, secs=0.1, xla=("off",), settings=TINY)
+    passed = [run_part(part, options, given.out) for part in given.parts or PARTS]
+    print(f"\n{given.out}")
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

@@ -129,7 +129,11 @@ def alone(function: str, **options: Any) -> Any:
 
 def _call(pipe: Connection, function: str, options: Mapping[str, Any]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    pipe.send(_named(function, options))
+    try:
+        pipe.send(_named(function, options))
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        raise
 
 
 def _named(function: str, options: Mapping[str, Any]) -> Any:

@@ -80,6 +80,7 @@ def parts(*, side: int = 28, channels: int = 1, count: int = 10_000, **settings:
     config = recipes.resolve(settings)
     data = images(count, side, channels)
     devices = replicas.create_replicas(config)
+    config = config.with_spans_in_kimg(len(data))
     with devices.scope():
         variables = state.create_state(config, data.shape, devices.precision)
     return Parts(config, data, devices, variables)
@@ -95,17 +96,21 @@ def bare_step(**options: Any) -> Work:
     """Returns the same updates without metrics and without checks for divergence."""
     import tensorflow as tf
 
-    from trainer.training.step import Step
+    from trainer.training.step import Position, Step
 
     made = parts(**options)
     batches = made.batches()
     update = Step(made.config, made.variables, made.data.shape.classes, made.devices.num_replicas)
 
+    made.devices.run(made.variables.load)
+
     @tf.function(input_signature=[tf.TensorSpec([], tf.int32)])
     def advance(steps: tf.Tensor) -> None:
         for _ in tf.range(steps):
-            made.devices.strategy.run(update, args=next(batches))
-            made.variables.images.assign_add(made.config.batch_size)
+            images, rollbacks = made.variables.images, made.variables.rollbacks
+            position = Position.of(made.config, images.read_value(), rollbacks.read_value())
+            made.devices.strategy.run(update, args=(*next(batches), position))
+            images.assign_add(made.config.batch_size)
 
     return made.work(lambda steps: advance(tf.constant(steps)))
 

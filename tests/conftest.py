@@ -26,6 +26,7 @@ from trainer.config import Config
 from trainer.data import sources
 from trainer.reporting.console import Console
 from trainer.reporting.control import Control
+from trainer.storage.start import Start
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,7 @@ def run():
     """Returns a function that trains a configuration in this process and returns its output."""
 
     def train_here(config: Config, stop_requested=lambda: False, **options) -> str:
+        Start(config=config).check_destinations()
         stream = io.StringIO()
         from trainer.reporting.console import log_to
 

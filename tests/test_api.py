@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import trainer
 from tests.helpers.runs import TINY
 from trainer.errors import CheckpointError, ExitCode, StoppedError, UsageError
 from trainer.reporting.console import Console
-from trainer.reporting.control import Control
+from trainer.reporting.control import Control, saved_at_interrupt
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,7 +36,9 @@ def test_a_run_is_trained_and_resumed(run, capsys):
     assert (run.config.batch_size, str(run.config.length)) == (8, "2 steps")
     assert run.class_names == tuple("0123456789")
     again = trainer.train(run.config.replace(length=trainer.configure(steps=3).length))
-    assert "Resuming from" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "Changed settings of the run: length: 2 steps -> 3 steps\n" in output
+    assert "Resuming from" in output
     assert again.run_dir.path == run.run_dir.path
     with pytest.raises(UsageError, match="--steps=1 is 1 steps, but"):
         trainer.train(run_dir=run.name, steps=1)
@@ -55,8 +58,15 @@ def test_samples(run):
         run.sample(num=0)
 
 
-def test_evaluation_and_export(run, tmp_path):
+def test_many_samplers_in_a_program_are_no_reason_for_a_warning(run, caplog):
+    for seed in range(6):
+        trainer.load(run.name).sample(num=2, seed=seed)
+    assert "retracing" not in caplog.text
+
+
+def test_evaluation_and_export(run, tmp_path, capsys):
     result = run.evaluate(num_samples=100, out=tmp_path / "results")
+    assert capsys.readouterr().out.count("inception_score") == 1
     written = json.loads((tmp_path / "results/evaluation.json").read_text())
     assert result["fid"] == written["fid"] > 0
     folder = run.export(tmp_path / "export")
@@ -87,6 +97,25 @@ def test_a_program_can_stop_a_run(tmp_path):
     with pytest.raises(StoppedError, match="which are saved in") as error:
         trainer.train(control=control, **given)
     assert error.value.exit_code == ExitCode.STOPPED
+
+
+def test_ctrl_c_in_a_program_saves_and_raises(tmp_path):
+    given = dict(recipe="mlp", steps=10**6, run_dir="run", log_every_secs=0.0, **TINY)
+    code = f"import trainer\ntry: trainer.train(**{given})\nexcept KeyboardInterrupt as e: print(e)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TRAINER_DATA_DIR": ""},
+    )  # fmt: skip
+    while "images/s" not in (line := process.stdout.readline()):
+        assert line, "the program has ended"
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    step = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert f"after {step} of 1000000 steps, which are saved in run" in output.splitlines()[-1]
+    assert (tmp_path / f"run/checkpoints/ckpt-{step}.json").exists()
+    with pytest.raises(KeyboardInterrupt), saved_at_interrupt():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_notebook(tmp_path):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from trainer import __version__, commands
-from trainer.errors import ExitCode, HelpRequested, TrainerError, one_of
+from trainer.errors import ExitCode, HelpRequested, PeerLostError, TrainerError, one_of
+from trainer.machine.restart import restart_in_a_pod
 from trainer.machine.signals import StopRequest
 from trainer.reporting.console import report
 
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
     except TrainerError as error:
         line = " ".join(str(error).splitlines())  # names from the user may contain line breaks
         report(f"{_label(error)}{line}", error.exit_code)
+        if isinstance(error, PeerLostError):
+            restart_in_a_pod(arguments, stop_requested)
         return error.exit_code
     return ExitCode.OK
 

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,24 @@ import numpy as np
 from trainer import recipes
 from trainer.config import Config
 from trainer.config.operation_settings import FEATURES
-from trainer.config.settings import UNITS, Duration
+from trainer.config.settings import durations_of
 from trainer.data import sources
 from trainer.errors import UsageError, one_of
-from trainer.machine import cluster, imports
+from trainer.generation.labels import Labels, class_numbers
+from trainer.machine import imports
+from trainer.machine.cluster import find_cluster
 from trainer.machine.signals import TimeLimit
+from trainer.recipes import files
 from trainer.reporting.console import Console, log_to
-from trainer.reporting.control import Control
+from trainer.reporting.control import Control, saved_at_interrupt
 from trainer.run_dir.directory import RunDir
-from trainer.storage.location import RunLocation, download_run, upload_outputs
+from trainer.storage.location import download_run, upload_outputs
+from trainer.storage.start import Start
 from trainer.storage.stored_config import add_environment, read_stored_config
 
 log = logging.getLogger(__name__)
 
 MIN_SAMPLES = 100  # of an evaluation
-Labels = int | str | Sequence[int | str]
 
 
 def configure(*, fresh: bool = False, **settings: Any) -> Config:
@@ -54,17 +57,15 @@ def configure(*, fresh: bool = False, **settings: Any) -> Config:
     Raises:
       UsageError: for a setting that does not exist or is out of range.
     """
-    given = dict(settings)
-    lengths = [unit for unit in UNITS if unit in given]
-    if len(lengths) > 1:
-        raise UsageError(f"{' and '.join(lengths)} both set the length of training. Use one.")
-    for unit in lengths:
-        given["length"] = Duration(given.pop(unit), unit)
-    for name in ("sample_every", "checkpoint_every", "evaluate_every"):
-        if isinstance(given.get(name), (int, float)):
-            given[name] = Duration(given[name], "kimg")
-    stored = (lambda run_dir: None) if fresh else read_stored_config
-    return recipes.resolve(*add_environment(given, stored_config=stored))
+    return _resolve(settings, fresh).config
+
+
+def _resolve(settings: Mapping[str, Any], fresh: bool) -> Start:
+    """Returns the start of a run with some settings, as `configure` describes."""
+    found = (lambda run_dir: None) if fresh else read_stored_config
+    given, stored = add_environment(durations_of(settings), stored_config=found)
+    config = recipes.resolve(given, stored)
+    return Start(config=config, stored=stored, requested=set(settings), fresh=fresh)
 
 
 def train(
@@ -73,7 +74,6 @@ def train(
     fresh: bool = False,
     accept_changed_data: bool = False,
     control: Control | None = None,
-    requested: Collection[str] | None = None,
     **settings: Any,
 ) -> "Run":
     """Trains a run to its end, or resumes it.
@@ -82,10 +82,7 @@ def train(
       config: the configuration; by default `configure(**settings)`.
       fresh: whether to rename an existing run directory and start a new run.
       accept_changed_data: whether to resume with changed images.
-      control: the console, and when to stop; by default progress is printed and the run trains
-        to its end.
-      requested: names of the settings that were given; by default those of `config` that differ
-        from the recipe's.
+      control: the console, and when to stop; by default progress is printed, and Ctrl-C saves.
       **settings: as for `configure`, if `config` is None.
 
     Returns:
@@ -93,43 +90,70 @@ def train(
 
     Raises:
       TrainerError: if the run cannot start or continue; a StoppedError after an early stop.
+      KeyboardInterrupt: after Ctrl-C, if `control` is None; a second one does not wait.
     """
     if config is None:
-        config = configure(fresh=fresh, **settings)
-        requested = set(settings)
+        start = _resolve(settings, fresh)
     elif not isinstance(config, Config):
         raise UsageError(f"{config!r} is not a configuration. Use trainer.train(dataset=...).")
     elif settings:
         raise UsageError(f"Give a configuration or settings, not both ({', '.join(settings)}).")
-    if control is None:
-        control = Control(terminal=Console())
-        log_to(control.terminal)
-    location = RunLocation(config)
-    workers = cluster.find_cluster(config.workers, control.worker_index, os.environ)
-    is_resumed = not fresh and read_stored_config(config.run_dir) is not None
-    if requested is None:
-        requested = _differences(config)
-    elif not is_resumed and "run_dir" in requested and not {"recipe", "dataset"} & set(requested):
+    else:
+        stored = None if fresh else read_stored_config(config.run_dir)
+        requested = {"recipe", "dataset"} | recipes.differences(config)
+        start = Start(config=config, stored=stored, requested=requested, fresh=fresh)
+    index = control.worker_index if control else None
+    cluster = find_cluster(start.config.workers, index, os.environ)
+    start = dataclasses.replace(start, cluster=cluster, accept_changed_data=accept_changed_data)
+    if control is not None:
+        return train_start(start, control)
+    log_to(terminal := Console())
+    with saved_at_interrupt() as stop_requested:
+        return train_start(start, Control(terminal=terminal, stop_requested=stop_requested))
+
+
+def train_start(start: Start, control: Control) -> "Run":
+    """Trains a run as `train` does.
+
+    Args:
+      start: the configuration, and the run that is resumed.
+      control: the console, and when to stop.
+
+    Returns:
+      The run.
+
+    Raises:
+      TrainerError: if the run cannot start or continue; a StoppedError after an early stop.
+    """
+    start.check(sources.known_image_size(start.config))
+    start.check_destinations()
+    config, is_resumed = start.config, start.stored is not None
+    if not is_resumed and {"run_dir", "recipe", "dataset"} & start.requested == {"run_dir"}:
         log.warning(
             "Starting a new run in %s. --recipe and --dataset are not given, so it trains %s "
             "on %s.",
-            *(config.run_dir, config.recipe, config.dataset),
+            *(config.run_dir, files.shown_name(config.recipe), config.dataset),
         )
     # `adapt` checks the batch size: whether a smaller one may be used depends on `requested`.
     data = _load_data(config, control)
-    config = sources.adapt(config, data, requested, is_resumed=is_resumed)
+    config = sources.adapt(config, data, start.requested, is_resumed=is_resumed)
     with imports.quiet():
         from trainer import assembly  # late: importing TensorFlow takes seconds
 
-    assembly.train(
-        config,
-        data,
-        control,
-        options=assembly.StartOptions(fresh=fresh, accept_changed_data=accept_changed_data),
-        cluster=workers,
-        location=location,
-    )
+    treatment = {"fresh": start.fresh, "accept_changed_data": start.accept_changed_data}
+    options = assembly.StartOptions(**treatment)
+    assembly.train(config, data, control, options=options, cluster=start.cluster)
     return Run(config.run_dir, devices=config.devices)
+
+
+def check(start: Start) -> None:
+    """Checks whether a run can start, without TensorFlow, and without reading images or buckets.
+
+    Raises:
+      TrainerError: as `train_start` does.
+    """
+    start.check(sources.known_image_size(start.config))
+    sources.check(start.config, start.requested)
 
 
 def load(
@@ -300,37 +324,15 @@ class Run:
                     "cannot draw a class. Train one with --conditional."
                 )
             return None
-        names = self.class_names
         if labels is None:
-            return list(range(len(names)))
-        wanted = [labels] if isinstance(labels, (int, str)) else labels
-        return [_class_number(label, names, flag) for label in wanted]
+            return list(range(len(self.class_names)))
+        return class_numbers(labels, self.class_names, flag)
 
 
 def check_seed(seed: int) -> None:
     """Raises a UsageError unless `seed` is a valid seed."""
     if not 0 <= seed < 2**31:
         raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
-
-
-def _class_number(label: int | str, names: tuple[str, ...], flag: str) -> int:
-    text = str(label).strip()
-    if text in names:
-        return names.index(text)
-    if text.isdecimal() and int(text) < len(names):
-        return int(text)
-    numbers = tuple(str(number) for number in range(len(names)))
-    named = "" if names == numbers else f" ({', '.join(names)})"
-    raise UsageError(
-        f"{flag}={text!r} is not a class of this run. Its classes are 0 to {len(names) - 1}{named}."
-    )
-
-
-def _differences(config: Config) -> set[str]:
-    """Returns the names of the settings that differ from those of the recipe."""
-    selection = dict(recipe=config.recipe, networks=config.networks, dataset=config.dataset)
-    default: Mapping[str, Any] = recipes.resolve(selection).as_dict()
-    return {name for name, value in config.as_dict().items() if value != default[name]}
 
 
 def _load_data(config: Config, control: Control) -> sources.ImageSet:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from trainer import recipes
 from trainer.config import Config
 from trainer.data.images import ImageSet
-from trainer.errors import StoppedError, UsageError
+from trainer.errors import StoppedError
 from trainer.evaluation import during_training
 from trainer.evaluation.during_training import EvaluatedModel
 from trainer.files.atomic import replacing
@@ -29,8 +29,9 @@ from trainer.reporting.heartbeat import Heartbeat
 from trainer.reporting.prometheus import Telemetry
 from trainer.run_dir import provenance
 from trainer.run_dir.checkpoints import Checkpoints
-from trainer.run_dir.definition import Definition
+from trainer.run_dir.definition import Definition, check_length
 from trainer.run_dir.directory import RunDir
+from trainer.run_dir.events import EventLog
 from trainer.run_dir.saver import NoSaver, Saver
 from trainer.storage import output_copies
 from trainer.storage.location import NoUploads, RunLocation, Uploads, download_run
@@ -92,7 +93,6 @@ def train(
     *,
     options: StartOptions = StartOptions(),
     cluster: Cluster | None = None,
-    location: RunLocation | None = None,
 ) -> None:
     """Trains a run to its end, from the newest checkpoint of its run directory.
 
@@ -102,16 +102,13 @@ def train(
       control: how the process is controlled.
       options: how a run directory that exists is treated.
       cluster: the workers, if several machines train together.
-      location: the location of the run directory; by default as configured.
 
     Raises:
       TrainerError: if the run cannot continue; a StoppedError after an early stop.
     """
-    if cluster is None or cluster.is_chief:
-        output_copies.check_writable(config.tensorboard_dir, "tensorboard_dir")
-        output_copies.check_writable(config.model_dir, "model_dir")
+    config = config.with_spans_in_kimg(len(data))
     stop = TimeLimit(config.max_hours, control.stop_requested, control.clock)
-    location = location or RunLocation(config)
+    location = RunLocation(config)
     small_operations = recipes.get(config.networks).fully_connected
     replicas = create_replicas(config, cluster, small_operations=small_operations)
     check_batch_size(config, replicas.num_replicas)
@@ -120,8 +117,10 @@ def train(
     during_training.check_settings(config, data)
     _check_workers(config, data, replicas)
     initialization = None
-    if options.fresh and config.init_from and replicas.is_chief:
-        # Before the old run is renamed, so that a run that does not fit leaves it in place.
+    is_new = options.fresh or not (location.is_mirrored or RunDir(location.folder).config.exists())
+    if config.init_from and replicas.is_chief and is_new:
+        # Before the run directory is created or an old run renamed, so that a run that does not
+        # fit changes nothing.
         initialization = _copy_networks(config, data, state)
     session = _Session(config, data, replicas, state, initialization)
     # The directory is created last, so that wrong settings leave nothing behind.
@@ -140,7 +139,7 @@ def train(
             raise
         if opened.run_dir is not None:
             _finish(config, state, opened.run_dir)
-            run_messages.end(config, opened.run_dir, run.last_step)
+            run_messages.end(config, opened.run_dir)
             run.outputs.evaluations.log_best()
         replicas.barrier()  # a worker that left early would end the chief, which still writes
 
@@ -176,7 +175,7 @@ def _restore(
     replicas.broadcast_variables(state.all_variables())
     finished = bool(replicas.broadcast(int(finished)))
     done, last_step = session.done, session.last_step
-    _check_length(config, done, last_step)
+    check_length(config, done, last_step)
     if run_dir is not None and definition is not None:
         # Written only now, so that a run that cannot start or resume stays as it was.
         definition.write(run_dir)
@@ -195,20 +194,11 @@ def _restore(
     labels = {"run": config.run_dir, "worker": str(replicas.worker_index)}
     telemetry = Telemetry(config.metrics_port, labels)
     if run_dir is not None:
-        telemetry.set("resumes", run_dir.record_start(done))
+        started = run_dir.record_start(done)
+        telemetry.set("resumes", started)
+        EventLog(run_dir.path).add("start", step=done, starts=started + 1, **_versions())
     outputs = Outputs(run_dir, saver, opened.uploads, control.terminal, telemetry, evaluations)
     return Run(config, session.data, replicas, state, outputs, upkeep)
-
-
-def _check_length(config: Config, done: int, last_step: int) -> None:
-    """Raises a UsageError if the length is below the steps that are done."""
-    if last_step < done:
-        length = config.length
-        raise UsageError(
-            f"--{length.unit}={length.value:g} is {last_step:,} steps, but {config.run_dir} has "
-            f"already trained {done:,} steps ({done * config.batch_size / 1000:.6g} kimg). Give a "
-            "greater length, or leave it out to keep the length of the run."
-        )
 
 
 def _restore_checkpoint(
@@ -220,11 +210,10 @@ def _restore_checkpoint(
       What defines the run, and whether the run was finished at that checkpoint.
     """
     config, data, replicas = session.config, session.data, session.replicas
-    versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
     definition = Definition(
         config=config,
         dataset=data.describe(),
-        start=provenance.collect(versions, replicas.device_names, replicas.precision),
+        start=provenance.collect(_versions(), replicas.device_names, replicas.precision),
         recipe_files=files.copies(config),
     )
     definition.compare(run_dir, accept_changed_data=options.accept_changed_data)
@@ -235,6 +224,10 @@ def _restore_checkpoint(
         initialization = session.initialization or _copy_networks(config, data, session.state)
         definition = dataclasses.replace(definition, initialization=initialization)
     return definition, run_dir.is_complete(restored)
+
+
+def _versions() -> dict[str, str]:
+    return {"tensorflow": tf.__version__, "keras": keras.__version__}
 
 
 def _create_saver(run_dir: RunDir, session: _Session, check_ownership: Callable[[], None]) -> Saver:
@@ -280,7 +273,8 @@ def _open_run_dir(
             lock.check_ownership()
             uploads.check_ownership()
 
-        yield _Opened(RunDir(location.folder, events), uploads, check_ownership)
+        with EventLog(location.folder).recorded_end():
+            yield _Opened(RunDir(location.folder, events), uploads, check_ownership)
 
 
 def _copy_networks(config: Config, data: ImageSet, state: TrainState) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class HelpRequested(Exception):
 
 
 class PeerLostError(StoppedError):
-    """Another worker was lost.  The run can be resumed from its last checkpoint."""
+    """Another worker was lost or has stopped, and this one can go on once it is back."""
 
 
 def one_of(what: str, value: str, known: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ convolution kernels [out, in / groups, height, width] and dense weights [out, in
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,7 +22,8 @@ class Difference:
 
     Attributes:
       name: name of the golden array.
-      value: largest difference in parts of the golden array's largest absolute value.
+      value: largest difference in parts of the golden array's largest absolute value; infinite
+        if the shapes differ.
       bound: largest difference that counts as equal.
     """
 
@@ -69,11 +71,10 @@ class Golden:
         if name not in self:
             return
         golden, ours = self[name], np.asarray(ours)
-        if ours.shape != golden.shape:
-            raise ValueError(f"{self._prefix}{name} is {golden.shape}, ours {ours.shape}")
-        distance = float(np.abs(ours - golden).max())
-        largest = float(np.abs(golden).max())
-        value = distance / largest if largest else distance
+        value = math.inf
+        if ours.shape == golden.shape:
+            value, largest = float(np.abs(ours - golden).max()), float(np.abs(golden).max())
+            value = value / largest if largest else value
         self.differences.append(Difference(self._prefix + name, value, bound))
 
     def compare_images(self, name: str, ours: Any, bound: float = OUTPUT) -> None:

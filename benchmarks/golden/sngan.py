@@ -12,6 +12,7 @@ from trainer import recipes
 from trainer.config.dataset import ImageShape
 from trainer.models.kernels import NormalizedDense
 from trainer.models.spectral import SpectralConv2D
+from trainer.models.spectral_norms import SpectralNorms
 from trainer.recipes.networks import build_networks
 
 MOMENTUM = 0.9
@@ -231,7 +232,7 @@ class _Discriminator:
         """Runs one power iteration, and compares its vectors."""
         start = "sn/after_one_train_forward/"
         for name, layer in self.convolutions():
-            layer.iterate()
+            SpectralNorms([layer]).iterate()
             v = layer.v.numpy()
             u = layer.kernel.numpy().reshape(-1, layer.units).T @ v
             v = v.reshape(-1, layer.kernel.shape[2]).T.ravel()

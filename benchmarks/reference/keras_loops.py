@@ -18,6 +18,7 @@ from benchmarks.reference import keras_networks
 from benchmarks.trained import images as random_images
 from trainer import recipes
 from trainer.config import Config
+from trainer.config.schedules import Schedule, value_at
 from trainer.data.images import ImageSet
 from trainer.models.kernels import NormalizedKernel
 from trainer.recipes.networks import build_networks
@@ -85,17 +86,18 @@ def _plain(layer: keras.layers.Layer) -> keras.layers.Layer:
 
 def _floats(config: Config, data: ImageSet) -> tuple[np.ndarray, np.ndarray]:
     """Returns all images as float32 in the recipe's image range, and the labels."""
-    images = data.images.astype(np.float32)
+    images = np.asarray(data.images).astype(np.float32)
     return images / 127.5 - 1 if config.image_range == "tanh" else images / 255, data.labels
 
 
 def _optimizer(config: Config, network: str) -> keras.optimizers.Optimizer:
-    rate = getattr(config, f"{network}_lr")
+    rate, beta2 = getattr(config, f"{network}_lr"), value_at(config.beta2, 0)
     if config.optimizer == "adam":
-        return keras.optimizers.Adam(rate, beta_1=config.beta1, beta_2=config.beta2)
-    decay = getattr(config, f"{network}_lr_decay_per_kimg") * config.batch_size / 1000
-    schedule = keras.optimizers.schedules.InverseTimeDecay(rate, 1, decay)
-    return keras.optimizers.RMSprop(schedule, rho=config.beta2)
+        return keras.optimizers.Adam(rate, beta_1=config.beta1, beta_2=beta2)
+    if isinstance(rate, Schedule):
+        decay = rate.decay_per_kimg * config.batch_size / 1000
+        rate = keras.optimizers.schedules.InverseTimeDecay(rate.start, 1, decay)
+    return keras.optimizers.RMSprop(rate, rho=beta2)
 
 
 class FrozenLoop:
@@ -219,7 +221,8 @@ class TapeLoop:
             d_loss = self._train_d(*batches[0 if self.config.repeat_reals else k])
         g_loss = self._train_g()
         if self.average is not None:
-            keep = 0.5 ** (self.config.batch_size / (1000 * self.config.ema_half_life_kimg))
+            half_life = value_at(self.config.ema_half_life_kimg, 0)
+            keep = 0.5 ** (self.config.batch_size / (1000 * half_life))
             for old, new in zip(self.average.variables, self.generator.variables):
                 old.assign(keep * old + (1 - keep) * new)
         return d_loss, g_loss

@@ -15,6 +15,7 @@ from benchmarks.harness import Work
 from benchmarks.reference import torch_networks
 from trainer import recipes
 from trainer.config import Config
+from trainer.config.schedules import Schedule, value_at
 
 Losses = tuple[torch.Tensor, torch.Tensor]
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # types of autocast
@@ -91,7 +92,8 @@ class Loop:
             d_loss = self._update_d(reals, labels)
         g_loss = self._update_g()
         if self.config.ema_half_life_kimg:
-            half_lives = self.config.batch_size / (1000 * self.config.ema_half_life_kimg)
+            half_life = value_at(self.config.ema_half_life_kimg, 0)
+            half_lives = self.config.batch_size / (1000 * half_life)
             # The same operation as in the averages of torch.optim.swa_utils.
             torch._foreach_lerp_(self.average, self.averaged, 1 - 0.5**half_lives)
         return d_loss, g_loss
@@ -150,17 +152,20 @@ class Loop:
         """Returns a function that steps the optimizer and its schedule and clears gradients."""
         weights = self.g_weights if network == "g" else self.d_weights
         rate = getattr(self.config, f"{network}_lr")
+        initial, beta2 = value_at(rate, 0), value_at(self.config.beta2, 0)
         if self.config.optimizer == "adam":
-            betas = (self.config.beta1, self.config.beta2)
-            optimizer = torch.optim.Adam(weights, rate, betas, eps=1e-7, fused=True)
+            betas = (self.config.beta1, beta2)
+            optimizer = torch.optim.Adam(weights, initial, betas, eps=1e-7, fused=True)
         else:
-            optimizer = torch.optim.RMSprop(weights, rate, self.config.beta2, eps=1e-7)
-        decay = getattr(self.config, f"{network}_lr_decay_per_kimg") * self.config.batch_size / 1000
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 / (1 + decay * k))
+            optimizer = torch.optim.RMSprop(weights, initial, beta2, eps=1e-7)
+        kimg = self.config.batch_size / 1000
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda k: value_at(rate, k * kimg) / initial
+        )
 
         def update() -> None:
             optimizer.step()
-            if decay:
+            if isinstance(rate, Schedule):
                 schedule.step()
             optimizer.zero_grad(set_to_none=True)
 

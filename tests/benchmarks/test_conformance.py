@@ -37,6 +37,13 @@ def test_a_difference_and_an_array_without_counterpart_are_named(tmp_path, capsy
     shown = capsys.readouterr().out
     assert re.search(r"1\.0e-04  out/G_images  exceeds 1e-05", shown)
     assert re.search(r"without counterpart:\n +out/other", shown)
+    del arrays["param/G/AggregationLayer.Layer.weight"]
+    np.savez(tmp_path / "incomplete.npz", **arrays)
+    (tmp_path / "text.npz").write_text("text")
+    assert conformance.main([str(tmp_path / f"{n}.npz") for n in ("incomplete", "text")]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert "incomplete.npz lacks the array 'param/G/AggregationLayer.Layer.weight'." in errors[0]
+    assert "text.npz is not a readable .npz file" in errors[1]
     np.savez(tmp_path / "other.npz", other=np.zeros(3))
-    assert conformance.main([str(tmp_path / "other.npz")]) == 1
+    assert conformance.main([str(tmp_path / "other.npz")]) == 0
     assert "0 arrays compared" in capsys.readouterr().out

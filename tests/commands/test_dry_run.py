@@ -1,4 +1,4 @@
-"""`train --dry_run` fails as training would where the data set cannot be found."""
+"""`train --dry_run` fails as training would, whose checks precede the reading of the data."""
 
 import json
 import zipfile
@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainer import recipes
+from trainer.config.dataset import DatasetDescription
 from trainer.errors import ExitCode
+from trainer.run_dir.directory import RunDir
 
-DATA, USAGE = ExitCode.DATA, ExitCode.USAGE
+CHECKPOINT, DATA, USAGE = ExitCode.CHECKPOINT, ExitCode.DATA, ExitCode.USAGE
 
 
 @pytest.fixture
@@ -49,7 +52,9 @@ def test_data_that_exist_are_accepted(trainer, tmp_path, dataset):
     [
         ("--dataset=./pisc", DATA, "--dataset=./pisc does not exist."),
         ("--dataset=pisc.zip", DATA, "--dataset=pisc.zip does not exist."),
-        ("--dataset=mnits", USAGE, "--dataset='mnits' is not known. Did you mean mnist?"),
+        ("--dataset=pisc", DATA, "--dataset=pisc does not exist."),
+        ("--dataset=pisc/", DATA, "--dataset=pisc/ does not exist."),
+        ("--dataset=mnits", DATA, "--dataset=mnits does not exist. Did you mean mnist?"),
         ("--dataset=mnist --data_dir=nowhere", USAGE, "--data_dir=nowhere is not a folder."),
         ("--dataset=empty", DATA, "--dataset=empty contains no images"),
         ("--dataset=texts", DATA, "--dataset=texts contains no images"),
@@ -85,3 +90,66 @@ def test_nothing_is_read_from_buckets(trainer):
     assert answer.returncode == ExitCode.OK
     answer = trainer("train", "--dry_run", "--dataset=mnist", "--data_dir=gs://bucket/sets")
     assert answer.returncode == ExitCode.OK
+
+
+STUDIOGAN = "--recipe=dcgan-studiogan --image_size=64"
+IN_RUN = "--run_dir=run"
+
+
+@pytest.fixture
+def stored_run(tmp_path):
+    """Makes the files of a run of 40 steps, as far as a start reads them before the data."""
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.checkpoints.mkdir(parents=True)
+    config = recipes.resolve({"run_dir": "run", "dataset": "mnist", "batch_size": 8})
+    run_dir.config.write_text(config.to_json())
+    described = DatasetDescription(1000, 28, 1, 10, tuple("0123456789"), "0" * 64)
+    run_dir.dataset.write_text(described.to_json())
+    for suffix in ("index", "json"):
+        (run_dir.checkpoints / f"ckpt-40.{suffix}").write_text("{}")
+
+
+@pytest.mark.usefixtures("stored_run")
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        ("--image_size=50", USAGE, "--image_size=50: the image size must be a multiple of 4"),
+        ("--image_size=4", USAGE, "--image_size=4: the image size must be a multiple of 4"),
+        (STUDIOGAN, USAGE, "--image_size=64: the networks of dcgan-studiogan make 32 pixels only."),
+        ("--devices=tpu", USAGE, "--devices='tpu' is not valid."),
+        ("--devices=cpu:3 --batch_size=16", USAGE, "--batch_size=16 cannot be divided among 3"),
+        ("--init_from=runs/mistpyed", USAGE, "--init_from=runs/mistpyed is not a run directory"),
+        ("--run_dir=run/config.json/x", USAGE, "config.json/x cannot be written (Not a directory)"),
+        (f"{IN_RUN} --batch_size=16", CHECKPOINT, "other settings (batch_size: 8 -> 16)."),
+        (f"{IN_RUN} --dataset=cifar10", CHECKPOINT, "other settings (dataset: mnist -> cifar10)."),
+        (f"{IN_RUN} --steps=39", USAGE, "--steps=39 is 39 steps, but run has already trained 40"),
+        (f"{IN_RUN} --epochs=0.1", USAGE, "--epochs=0.1 is 13 steps, but run has already trained"),
+    ],
+)
+def test_what_needs_no_data_is_checked_before_they_are_read(trainer, flags, code, message):
+    # The data do not exist, which reading them would report.
+    dataset = [] if IN_RUN in flags else ["--dataset=./pisc"]
+    first = trainer("train", "--dry_run", *dataset, *flags.split())
+    assert (first.returncode, first.stdout) == (code, "")
+    assert message in first.stderr
+    assert first.stderr.count("\n") == 1
+    trained = trainer("train", *dataset, *flags.split())
+    assert (trained.returncode, trained.stderr) == (code, first.stderr)
+
+
+@pytest.mark.usefixtures("stored_run")
+def test_an_existing_run_with_the_same_settings_is_accepted(trainer):
+    for flags in (
+        "--steps=40",
+        "--batch_size=8",
+        "--batch_size=16 --fresh",
+        "--precision=bfloat16",
+    ):
+        answer = trainer("train", "--dry_run", IN_RUN, *flags.split())
+        assert answer.returncode == ExitCode.OK, answer.stderr
+
+
+def test_fresh_is_refused_in_a_job(trainer):
+    answer = trainer("train", "--dry_run", "--fresh", JOB_COMPLETION_INDEX="0")
+    assert answer.returncode == USAGE
+    assert answer.stderr.startswith("error: --fresh is refused where JOB_COMPLETION_INDEX is set")

@@ -103,6 +103,16 @@ def test_help_lists_the_recipes_with_their_lengths():
         assert re.search(rf"^  {name} +{length} +{recipe.summary[:10]}", text, re.M), name
 
 
+def test_the_list_of_commands_loads_no_command():
+    code = (
+        "import sys; from trainer.__main__ import main; main(['--help']); "
+        "sys.exit(any(name.startswith('trainer.commands.') for name in sys.modules))"
+    )
+    listed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert listed.returncode == 0, listed.stderr
+    assert "\n  train     Trains a recipe on a data set\n" in listed.stdout
+
+
 def test_help_of_a_recipe_loads_no_tensorflow():
     code = (
         "import sys; from trainer.__main__ import main; main(['train', '--help', '--recipe=cgan']);"
@@ -143,11 +153,11 @@ def test_a_tilde_is_expanded_in_every_path(monkeypatch):
     names = all_settings.paths() - {"recipe", "networks"}
     assert names == {
         "dataset", "data_dir", "run_dir", "tensorboard_dir", "model_dir", "scratch_dir",
-        "heartbeat", "inception_path", "init_from",
+        "heartbeat", "inception_path", "init_from", "cache_dir",
     }  # fmt: skip
-    config = config_flags.config_from_flags(parse(*(f"--{name}=~/x" for name in names)), {})
+    config = config_flags.resolve(parse(*(f"--{name}=~/x" for name in names)), {})[0]
     assert {getattr(config, name) for name in names} == {"/home/someone/x"}
-    config = config_flags.config_from_flags(parse(), {"TRAINER_DATA_DIR": "~/sets"})
+    config = config_flags.resolve(parse(), {"TRAINER_DATA_DIR": "~/sets"})[0]
     assert config.data_dir == "/home/someone/sets"
 
 
@@ -167,7 +177,7 @@ def test_a_tilde_is_expanded_by_commands_on_runs(trainer, tmp_path):
 def test_a_run_that_kept_a_tilde_is_resumed(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     stored = recipes.resolve({"dataset": "~/x", "run_dir": "run"})
-    config = config_flags.config_from_flags(parse("--dataset=~/x"), {}, lambda run_dir: stored)
+    config = config_flags.resolve(parse("--dataset=~/x"), {}, lambda run_dir: stored)[0]
     assert config.dataset == "~/x"
 
 

@@ -48,7 +48,7 @@ def test_any_flags_give_a_configuration_or_a_usage_error(pairs, joined):
     line.boolean("fresh", "", default=False)
     line.boolean("dry_run", "", default=False)
     try:
-        config = config_flags.config_from_flags(line.parse(arguments), {})
+        config = config_flags.resolve(line.parse(arguments), {})[0]
     except HelpRequested:
         return
     except TrainerError as error:
@@ -136,6 +136,11 @@ SETTINGS = st.fixed_dictionaries(
                 "d_lr_decay_per_kimg", "ema_half_life_kimg", "noise_decay_kimg",
             )
         },
+        **{
+            name: st.sampled_from(["constant", "linear", "cosine", "inverse_time"])
+            for name in ("g_lr_schedule", "d_lr_schedule")
+        },
+        "d_lr": st.sampled_from([1e-4, "linear 1e-3 0 over 50%", "inverse_time 1e-3 1 per kimg"]),
         "latent_dim": st.sampled_from([1, 3, 100]),
         "batch_size": st.sampled_from([1, 2, 6]),
         "batch_per_replica": st.sampled_from([0, 1, 2]),

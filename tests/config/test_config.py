@@ -8,6 +8,7 @@ import pytest
 from trainer import recipes
 from trainer.config import Config
 from trainer.config.compatibility import frozen_differences
+from trainer.config.schedules import Schedule
 from trainer.config.settings import Duration
 from trainer.errors import UsageError
 
@@ -33,6 +34,23 @@ def test_json_round_trip_keeps_every_setting():
         (dict(recipe="dcgn"), "--recipe='dcgn' is not known. Did you mean dcgan?"),
         (dict(networks="cgn"), "--networks='cgn' is not known. Did you mean cgan?"),
         (dict(batch_size="8"), "--batch_size='8' must be of type int."),
+        (dict(g_lr=True), "--g_lr=True must be of type float or schedule."),
+        (
+            dict(g_lr="linear 1e-4 11 over 3 kimg"),
+            "--g_lr='linear 0.0001 11 over 3 kimg' is too large: it must be 10 or less.",
+        ),
+        (
+            dict(d_lr="cosin 1 2"),
+            "--d_lr='cosin 1 2' is not valid (it has none of the known forms). Give a number or "
+            "one of the forms 'linear START END over SPAN',",
+        ),
+        (dict(augment_strength="adaptiv", augment="ada"), "one of the forms 'auto', 'adaptive', "),
+        (dict(augment_strength=1.5), "--augment_strength=1.5 is too large: it must be 1 or less."),
+        (dict(augment_strength="adaptive"), "needs an augmentation. Add --augment=ada"),
+        (
+            dict(augment="ada", loss="wasserstein", d_clip=0.01),
+            "follows the signs of the discriminator's logits, which mean nothing with --loss=w",
+        ),
         (
             dict(update_rule="joint-simultaneous", d_steps=2),
             "--update_rule=joint-simultaneous needs one discriminator update",
@@ -78,6 +96,24 @@ def test_frozen_differences_ignore_length_intervals_devices_and_run_dir():
     assert frozen_differences(old, new) == ["g_lr: 0.0002 -> 0.001"]
 
 
+def test_augmentation_is_resolved_into_explicit_settings():
+    config = recipes.resolve(dict(augment="ada"))
+    assert (config.augment_policy, config.augment_strength) == ("blit,geometry,color", "adaptive")
+    assert recipes.resolve(dict(augment="diffaugment")).augment_strength == 1.0
+    assert recipes.resolve({}, config) == config
+    scheduled = recipes.resolve(dict(augment="ada", augment_strength="cosine 0 0.55 over 9 kimg"))
+    assert str(scheduled.augment_strength) == "cosine 0 0.55 over 9 kimg"
+
+
+def test_another_augmentation_than_the_recipes_has_its_own_policy(monkeypatch):
+    loop = dict(augment="ada", augment_policy="blit", augment_strength=0.5)
+    changed = dataclasses.replace(recipes.RECIPES["mlp"], loop=loop)
+    monkeypatch.setitem(recipes.RECIPES, "mlp", changed)
+    assert recipes.resolve(dict(recipe="mlp")).augment_policy == "blit"
+    for augment, policy in (("diffaugment", "color,translation,cutout"), ("none", "")):
+        assert recipes.resolve(dict(recipe="mlp", augment=augment)).augment_policy == policy
+
+
 def test_recipes_have_their_published_settings():
     expected = {
         "dcgan-sigmoid": dict(
@@ -86,8 +122,9 @@ def test_recipes_have_their_published_settings():
             image_range="sigmoid",
             update_rule="joint",
             optimizer="rmsprop",
-            d_lr=2e-4,
-            g_lr=1e-4,
+            # The published decay is 6e-8 per step of 64 images, and half of it for G.
+            d_lr=Schedule("inverse_time", 2e-4, decay_per_kimg=pytest.approx(6e-8 / 0.064)),
+            g_lr=Schedule("inverse_time", 1e-4, decay_per_kimg=pytest.approx(3e-8 / 0.064)),
             batch_size=64,
             length=Duration(40000, "steps"),
             sample_every=Duration(500, "steps"),
@@ -170,12 +207,8 @@ def test_recipes_have_their_published_settings():
             optimizer="adam",
             beta1=0.0,
             beta2=0.9,
-            g_lr=2e-4,
-            d_lr=2e-4,
-            g_lr_schedule="linear",
-            d_lr_schedule="linear",
-            lr_decay_kimg=6400.0,
-            lr_end=0.0,
+            g_lr=Schedule("linear", 2e-4, 0.0, percent=100.0),
+            d_lr=Schedule("linear", 2e-4, 0.0, percent=100.0),
             batch_size=64,
             length=Duration(100000, "steps"),
             conditional=False,
@@ -188,12 +221,10 @@ def test_recipes_have_their_published_settings():
         config = dataclasses.asdict(recipes.resolve(dict(recipe=name, dataset="mnist")))
         actual = {key: config[key] for key in settings}
         assert actual == {
-            k: dataclasses.asdict(v) if isinstance(v, Duration) else v for k, v in settings.items()
+            k: dataclasses.asdict(v) if isinstance(v, (Duration, Schedule)) else v
+            for k, v in settings.items()
         }, name
     assert recipes.resolve(dict(recipe="mlp", dataset="cifar10")).batch_size == 64
-    # The published learning-rate decay is 6e-8 per step of 64 images.
-    decay = recipes.resolve(dict(recipe="dcgan-sigmoid")).d_lr_decay_per_kimg
-    assert decay * 0.064 == pytest.approx(6e-8)
 
 
 def test_networks_and_loop_are_independent():

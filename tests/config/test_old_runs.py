@@ -10,10 +10,11 @@ import pytest
 from tests.helpers.runs import records
 from trainer import __version__, recipes
 from trainer.commands.flags import config_flags
+from trainer.commands.flags.command_line import CommandLine
 from trainer.config import Config
 from trainer.config.replaced import REPLACEMENTS
 from trainer.config.settings import Duration
-from trainer.errors import ExitCode
+from trainer.errors import ExitCode, UsageError
 from trainer.recipes.recipe import Recipe
 
 OLD_RUN = Path(__file__).resolve().parents[1] / "end_to_end" / "run-v1.zip"
@@ -21,6 +22,10 @@ SAME_COMMAND = [
     "train", "--recipe=mlp", "--image_size=8", "--latent_dim=4", "--g_width=0.03",
     "--d_width=0.03", "--batch_size=8", "--devices=cpu", "--run_dir=run", "--sample_grid=2",
 ]  # fmt: skip
+
+
+def replaced_settings() -> set[str]:
+    return {name for replacement in REPLACEMENTS for name in replacement.old}
 
 
 @pytest.fixture
@@ -36,7 +41,7 @@ def test_same_command_resumes_a_run_of_format_version_1(old_run, trainer):
     assert "Resuming from" in result.stdout
     assert f"trained by version unknown and is resumed by version {__version__}" in result.stdout
     after = json.loads((old_run / "config.json").read_text())
-    replaced = {"d_update", "simultaneous"}
+    replaced = replaced_settings()
     changed = {name for name in before.keys() - replaced if after[name] != before[name]}
     assert changed == {"length"}
     assert not replaced & after.keys()
@@ -76,6 +81,90 @@ def test_replaced_settings_of_a_stored_run_are_translated(old, rule):
     del values["update_rule"]
     config = Config.from_json(json.dumps({**values, **old}), "config.json")
     assert config.update_rule == rule
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (dict(g_lr_schedule="constant", lr_decay_kimg=0.0, lr_end=0.0), dict(g_lr=0.0002)),
+        (
+            dict(g_lr_schedule="linear", d_lr_schedule="cosine", lr_decay_kimg=9.0, lr_end=0.1),
+            dict(
+                g_lr="linear 0.0002 2e-05 over 9 kimg",
+                d_lr="cosine 0.0003 3e-05 over 9 kimg",
+            ),
+        ),
+        (
+            dict(d_lr_schedule="inverse_time", d_lr_decay_per_kimg=0.5, g_lr_decay_per_kimg=0.0),
+            dict(g_lr=0.0002, d_lr="inverse_time 0.0003 0.5 per kimg"),
+        ),
+        (
+            dict(noise_decay_kimg=4.0, d_input_noise=0.1, d_layer_noise=0.0),
+            dict(d_input_noise="linear 0.1 0 over 4 kimg", d_layer_noise=0.0),
+        ),
+        (dict(noise_decay_kimg=0.0, d_input_noise=0.1), dict(d_input_noise=0.1)),
+    ],
+)
+def test_schedules_of_a_stored_run_are_translated(old, new):
+    values = json.loads(recipes.resolve(dict(g_lr=2e-4, d_lr=3e-4)).to_json())
+    config = Config.from_json(json.dumps({**values, **old}), "config.json")
+    assert {name: config.as_dict()[name] for name in new} == new
+
+
+@pytest.mark.parametrize(
+    ("flags", "new", "warning"),
+    [
+        (
+            ["--g_lr_schedule=cosine", "--lr_decay_kimg=5", "--g_lr=1e-3"],
+            dict(g_lr="cosine 0.001 0 over 5 kimg", d_lr=2e-4),
+            "--g_lr_schedule and --lr_decay_kimg will be removed in version 0.3.0. Use "
+            "--g_lr='cosine 0.001 0 over 5 kimg' --d_lr=0.0002.",
+        ),
+        (
+            ["--recipe=dcgan-sigmoid", "--d_lr_decay_per_kimg=0.5", "--d_input_noise=1",
+             "--noise_decay_kimg=2"],
+            dict(
+                d_lr="inverse_time 0.0002 0.5 per kimg",
+                g_lr="inverse_time 0.0001 4.6875e-07 per kimg",
+                d_input_noise="linear 1 0 over 2 kimg",
+            ),
+            "--noise_decay_kimg will be removed in version 0.3.0. Use "
+            "--d_input_noise='linear 1 0 over 2 kimg' --d_layer_noise=0.0.",
+        ),
+        (["--recipe=dcgan-sigmoid", "--g_lr_schedule=constant"], dict(g_lr=1e-4), "--g_lr=0.0001"),
+    ],
+)  # fmt: skip
+def test_replaced_flags_of_schedules_work_with_a_warning(flags, new, warning):
+    line = CommandLine("train", "")
+    config_flags.define_settings(line)
+    values = line.parse(flags)
+    config, _ = config_flags.resolve(values, {})
+    assert {name: config.as_dict()[name] for name in new} == new
+    assert any(warning in text for text in config_flags.warnings_of_replaced_flags(values, config))
+    again, _ = config_flags.resolve(values, {}, lambda _: config)
+    assert again == config
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--g_lr_schedule=cosine"], "--g_lr_schedule=cosine needs --lr_decay_kimg."),
+        (["--d_lr_schedule=inverse_time"], "needs --d_lr_decay_per_kimg."),
+        (["--d_lr_schedule=cosin"], "--d_lr_schedule='cosin' is not known. Did you mean cosine?"),
+        (["--lr_end=2", "--lr_decay_kimg=1"], "--lr_end=2.0 is too large"),
+        (["--noise_decay_kimg=-1"], "--noise_decay_kimg=-1.0 must be 0 or more and finite."),
+        (
+            ["--g_lr=linear 1 0 over 5 kimg", "--lr_end=0"],
+            "--g_lr='linear 1 0 over 5 kimg' is a schedule, which replaces --lr_end. Leave out",
+        ),
+    ],
+)
+def test_replaced_flags_of_schedules_that_do_not_fit_are_named(flags, message):
+    line = CommandLine("train", "")
+    config_flags.define_settings(line)
+    with pytest.raises(UsageError) as error:
+        config_flags.resolve(line.parse(flags), {})
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -144,11 +233,9 @@ def test_settings_of_a_single_start_are_not_restored():
 def test_flags_and_environment_take_precedence_over_a_stored_run(trainer, tmp_path):
     stored = recipes.resolve(dict(data_dir="/old", g_lr=0.25))
     values = dict.fromkeys(["steps", "epochs", "kimg"])
-    overridden = config_flags.config_from_flags(
-        values, {"TRAINER_DATA_DIR": "/new"}, lambda _: stored
-    )
+    overridden = config_flags.resolve(values, {"TRAINER_DATA_DIR": "/new"}, lambda _: stored)[0]
     assert (overridden.data_dir, overridden.g_lr) == ("/new", 0.25)
-    kept = config_flags.config_from_flags(values, {}, lambda _: stored)
+    kept = config_flags.resolve(values, {}, lambda _: stored)[0]
     assert kept.data_dir == "/old"
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from trainer import recipes
 from trainer.commands.flags import config_flags
 from trainer.commands.flags.command_line import CommandLine
-from trainer.data import decoding, file_stores, sources, user_images
+from trainer.data import decoding, file_stores, sources
 from trainer.errors import DataError, ExitCode, StoppedError, UsageError
 from trainer.files import cache
 from trainer.machine import memory
@@ -471,12 +471,13 @@ def test_a_changed_picture_or_size_is_decoded_anew(place):
     assert load(place, image_size=8).shape.size == 8
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "about"])
-def test_a_damaged_entry_is_made_anew(place, cache_home, caplog, monkeypatch, damage):
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+@pytest.mark.parametrize("name", ["shard-00000.u8", "shard-00000.json", "plan.json", "rows.i64"])
+def test_a_damaged_entry_is_made_anew(place, cache_home, caplog, monkeypatch, name, damage):
     picture(place / "a.png")
     first = load(place)
     (entry,) = cache_home.iterdir()
-    victim = entry / ("about.json" if damage == "about" else "images.npy")
+    victim = entry / name
     content = bytearray(victim.read_bytes())
     content[-9] ^= 255
     victim.write_bytes(content[: -9 if damage == "cut" else None])
@@ -526,14 +527,9 @@ def test_progress_is_reported_and_may_stop_the_reading(place):
         sources.load(config.replace(image_size=8), stop)
 
 
-def test_a_set_larger_than_memory_is_refused_before_it_is_decoded(place, tmp_path, monkeypatch):
+def test_arrays_larger_than_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 100 kB\n")
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    classes(place, {"a": 10}, size=(500, 500))
-    monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("decoded"))
-    message = refused(place, image_size=400)
-    assert "10 images 400x400x1 need 0.0 GiB" in message
-    assert "Use --image_size=68 or less." in message
     np.savez(tmp_path / "a.npz", x=np.zeros((20, 64, 64), np.uint8))
     message = refused(tmp_path / "a.npz")
     assert "20 images 64x64x1 need 0.0 GiB of memory" in message
@@ -569,14 +565,24 @@ def test_the_run_directory_is_named_after_the_path(dataset, run_dir):
     line = CommandLine("train", "")
     config_flags.define_settings(line)
     values = line.parse([f"--dataset={dataset}"])
-    assert config_flags.config_from_flags(values, {}).run_dir == run_dir
+    assert config_flags.resolve(values, {})[0].run_dir == run_dir
 
 
 def test_paths_are_told_from_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    assert all(user_images.is_path(name) for name in ("a/b", "here", "new.zip", "~/x"))
-    assert not user_images.is_path("mnits")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, message in (
+        ("here", "--dataset=here contains no images"),
+        ("~/here", "--dataset=~/here contains no images"),
+        ("a/b", "--dataset=a/b does not exist. Set --dataset to a folder, a .zip or an .npz"),
+        ("new.zip", "--dataset=new.zip does not exist. Set --dataset to a folder"),
+        ("mnits", "--dataset=mnits does not exist. Did you mean mnist? Set --dataset to a folder"),
+        ("", "--dataset= does not exist. Set --dataset to a folder"),
+    ):
+        with pytest.raises(DataError) as error:
+            sources.load(recipes.resolve(dict(dataset=name)))
+        assert str(error.value).startswith(message)
     (tmp_path / "digits").mkdir()
     assert sources.load(recipes.resolve(dict(dataset="digits"))).shape.size == 28
 

@@ -73,7 +73,9 @@ def cluster_requirements() -> list[Requirement]:
     block = re.search(r"install_requires=\[(.*?)\]", setup, re.S)[1]
     extras = dict(re.findall(r'^ +"(\w+)": \[(.*?)\],$', setup, re.M | re.S))
     components = {path.name for path in (k8s.K8S / "components").iterdir()} - {"gpu"}
-    texts = "".join([block, *(extras[name] for name in sorted(components & extras.keys()))])
+    components &= extras.keys()
+    assert "prometheus" in components
+    texts = "".join([block, *(extras[name] for name in sorted(components))])
     return [Requirement(text) for text in re.findall(r'"([^"]+)"', texts)]
 
 

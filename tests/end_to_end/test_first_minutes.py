@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -155,3 +156,22 @@ def test_a_mistyped_run_directory_is_reported(trainer, tmp_path):
     assert expected in result.stdout
     named = trainer("train", "--run_dir=runs/b", "--recipe=mlp", "--steps=1", *TINY_FLAGS)
     assert "Starting a new run" not in named.stdout
+
+
+@pytest.mark.parametrize(
+    ("length", "stated", "longer"),
+    [
+        ("--steps=2", "Length: 2 steps of 8 images = 0.016 kimg = ", "--steps=4"),
+        ("--kimg=0.02", "Length: 0.02 kimg = 3 steps of 8 images = 0.024 kimg = ", "--kimg=0.04"),
+    ],
+)
+def test_lengths_are_stated_in_the_unit_of_the_user(tmp_path, tiny, run, length, stated, longer):
+    unit, value = length[2:].split("=")
+    np.savez(tmp_path / "one.npz", x=np.zeros((9, 8, 8), np.uint8), y=np.zeros(9, np.int64))
+    config = tiny(recipe="mlp", length=f"{value} {unit}", dataset=str(tmp_path / "one.npz"))
+    output = run(config)
+    assert stated in output
+    assert ": 9 images 8x8x1, 1 class\n" in output
+    assert output.endswith(f"python -m trainer train --run_dir={config.run_dir} {longer}\n")
+    lines = output.splitlines()
+    assert len(set(lines)) == len(lines)

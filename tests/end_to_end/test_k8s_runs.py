@@ -192,31 +192,30 @@ def test_workers_train_to_completion(cluster):
 
 
 def test_all_workers_stop_and_resume_when_one_is_evicted(cluster):
-    """Checks that all workers stop at the same step without a failure and then resume."""
+    """Checks that the loss is one Pod: the other worker restarts in its Pod and waits."""
     job = cluster.workers()
     job.wait(has_logged(cluster.run(claim=SHARED)))
     began = time.monotonic()
     job.running[1].evict(job.grace_secs)
-    job.wait(lambda: len(job.ended) >= 2)
+    job.wait(lambda: len(job.ended) >= 1)
     assert time.monotonic() - began < 20
-    assert job.exit_codes[:2] == [ExitCode.STOPPED] * 2, job.outputs()
     job.wait()
     assert job.condition == "Complete", job.outputs()
+    assert job.exit_codes == [ExitCode.STOPPED, ExitCode.OK, ExitCode.OK], job.outputs()
+    assert "Stopped with another worker" in job.outputs()
     assert job.failed == 0
     check_complete(cluster.run(claim=SHARED))
 
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_all_workers_stop_and_resume_when_one_is_killed(cluster, index):
-    """Checks that the other worker stops as well and that both resume from the last checkpoint."""
+    """Checks that the loss is one failure, and that both resume from the last checkpoint."""
     job = cluster.workers("--flag=--checkpoint_every_kimg=0.4")
     job.wait(has_logged(cluster.run(claim=SHARED)))
-    began = time.monotonic()
     job.running[index].kill()
-    job.wait(lambda: len(job.ended) >= 2)
-    assert time.monotonic() - began < 30
-    assert sorted(job.exit_codes[:2]) == [ExitCode.STOPPED, 137], job.outputs()
     job.wait()
     assert job.condition == "Complete", job.outputs()
+    assert job.exit_codes == [137, ExitCode.OK, ExitCode.OK], job.outputs()
+    assert "another worker was lost" in job.outputs()
     assert job.failed == 1
     check_complete(cluster.run(claim=SHARED))

@@ -40,7 +40,9 @@ def test_resumed_run_is_identical_to_an_uninterrupted_run(
         recipe=recipe, precision=precision, devices=devices, conditional=True, log_every_steps=1,
         sample_every=steps(2), log_every_secs=1e9, horizontal_flip=True, d_input_noise=0.1,
         d_layer_noise=0.1, noise_decay_kimg=0.1, ema_half_life_kimg=0.05, flip_labels=0.1,
-        g_lr_schedule="cosine", lr_decay_kimg=0.2,
+        # In kimg, because a share of the run would be a share of the first length.
+        g_lr="cosine 2e-4 0 over 0.2 kimg", d_lr="linear 2e-4 0 over 0.3 kimg",
+        augment="ada", augment_speed_kimg=0.05,
     )  # fmt: skip
     if recipe == "dcgan-studiogan":
         del given["conditional"]

@@ -30,8 +30,15 @@ def test_the_warning_is_given_from_the_cache_too(tiny, monkeypatch, tmp_path, ca
         ("cat", "dog"),
     )
     np.savez(tmp_path / "noise.npz", x=data.images, y=data.labels)
-    for _ in range(2):
+    caplog.set_level("INFO", "trainer")
+    for attempt in range(2):
         caplog.clear()
         classifier.load(tiny(dataset=str(tmp_path / "noise.npz")), data)
+        described = (
+            "noise.npz, whose features compare images, on 36 images, each seen about 6 times (kept "
+            "for later evaluations). It is tested on 4 images held out from training, because the "
+            "data set has no suitable test split."
+        )
+        assert (described in caplog.text) == (attempt == 0)
         assert [record.levelname for record in caplog.records].count("WARNING") == 1
         assert "of 4 test images" in caplog.text

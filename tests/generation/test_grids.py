@@ -6,7 +6,11 @@ from PIL import Image
 
 from tests.helpers.runs import steps
 from trainer.data.images import ImageSet
+from trainer.errors import UsageError
+from trainer.evaluation import pictures
+from trainer.generation import generate
 from trainer.generation.generate import arrange
+from trainer.generation.labels import class_numbers
 from trainer.generation.sampler import GRID_ROWS, SampleSheet
 
 
@@ -99,3 +103,35 @@ def test_the_warning_is_given_once_for_a_run(tiny, run, tmp_path):
     )
     assert run(config).count("(--sample_grid): 1 has 1. The rest of their rows is black.") == 1
     assert "black" not in run(config.replace(length=steps(2)))
+
+
+def test_files_are_named_after_classes(tmp_path):
+    names = ("cat", "Ünïcode/../dog", "3", "...", "a" * 99)
+    labels = np.array([0, 1, 2, 3, 4], np.int32)
+    images = np.zeros((5, 4, 4, 1), np.uint8)
+    generate.write_images(tmp_path / "out", images, labels, [0, 1, 2, 3, 4], names)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "0-cat.png", "1-Ünïcode_.._dog.png", "2-class2.png", "3-....png", f"4-{'a' * 40}.png",
+    ]  # fmt: skip
+
+
+def test_the_title_of_a_small_confusion_matrix_is_complete():
+    def ink(classes):
+        picture = pictures.confusion(np.eye(classes, dtype=np.int64), ["x"] * classes)
+        return (np.asarray(picture.convert("L"))[:22] < 128).sum()
+
+    assert ink(2) == ink(20)
+
+
+def test_labels_that_are_no_class_are_explained_by_names():
+    names = ("cat", "dog")
+    assert class_numbers(["dog", 0], names, "--labels") == [1, 0]
+    with pytest.raises(UsageError) as error:
+        class_numbers("dgo", names, "--label")
+    assert str(error.value) == (
+        "--label='dgo' is not a class of this run. Did you mean dog? Its classes are cat (0), "
+        "dog (1)."
+    )
+    many = tuple(f"kind {k}" for k in range(100))
+    with pytest.raises(UsageError, match=r"kind 19 \(19\), 80 more\.$"):
+        class_numbers("100", many, "--label")

@@ -70,7 +70,7 @@ class Server:
       objects: the stored objects, by bucket and name.
       faults: the faults to inject; the first that matches a request applies.
       log: the method and object name of each request that may have a fault.
-      requester_pays: whether requests must name a project to bill.
+      payer: project that each request must name, as for a bucket with Requester Pays.
       url: address of the server.
     """
 
@@ -78,7 +78,7 @@ class Server:
         self.objects: dict[str, dict[str, Object]] = {"bucket": {}}
         self.faults: list[Fault] = []
         self.log: list[tuple[str, str]] = []
-        self.requester_pays = False
+        self.payer = ""
         self.lock = threading.RLock()
         self.generations = itertools.count(1000)
         self.sessions: dict[str, dict] = {}
@@ -159,11 +159,11 @@ class Handler(BaseHTTPRequestHandler):
         match = re.fullmatch(r"(.*?)/b/([^/]+)(?:/o(?:/(.*))?)?", parts.path)
         self.kind, self.bucket, name = match[1], match[2], unquote(match[3] or "")
         self.object_name, _, self.target = name.partition("/rewriteTo/b/")
-        session = "upload_id" in self.query  # its start named the project
-        if self.world.requester_pays and not session and "userProject" not in self.query:
+        payer = self.world.payer
+        if payer and self.query.get("userProject") != payer and "upload_id" not in self.query:
             self._fail(400, "Bucket is a requester pays bucket but no user project provided.")
-        else:
-            act()
+            return
+        act()
 
     def _fault(self, method: str, name: str) -> Fault | None:
         """Returns the fault of a request; sends the response if the fault is an HTTP status."""

@@ -1,14 +1,16 @@
 """A small model of Kubernetes' Job controller and kubelet that runs Pods as local processes.
 
 It models the properties of a cluster that affect a trainer: environment variables and arguments,
-volumes (claims persist, emptyDir volumes are deleted with their Pod), host names of workers,
+volumes (claims persist, all others are deleted with their Pod), host names of workers,
 completion indices, the Pod failure policy, the back-off, Pod replacement, and SIGTERM followed by
 SIGKILL after the grace period. It does not model the isolation of containers, so mount paths are
 replaced with local paths.
 """
 
+import contextlib
 import dataclasses
 import os
+import random
 import re
 import shutil
 import socket
@@ -20,32 +22,8 @@ from pathlib import Path
 
 from tests.helpers import manifests as k8s
 
-FIRST_DELAY_SECS, MAX_DELAY_SECS = 10.0, 600.0  # as in Kubernetes
-SPEED = 50.0  # the model's delays are this many times shorter
-
-
-class BackOff:
-    """The delay before a Job replaces Pods.
-
-    It is one delay for all Pods of the Job, counted from the last failure. It doubles with each
-    failure, including those that the Pod failure policy ignores, and only a success resets it.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._failures, self._last = clock, 0, 0.0
-
-    def failed(self) -> None:
-        self._failures, self._last = self._failures + 1, self._clock()
-
-    def succeeded(self) -> None:
-        self._failures = 0
-
-    def remaining_secs(self) -> float:
-        """Returns the time until Pods may be created, in seconds of a real cluster."""
-        if not self._failures:
-            return 0.0
-        delay = min(FIRST_DELAY_SECS * 2.0 ** (self._failures - 1), MAX_DELAY_SECS)
-        return max(0.0, delay - (self._clock() - self._last))
+# Kubernetes: 10 s, doubled with each failure since the last success, up to 10 minutes.
+BACKOFF_SECS, MAX_BACKOFF_SECS = 0.2, 12.0
 
 
 @dataclasses.dataclass(eq=False)
@@ -99,6 +77,11 @@ class Pod:
         return True
 
 
+def backoff_secs(failures: int, first: float = BACKOFF_SECS, limit: float = MAX_BACKOFF_SECS):
+    """Returns the Job controller's delay in seconds after so many failures without a success."""
+    return min(first * 2 ** (failures - 1), limit) if failures else 0.0
+
+
 class Job:
     """A Job and its Pods. Each call of `step` is one iteration of the controller."""
 
@@ -110,8 +93,8 @@ class Job:
         self._indexed = self.spec.get("completionMode") == "Indexed"
         count = self.spec.get("completions", 1)
         self._hosts = self._worker_addresses(count)
-        self._waiting = set(range(count))  # the indices of Pods to create
-        self.back_off = BackOff(lambda: SPEED * time.monotonic())
+        self._waiting = set(range(count))  # indexes without a Pod
+        self._failures, self._failed_at = 0, 0.0  # since the last success, ignored ones too
         self._began = time.monotonic()
         self.running: dict[int, Pod] = {}
         self.ended: list[Pod] = []
@@ -129,7 +112,8 @@ class Job:
                     self._handle_exit(pod)
         if time.monotonic() - self._began > self.spec["activeDeadlineSeconds"]:
             self._fail("DeadlineExceeded")
-        if not self.condition and not self.back_off.remaining_secs():
+        due = self._failed_at + backoff_secs(self._failures)
+        if not self.condition and time.monotonic() >= due:
             for index in sorted(self._waiting):
                 self.running[index] = self._start(index)
             self._waiting.clear()
@@ -162,9 +146,10 @@ class Job:
 
     def _handle_exit(self, pod: Pod) -> None:
         if pod.exit_code == 0:
-            self.back_off.succeeded()
+            self._failures = 0
             return
-        self.back_off.failed()
+        # The delay before new Pods of any index counts failures that the policy ignores as well.
+        self._failures, self._failed_at = self._failures + 1, time.monotonic()
         action = self._action(pod)
         if action == "FailJob":
             self._fail("PodFailurePolicy")
@@ -236,7 +221,7 @@ class Job:
             if claim := volume.get("persistentVolumeClaim"):
                 folder = self._claims / claim["claimName"]
             else:
-                assert "emptyDir" in volume, volume
+                assert {"emptyDir", "ephemeral"} & volume.keys(), volume
                 folder = scratch / volume["name"]
             folder.mkdir(parents=True, exist_ok=True)
             mounts[mount["mountPath"]] = folder
@@ -274,6 +259,9 @@ class Job:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Returns a port below those that the system gives to outgoing connections meanwhile."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -29,66 +28,73 @@ def _kubectl() -> None:
 def _rendered(folder: Path) -> str:
     _kubectl()
     done = subprocess.run(
-        ["kubectl", "kustomize", str(folder)], text=True, capture_output=True, timeout=120
+        ["kubectl", "kustomize", str(folder)], text=True, capture_output=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr, "kubectl warns about deprecated fields"
     return done.stdout
 
 
-def _parsed(text: str) -> Manifests:
-    return list(yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-
-
 def render(name: str, *components: str) -> Manifests:
     """Renders a folder below k8s, optionally with components."""
+    folder = K8S / name
     if not components:
-        return _parsed(_rendered(K8S / name))
-    (manifests,) = render_together([(name, components)])
-    return manifests
-
-
-def render_together(combinations: list[tuple[str, tuple[str, ...]]]) -> list[Manifests]:
-    """Renders folders below k8s with components, in one call of kubectl.
-
-    Each gets a namespace while it is rendered, because kustomize requires unique objects.
-    """
+        return list(yaml.safe_load_all(_rendered(folder)))
     with tempfile.TemporaryDirectory() as scratch:
         here = Path(scratch).resolve()
-        names = [f"n{index}" for index in range(len(combinations))]
-        for name, (folder, components) in zip(names, combinations, strict=True):
-            (here / name).mkdir()
-            path = functools.partial(os.path.relpath, start=here / name)
-            added = [path(K8S / "components" / component) for component in components]
-            what = {"namespace": name, "resources": [path(K8S / folder)], "components": added}
-            (here / name / "kustomization.yaml").write_text(json.dumps(what))
-        (here / "kustomization.yaml").write_text(json.dumps({"resources": names}))
-        rendered: dict[str, Manifests] = {name: [] for name in names}
-        for item in _parsed(_rendered(here)):
-            rendered[item["metadata"].pop("namespace")].append(item)
-    return list(rendered.values())
+        up = "../" * (len(here.parts) - 1)  # kustomize does not accept absolute paths
+        added = [f"{up}{K8S.relative_to('/')}/components/{name}" for name in components]
+        what = {"resources": [f"{up}{folder.relative_to('/')}"], "components": added}
+        (here / "kustomization.yaml").write_text(json.dumps(what))
+        return list(yaml.safe_load_all(_rendered(here)))
 
 
-def run_submit(*arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
-    """Runs the submission.
+def render_all(combinations: list[tuple[str, ...]]) -> list[Manifests]:
+    """Renders many overlays with components, some at a time: kubectl takes a while to start.
 
     Args:
-      *arguments: Its options.
-      path: A folder with a kubectl to use instead of that on PATH.
+      combinations: the name of an overlay and those of its additional components.
     """
     _kubectl()
-    return subprocess.run(
-        [sys.executable, "-m", "k8s.submit", *arguments],
-        cwd=ROOT, env=os.environ | {"PATH": f"{path}:{os.environ['PATH']}"},
-        text=True, capture_output=True, timeout=60,
-    )  # fmt: skip
+    at_once = 16  # the time of a call grows with the square of their number
+    parts = [combinations[i : i + at_once] for i in range(0, len(combinations), at_once)]
+    return [manifests for part in parts for manifests in _render_part(part)]
+
+
+def _render_part(combinations: list[tuple[str, ...]]) -> list[Manifests]:
+    """Renders overlays with components, each in a namespace of its own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        here = Path(scratch).resolve()
+        up = "../" * len(here.parts) + str(K8S.relative_to("/"))
+        for number, (overlay, *components) in enumerate(combinations):
+            what = {
+                "namespace": f"n{number}",
+                "resources": [f"{up}/overlays/{overlay}"],
+                "components": [f"{up}/components/{name}" for name in components],
+            }
+            folder = here / f"n{number}"
+            folder.mkdir()
+            (folder / "kustomization.yaml").write_text(json.dumps(what))
+        resources = [f"n{number}" for number in range(len(combinations))]
+        (here / "kustomization.yaml").write_text(json.dumps({"resources": resources}))
+        done = subprocess.run(
+            ["kubectl", "kustomize", str(here)], text=True, capture_output=True, timeout=120
+        )
+    assert done.returncode == 0, done.stderr
+    rendered: list[Manifests] = [[] for _ in combinations]
+    for item in yaml.load_all(done.stdout, yaml.CSafeLoader):
+        rendered[int(item["metadata"].pop("namespace")[1:])].append(item)
+    return rendered
 
 
 def submit(*arguments: str) -> Manifests:
     """Returns the manifests that a submission would apply."""
-    done = run_submit(*arguments)
+    _kubectl()
+    done = subprocess.run(
+        [sys.executable, K8S / "submit.py", *arguments], text=True, capture_output=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
-    return _parsed(done.stdout)
+    return list(yaml.safe_load_all(done.stdout))
 
 
 def all_of(manifests: Manifests, kind: str) -> Manifests:
@@ -100,8 +106,16 @@ def one_of(manifests: Manifests, kind: str) -> dict:
     return item
 
 
+def job_of(manifests: Manifests) -> dict:
+    """Returns the spec of the Job, which may be part of a JobSet."""
+    if all_of(manifests, "JobSet"):
+        (replicated,) = one_of(manifests, "JobSet")["spec"]["replicatedJobs"]
+        return replicated["template"]["spec"]
+    return one_of(manifests, "Job")["spec"]
+
+
 def pod_of(manifests: Manifests) -> dict:
-    return one_of(manifests, "Job")["spec"]["template"]["spec"]
+    return job_of(manifests)["template"]["spec"]
 
 
 def trainer_of(manifests: Manifests) -> dict:
@@ -110,16 +124,13 @@ def trainer_of(manifests: Manifests) -> dict:
 
 
 def environment_of(manifests: Manifests) -> dict[str, str]:
-    """Returns the container's variables: those of its ConfigMaps, overridden by its own.
-
-    The index of a worker is 0.
-    """
+    """Returns the container's variables: those of its ConfigMaps, overridden by its own."""
     maps = {item["metadata"]["name"]: item["data"] for item in all_of(manifests, "ConfigMap")}
     container, found = trainer_of(manifests), {}
     for source in container.get("envFrom", []):
         found |= maps[source["configMapRef"]["name"]]
-    for item in container["env"]:
-        found[item["name"]] = expand(item["value"], found) if "value" in item else "0"
+    for item in container["env"]:  # in the order of the list; the index of a worker is not known
+        found[item["name"]] = expand(item.get("value", f"$({item['name']})"), found)
     return found
 
 

@@ -112,6 +112,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 def trajectory(config, steps=STEPS):
     """Trains for `steps` steps and returns the metrics [steps, M] and the TrainState."""
     data = sources.load(config)
+    config = config.with_spans_in_kimg(len(data))
     devices = replicas.create_replicas(config)
     with devices.scope():
         variables = state.create_state(config, data.shape, devices.precision)

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tests.helpers.runs import records
 from trainer import __version__
-from trainer.errors import ExitCode, PeerError, UsageError
+from trainer.errors import ExitCode, PeerError, PeerLostError, UsageError
 from trainer.machine import cluster, replicas
 from trainer.machine.cluster import Cluster
 from trainer.run_dir import provenance
@@ -77,8 +77,10 @@ def test_wrong_clusters_are_named(workers, index, environment, message):
 
 def test_pods_may_take_longer_to_come():
     pod = {"JOB_COMPLETION_INDEX": "0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
-    assert cluster.find_cluster("a:1,b:1", None, pod).wait_secs == 3000
-    assert cluster.find_cluster("a:1,b:1", 0, {}).wait_secs == 300
+    found = cluster.find_cluster("a:1,b:1", None, pod)
+    assert (found.wait_secs, found.wait_code) == (3000, ExitCode.STOPPED)
+    found = cluster.find_cluster("a:1,b:1", 0, {})
+    assert (found.wait_secs, found.wait_code) == (300, ExitCode.CRASH)
 
 
 def test_a_host_without_an_address_and_a_taken_port():
@@ -231,6 +233,20 @@ def test_workers_with_other_sources_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_worker_of_a_former_version_ends_before_it_is_named(monkeypatch):
+    """It compares one text only, so it does not answer the question for its version."""
+    two = replicas.Replicas(None, ("CPU:0",), "float32", True, num_workers=2)
+    monkeypatch.setattr(replicas.Replicas, "broadcast", lambda self, value: value + 1)
+    monkeypatch.setattr(replicas.Replicas, "any_worker", lambda self, flag: flag)
+
+    def lost(self, value):
+        raise PeerLostError("Stopped: another worker was lost")
+
+    monkeypatch.setattr(replicas.Replicas, "_sum_over_workers", lost)
+    with pytest.raises(UsageError, match="worker 0 has version 1, and another worker has ended"):
+        two.check_same_on_all_workers("version 1", "flags")
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("kill", [False, True])
@@ -248,7 +264,8 @@ def test_one_worker_is_stopped_or_killed(tmp_path, victim, kill):
     assert codes == expected, outputs
     done = records(tmp_path / "run")[-1]["step"]
     if not kill:
-        assert all(f"Stopped on request after {done} of" in output for output in outputs)
+        assert f"Stopped on request after {done} of" in outputs[victim]
+        assert f"Stopped with another worker after {done} of" in outputs[1 - victim]
     codes, outputs = ends(start_workers(tmp_path, *arguments, f"--steps={done + 20}"))
     assert codes == [0, 0], outputs
     assert "Resuming from run/checkpoints/ckpt-" in outputs[0]

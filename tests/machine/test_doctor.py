@@ -311,8 +311,8 @@ def test_a_gpu_is_shown_with_capability_and_memory(monkeypatch):
 
 
 def test_a_container_limit_is_shown(monkeypatch, tmp_path):
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(memory, "CGROUP_LIMIT", limit)
+    limit = tmp_path / "memory.max"  # of version 2
+    monkeypatch.setattr(memory, "CGROUP_ROOT", tmp_path)
     for text, end in (("max\n", "available"), (f"{2**31}\n", "limited to 2.0 GiB")):
         limit.write_text(text)
         assert doctor._memory().endswith(end)

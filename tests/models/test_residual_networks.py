@@ -68,9 +68,9 @@ def test_imagenet_networks_have_the_published_number_of_parameters(side, widest,
     assert (g, d) == counts
 
 
-@pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize(
-    ("side", "channels"), [(8, 1), (16, 1), (28, 1), (32, 3), (48, 3), (64, 1), (96, 3), (256, 3)]
+    ("side", "channels", "classes"),
+    [(8, 1, 0), (16, 1, 3), (28, 1, 3), (32, 3, 0), (48, 3, 3), (96, 3, 0), (256, 1, 3)],
 )
 @pytest.mark.parametrize("recipe", ["sngan", "r3gan"])
 def test_networks_adapt_to_the_image(recipe, side, channels, classes):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import trainer as trainer_package
 from tests.helpers.runs import records
 from trainer import recipes
 from trainer.config import Config
@@ -63,6 +64,7 @@ def recipe_file(tmp_path):
 def test_run_of_a_recipe_file_continues_from_its_copy(trainer, recipe_file, tmp_path):
     first = trainer(*TRAIN, "--recipe=mygan.py", "--hyperparameters=units=7,norm=false")
     assert first.returncode == 0, first.stderr
+    assert "Recipe mygan.py on digits: " in first.stdout
     run_dir = tmp_path / "runs" / "mygan-digits"
     config = json.loads((run_dir / "config.json").read_text())
     digest = hashlib.sha256(recipe_file.read_bytes()).hexdigest()[:16]
@@ -89,7 +91,15 @@ def test_changed_or_missing_recipe_files_are_checkpoint_errors(trainer, recipe_f
     recipe_file.write_text(RECIPE.replace("slope=0.25", "slope=0.5"))
     changed = trainer(*TRAIN, "--recipe=mygan.py", "--steps=6")
     assert changed.returncode == ExitCode.CHECKPOINT
-    assert "recipe: mygan-" in changed.stderr
+    assert changed.stderr == (
+        "error: mygan.py has changed since the run in runs/mygan-digits was started. To resume the "
+        "run with its copy of the file, use --run_dir=runs/mygan-digits without --recipe. To train "
+        "the changed file, choose another --run_dir, or use --fresh.\n"
+    )
+    recipe_file.rename(tmp_path / "other.py")
+    other = trainer(*TRAIN, "--recipe=other.py", f"--run_dir={run_dir}")
+    assert other.returncode == ExitCode.CHECKPOINT
+    assert "other settings (recipe: mygan.py -> other.py)" in other.stderr
     (copy,) = (run_dir / "recipes").iterdir()
     copy.write_text(RECIPE + "\n")
     for command in ("train --steps=6", "generate"):
@@ -117,6 +127,17 @@ def test_changed_or_missing_recipe_files_are_checkpoint_errors(trainer, recipe_f
         ('kind="plain"', 'kind="7"', "the default '7' of 'kind' reads as a number"),
         ('own["slope"]', 'own["slop"]', "generator(config, shape) failed (line 22: KeyError"),
         ("[shape.size, shape.size, shape", "[shape.size**2, 1, shape", "must return a keras.Model"),
+        (
+            "[shape.size, shape.size, shape",
+            "[shape.size, 9, shape",
+            "failed (line 26: ValueError: The total size of the tensor must be unchanged. "
+            "Received: input_shape=(64,), target_shape=(8, 9, 1)).",
+        ),
+        (
+            "layers.discriminator_inputs(config, shape)\n",
+            "layers.discriminator_inputs(config, type(shape)(16, 1, 10))\n",
+            "first input of the discriminator must have the shape (None, 8, 8, 1), not (None, 16,",
+        ),
         ('name="discriminator")', 'name="discriminator"), None', "(None,), not tuple"),
     ],
 )
@@ -128,6 +149,7 @@ def test_invalid_recipe_files_are_one_line_usage_errors(recipe_file, old, new, m
     assert str(error.value).startswith(f"--recipe={recipe_file}")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+    assert "\x1b" not in str(error.value)
 
 
 def test_invalid_recipe_file_creates_no_run_directory(trainer, recipe_file):
@@ -184,3 +206,11 @@ def test_networks_of_a_recipe_file_train_with_another_recipes_loop(recipe_file):
     config = recipes.resolve(dict(recipe="mlp", networks=str(recipe_file)))
     assert (config.latent_dim, config.batch_size, config.loss) == (6, 128, "nonsaturating")
     assert set(files.copies(config)) == {config.networks}
+
+
+def test_a_configuration_with_a_recipe_file_trains_from_python(recipe_file, tmp_path):
+    config = trainer_package.configure(
+        recipe=str(recipe_file), image_size=8, sample_grid=2, devices="cpu:1",
+        run_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert trainer_package.train(config).config.recipe == config.recipe

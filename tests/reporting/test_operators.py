@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from trainer.config.settings import Duration
-from trainer.errors import ExitCode, StorageError, UsageError
+from trainer.errors import ExitCode, StoppedError, StorageError, UsageError
 from trainer.reporting import console, heartbeat, prometheus, status
 from trainer.reporting.heartbeat import Heartbeat
 from trainer.reporting.prometheus import Telemetry
-from trainer.run_dir import directory
+from trainer.run_dir import directory, events
 from trainer.run_dir.directory import RunDir
+from trainer.run_dir.events import EventLog
 
 TINY = [
     "--recipe=mlp", "--g_width=0.05", "--d_width=0.05", "--batch_size=8", "--sample_grid=2",
@@ -55,10 +56,30 @@ def test_json_lines_heartbeat_and_status(trainer, tmp_path):
     actual = json.loads(shown.stdout)
     assert (actual["state"], actual["step"], actual["last_step"]) == ("complete", 3, 3)
     assert (actual["checkpoint_step"], actual["starts"], actual["health"]) == (3, 1, [])
+    start, complete = actual["events"]
+    assert (start["event"], start["step"], complete["event"]) == ("start", 0, "complete")
+    assert {"time", "host", "tensorflow", "keras", "trainer"} <= start.keys()
     screen = trainer("status", "--run_dir=run").stdout
     assert "mlp on digits" in screen
     assert "Checkpoint  step 3, 0:" in screen
+    assert "complete with exit code 0 on " in screen
     assert trainer("status", "--run_dir=nowhere").returncode == ExitCode.USAGE
+
+
+def test_events_record_how_a_run_ended(tmp_path):
+    log = EventLog(tmp_path)
+    log.add("start")
+    assert events.read_newest(tmp_path, 5) == []  # there is no run in the folder
+    (tmp_path / "config.json").touch()
+    for error in (StoppedError("on request"), StorageError("no space"), ValueError("odd")):
+        with pytest.raises(type(error)), log.recorded_end():
+            raise error
+    found = [(e["event"], e["code"], e["reason"]) for e in events.read_newest(tmp_path, 5)]
+    assert found == [
+        ("stop", ExitCode.STOPPED, "on request"),
+        ("failure", ExitCode.CRASH, "no space"),
+        ("failure", ExitCode.CRASH, "ValueError: odd"),
+    ]
 
 
 def test_status_of_running_and_killed_runs(tiny, run, tmp_path):
@@ -75,6 +96,10 @@ def test_status_of_running_and_killed_runs(tiny, run, tmp_path):
     os.utime(lock_note, (0, time.time() - 100))
     stopped = status.read_status(folder, "run")
     assert stopped.state == "stopped"
+    assert stopped.ending.startswith("the job was killed, so the steps since the last")
+    assert "State       stopped: the job was killed" in stopped.screen()
+    assert "Resume      python -m trainer train --run_dir=run\n" in f"{stopped.screen()}\n"
+    assert (running.ending, running.resume) == ("", "")
     assert stopped.health == ["the job was killed; its last heartbeat was 1:40 ago"]
     record = folder.path / "metrics.jsonl"
     line = json.loads(record.read_text().splitlines()[-1])
@@ -98,6 +123,25 @@ def test_status_of_complete_runs_and_invalid_files(tiny, run, tmp_path):
     os.utime(folder.generator, (0, 0))  # older than the newest checkpoint: training is not complete
     actual = status.read_status(folder, "x")
     assert (actual.state, actual.checkpoint_step) == ("stopped", 2)
+    assert actual.ending == "the job ended, and all steps are saved"
+    (folder.checkpoints / "ckpt-2.json").rename(folder.checkpoints / "ckpt-1.json")
+    assert "ended without a save" in status.read_status(folder, "x").ending
+
+
+def test_status_without_a_run_directory_lists_the_runs(tiny, run, tmp_path, trainer):
+    none = trainer("status")
+    assert none.returncode == ExitCode.USAGE
+    assert none.stderr == "error: --run_dir is missing, and the folder runs/ holds no run.\n"
+    run(tiny(recipe="mlp", length=steps(2), run_dir=str(tmp_path / "runs/first")))
+    (tmp_path / "runs/second").mkdir()
+    (tmp_path / "runs/second/config.json").write_text("{}")
+    first, second = trainer("status").stdout.splitlines()
+    shown = "runs/first complete 100% 0.016 kimg mlp on digits"
+    assert " ".join(first.split()) == shown
+    assert second.startswith("runs/second/config.json has format_version None")
+    first, second = map(json.loads, trainer("status", "--json").stdout.splitlines())
+    assert (first["run_dir"], first["state"]) == ("runs/first", "complete")
+    assert set(second) == {"error"}
 
 
 def test_progress_line_supports_metrics_of_older_versions():

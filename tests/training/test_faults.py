@@ -28,6 +28,7 @@ from trainer.run_dir.directory import RunDir
 from trainer.training import run as run_module
 from trainer.training import state
 from trainer.training.divergence import CollapseDetector, check_finite
+from trainer.training.updates import TracedNetwork
 
 
 @pytest.fixture
@@ -102,9 +103,13 @@ def test_gradients_not_finite_on_one_replica_change_no_weights(tiny, replica):
     def update():
         def on_replica():
             bad = tf.equal(replicas.replica_index(), replica)
-            gradients = [tf.zeros_like(w) for w in variables.g.weights]
+            variables.load()
+            g = TracedNetwork(variables.g)
+            gradients = [tf.zeros_like(w) for w in g.weights]
             gradients[3] += tf.where(bad, np.inf, 0.0)
-            return variables.g.apply(gradients)
+            norm = g.apply(gradients, 0)
+            variables.store()
+            return norm
 
         return devices.run_and_sum(on_replica)
 

@@ -20,6 +20,7 @@ from trainer.models.objective import OBJECTIVES
 from trainer.models.randomness import Draws
 from trainer.recipes.networks import build_networks
 from trainer.training import optimizers, state, step
+from trainer.training.updates import TracedNetwork
 
 BASE = dict(recipe="cgan", d_norm="none", update_rule="separate")
 
@@ -119,10 +120,12 @@ def test_noise_decays_with_the_images_shown(tiny):
 )
 def test_learning_rate_schedules_at_a_quarter_and_after_the_decay(schedule, expected):
     config = recipes.resolve(dict(g_lr=2.0, g_lr_schedule=schedule, lr_decay_kimg=4.0, lr_end=0.1))
-    rate = optimizers.scheduled(config, "g", tf.Variable(1000, dtype=tf.int64))
-    assert float(rate()) == pytest.approx(2.0 * expected)
-    after_the_decay = optimizers.scheduled(config, "g", tf.Variable(9000, dtype=tf.int64))
-    assert float(after_the_decay()) == pytest.approx(2.0 if schedule == "constant" else 0.2)
+    seen = tf.Variable(1000, dtype=tf.int64)
+    optimizer = optimizers.make(config, "g", seen)
+    assert float(optimizer.learning_rate) == pytest.approx(2.0 * expected)
+    seen.assign(9000)
+    end = 2.0 if schedule == "constant" else 0.2
+    assert float(optimizer.learning_rate) == pytest.approx(end)
 
 
 def test_weight_norm_ignores_the_kernels_length():
@@ -227,12 +230,17 @@ def update_with_overflow(config: Config, bad_replica: int | None):
         index = replicas.replica_index()
         bad = tf.equal(index, -1 if bad_replica is None else bad_replica)
         value = tf.where(bad, np.inf, 1.0)
-        variables.d.apply([tf.fill(w.shape, value) for w in variables.d.weights])
+        variables.load()
+        d = TracedNetwork(variables.d)
+        d.apply([tf.fill(w.shape, value) for w in d.weights], 0)
+        variables.store()
         return tf.zeros([])
 
     tf.function(lambda: devices.run_and_sum(update))()
     copies = [
-        np.concatenate([w.values[k].numpy().ravel() for w in variables.d.weights])
+        np.concatenate(
+            [w.value.values[k].numpy().ravel() for w in variables.discriminator.trainable_variables]
+        )
         for k in range(devices.num_replicas)
     ]
     return before, copies, variables.d

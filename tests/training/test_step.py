@@ -17,6 +17,7 @@ from trainer.models import randomness
 from trainer.models.objective import OBJECTIVES
 from trainer.models.randomness import Draws
 from trainer.training import state, step
+from trainer.training.updates import TracedNetwork
 
 
 @pytest.mark.parametrize("recipe", recipes.RECIPES)
@@ -55,19 +56,19 @@ class CallCounter:
 
     def __init__(self, monkeypatch, network, updater):
         self.calls, self.updates = [], 0
-        call, apply = network.call, type(updater).apply
+        call, apply = network.call, TracedNetwork.apply
 
         def counted_call(inputs, *args, **kwargs):
             images = inputs[0] if isinstance(inputs, (list, tuple)) else inputs
             self.calls.append(images.shape[0])
             return call(inputs, *args, **kwargs)
 
-        def counted_apply(gradients):
-            self.updates += 1
-            return apply(updater, gradients)
+        def counted_apply(traced, *args):
+            self.updates += traced._updater is updater
+            return apply(traced, *args)
 
         monkeypatch.setattr(network, "call", counted_call)
-        object.__setattr__(updater, "apply", counted_apply)  # the dataclass is frozen
+        monkeypatch.setattr(TracedNetwork, "apply", counted_apply)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,8 @@ def test_update_rules_call_and_update_the_networks_as_often_as_specified(
     replica_step = step.Step(config, variables, data.shape.classes, 1)
     reals = tf.constant(data.images[: 8 * config.d_steps].reshape(-1, 8, 28, 28, 1))
     labels = tf.zeros([config.d_steps, 8], tf.int32)
-    tf.function(replica_step)(reals, labels)
+    position = step.Position.of(config, variables.images, variables.rollbacks)
+    tf.function(replica_step)(reals, labels, position)
     assert (d.calls, d.updates) == (d_calls, d_updates)
     assert (g.calls, g.updates) == (g_calls, 1)
 
@@ -152,13 +154,24 @@ def test_fused_optimizers_equal_those_of_keras():
         start = np.linspace(-1, 1, 7, dtype=np.float32)
         own_variable = keras.Variable(start)
         keras_variable = keras.Variable(start)
-        own_optimizer = optimizers.make(recipes.resolve(config), lambda: tf.constant(1e-3))
+        resolved = recipes.resolve(dict(**config, g_lr=1e-3))
+        own_optimizer = optimizers.make(resolved, "g", tf.Variable(0, dtype=tf.int64))
         own_optimizer.build([own_variable])
+        own_slots = [slot.value for (slot,) in own_optimizer.slots()]
         keras_optimizer.build([keras_variable])
         for k in range(5):
             gradient = tf.constant(np.cos(start * (k + 1)))
-            own_optimizer.update_step(gradient, own_variable.value, own_optimizer.learning_rate)
             own_optimizer.iterations.assign_add(1)
+            before = [v.numpy() for v in (own_variable, *own_slots)]
+            for finite in (False, True):
+                gradient_or_none = gradient if finite else tf.zeros_like(gradient)
+                own_optimizer.update(
+                    own_variable.value, own_slots, gradient_or_none, tf.constant(finite), 0
+                )
+                if not finite:  # nothing changes but RMSprop's second slot, which is never read
+                    after = [v.numpy() for v in (own_variable, *own_slots)]
+                    kept = 2 if config["optimizer"] == "rmsprop" else len(after)
+                    np.testing.assert_array_equal(after[:kept], before[:kept])
             keras_optimizer.apply([gradient], [keras_variable])
         np.testing.assert_allclose(
             own_variable.numpy(), keras_variable.numpy(), rtol=1e-5, atol=1e-7
@@ -175,7 +188,11 @@ def test_ema_half_life_is_measured_in_images(tiny):
     variables.images.assign(10**6)  # far beyond the ramp
     for variable in variables.generator.variables:
         variable.assign_add(tf.ones_like(variable))
-    tf.function(step.Step(config, variables, data.shape.classes, 1)._update_ema)()
+    variables.load()
+    whole = step.Step(config, variables, data.shape.classes, 1)
+    position = step.Position.of(config, variables.images, variables.rollbacks)
+    tf.function(lambda: step.ReplicaStep(whole, position).update_ema())()
+    variables.store()
     for old, new in zip(before, variables.ema_generator.variables, strict=True):
         np.testing.assert_allclose(new.numpy(), old + 0.5, rtol=1e-5, atol=1e-6)
 

@@ -1,6 +1,7 @@
 """`generate`: draws images from a checkpoint of a run."""
 
 import logging
+import math
 
 from trainer import api
 from trainer.commands.flags import runs
@@ -25,6 +26,11 @@ def main(arguments: list[str], _: StopRequest) -> None:
     parser.text("label", "class of all images, by number or name")
     parser.text("labels", "classes to cycle through, such as 0,1,2 (default: all classes)")
     parser.integer("seed", "seed of the latent vectors", default=0)
+    parser.real(
+        "truncation",
+        "largest absolute value of a latent from N(0, 1), such as 0.7, for images that are more "
+        "typical and differ less (default: no limit)",
+    )
     parser.path("out", "output: FILE.png, FILE.npz or a folder (default: RUN_DIR/generated.png)")
     runs.define_checkpoint(parser)
     parser.text("devices", "device to draw on: auto, cpu or gpu:N", default="auto")
@@ -32,6 +38,8 @@ def main(arguments: list[str], _: StopRequest) -> None:
     if values["num"] < 1:
         raise UsageError(f"--num={values['num']} must be 1 or more.")
     api.check_seed(values["seed"])
+    if values["truncation"] is not None and not 0 < values["truncation"] < math.inf:
+        raise UsageError(f"--truncation={values['truncation']:g} must be a number above 0.")
     out = runs.output_path(values, "generated.png")
     if out.suffix not in ("", ".png", ".npz"):
         raise UsageError(
@@ -44,7 +52,7 @@ def main(arguments: list[str], _: StopRequest) -> None:
         # Imported late, because importing TensorFlow takes seconds.
         from trainer.generation.generate import GenerationOptions, generate
 
-    options = GenerationOptions(values["num"], classes, values["seed"])
+    options = GenerationOptions(values["num"], classes, values["seed"], values["truncation"])
     generate(run.run_dir, run.config, options, out, run.checkpoint)
 
 

@@ -1,5 +1,6 @@
 """`train`: trains a recipe on a data set, or resumes the run in the run directory."""
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping
@@ -9,12 +10,12 @@ from trainer import api
 from trainer.commands.flags import config_flags, settings_help
 from trainer.commands.flags.command_line import CommandLine
 from trainer.config import Config
-from trainer.data import sources
-from trainer.machine import cluster
+from trainer.machine.cluster import find_cluster
 from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
 from trainer.reporting.control import Control
 from trainer.storage.address import is_bucket
+from trainer.storage.start import Start
 from trainer.storage.stored_config import read_stored_config
 
 log = logging.getLogger(__name__)
@@ -25,32 +26,24 @@ SUMMARY = "Trains a recipe on a data set.  Running the same command again resume
 def main(arguments: list[str], stop_requested: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
     values = _command_line().parse(arguments, settings_help.help_details)
-    config = _resolve(values)
-    requested = {name for name, value in values.items() if value is not None}
+    start = _resolve(values)
     if values["dry_run"]:
-        sources.check(config, requested)
-        print(config.to_json(), end="")
+        api.check(start)
+        print(start.config.to_json(), end="")
         return
-    machines = cluster.find_cluster(config.workers, values["worker_index"], os.environ)
+    config = start.config
+    cluster = find_cluster(config.workers, values["worker_index"], os.environ)
     stop_requested.allow_graceful_stop()
     as_json = config.log_format == "json"
     terminal = Console(plain=as_json)
-    worker = str(machines.index if machines else 0)
+    worker = str(cluster.index if cluster else 0)
     log_to(terminal, {"run": config.run_dir, "worker": worker} if as_json else None)
     for warning in config_flags.warnings_of_replaced_flags(values, config):
         log.warning("%s", warning)
-    api.train(
-        config,
-        fresh=values["fresh"],
-        accept_changed_data=values["accept_changed_data"],
-        control=Control(
-            terminal=terminal,
-            stop_requested=stop_requested,
-            secs_left=stop_requested.secs_left,
-            worker_index=values["worker_index"],
-        ),
-        requested=requested,
+    control = Control(
+        terminal=terminal, stop_requested=stop_requested, secs_left=stop_requested.secs_left
     )
+    api.train_start(dataclasses.replace(start, cluster=cluster), control)
 
 
 def _command_line() -> CommandLine:
@@ -63,8 +56,8 @@ def _command_line() -> CommandLine:
     parser.group("Starting and resuming")
     parser.boolean(
         "dry_run",
-        "check that the data set exists, print the resolved configuration as JSON and stop; "
-        "nothing is read from buckets",
+        "check the flags, the run directory and that the data set exists, print the resolved "
+        "configuration as JSON and stop; no image is read, and nothing from buckets",
         default=False,
     )
     parser.boolean(
@@ -80,12 +73,19 @@ def _command_line() -> CommandLine:
     return parser
 
 
-def _resolve(values: Mapping[str, Any]) -> Config:
-    """Returns the configuration that the flags, and the run that they resume, select."""
+def _resolve(values: Mapping[str, Any]) -> Start:
+    """Returns the configuration that the flags select, and that of the run that they resume."""
 
     def stored_config(run_dir: str) -> Config | None:
         if values["fresh"] or (values["dry_run"] and is_bucket(run_dir)):
             return None
         return read_stored_config(run_dir)
 
-    return config_flags.config_from_flags(values, stored_config=stored_config)
+    config, stored = config_flags.resolve(values, stored_config=stored_config)
+    return Start(
+        config=config,
+        stored=stored,
+        requested={name for name, value in values.items() if value is not None},
+        fresh=values["fresh"],
+        accept_changed_data=values["accept_changed_data"],
+    )

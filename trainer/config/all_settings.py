@@ -7,8 +7,16 @@ import types
 import typing
 
 from trainer.config.common_settings import Common
-from trainer.config.model_settings import Data, FineTuning, Networks, Objective, Optimizers
+from trainer.config.model_settings import (
+    Augmentation,
+    Data,
+    FineTuning,
+    Networks,
+    Objective,
+    Optimizers,
+)
 from trainer.config.operation_settings import Computation, Evaluation, Limits, Output, Workers
+from trainer.config.schedules import Schedule
 from trainer.config.settings import FilePath, check_value
 
 
@@ -21,6 +29,7 @@ class AllSettings(
     Computation,
     Evaluation,
     Optimizers,
+    Augmentation,
     Objective,
     FineTuning,
     Networks,
@@ -51,6 +60,12 @@ def paths() -> frozenset[str]:
     """Returns the names of the settings that accept a path."""
     hints = typing.get_type_hints(AllSettings, include_extras=True)
     return frozenset(name for name, hint in hints.items() if hint == FilePath)
+
+
+@functools.cache
+def scheduled() -> frozenset[str]:
+    """Returns the names of the settings that accept a schedule."""
+    return frozenset(name for name, kinds in value_types().items() if Schedule in kinds)
 
 
 def groups() -> "dict[str, list[dataclasses.Field[typing.Any]]]":

@@ -1,7 +1,10 @@
 """Checks which settings fit together, and which may change when a run is resumed."""
 
 import dataclasses
+from collections.abc import Collection, Sequence
+from typing import Any
 
+from trainer.config import augment_policy
 from trainer.config.all_settings import AllSettings
 from trainer.config.update_rule import UpdateRule
 from trainer.errors import UsageError
@@ -14,6 +17,11 @@ def check_together(config: AllSettings) -> None:
         raise UsageError(
             f"--update_rule={rule} needs one discriminator update per step. It excludes "
             f"--d_steps={config.d_steps}."
+        )
+    if config.g_upsampling == "resize" and config.g_weights != "plain":
+        raise UsageError(
+            f"--g_upsampling=resize needs kernels without normalisation. It excludes "
+            f"--g_weights={config.g_weights}."
         )
     if config.gradient_penalty and config.d_norm == "batch":
         raise UsageError(
@@ -30,18 +38,35 @@ def check_together(config: AllSettings) -> None:
             f"--d_freeze_layers={config.d_freeze_layers} keeps weights of another run. Name that "
             "run with --init_from."
         )
-    for name in ("g_lr", "d_lr"):
-        schedule = getattr(config, f"{name}_schedule")
-        if schedule in ("linear", "cosine") and not config.lr_decay_kimg:
-            raise UsageError(f"--{name}_schedule={schedule} needs --lr_decay_kimg.")
-        if schedule == "inverse_time" and not getattr(config, f"{name}_decay_per_kimg"):
-            raise UsageError(f"--{name}_schedule=inverse_time needs --{name}_decay_per_kimg.")
+    augment_policy.parse(config.augment, config.augment_policy)
+    if config.augment_strength == "adaptive" and config.augment == "none":
+        raise UsageError(
+            "--augment_strength=adaptive needs an augmentation. Add --augment=ada or diffaugment."
+        )
 
 
-def frozen_differences(old: AllSettings, new: AllSettings) -> list[str]:
-    """Returns the settings that differ but may not change, as "name: old -> new"."""
-    return [
-        f"{f.name}: {getattr(old, f.name)} -> {getattr(new, f.name)}"
-        for f in dataclasses.fields(old)
-        if not f.metadata["may_change"] and getattr(old, f.name) != getattr(new, f.name)
-    ]
+def frozen_differences(
+    old: AllSettings, new: AllSettings, without: Collection[str] = ()
+) -> list[str]:
+    """Returns the settings that differ but may not change, as "name: old -> new".
+
+    Args:
+      old: the settings of the run.
+      new: the settings of this start.
+      without: names of settings that are not compared.
+    """
+    fields = [f for f in dataclasses.fields(old) if not f.metadata["may_change"]]
+    return _differences(old, new, [f for f in fields if f.name not in without])
+
+
+def changes(old: AllSettings, new: AllSettings) -> list[str]:
+    """Returns the settings of a run that a new start changes, as "name: old -> new"."""
+    fields = [f for f in dataclasses.fields(old) if f.metadata["may_change"]]
+    return _differences(old, new, [f for f in fields if not f.metadata["per_start"]])
+
+
+def _differences(
+    old: AllSettings, new: AllSettings, fields: Sequence["dataclasses.Field[Any]"]
+) -> list[str]:
+    values = [(f.name, getattr(old, f.name), getattr(new, f.name)) for f in fields]
+    return [f"{name}: {before} -> {now}" for name, before, now in values if before != now]

@@ -2,13 +2,14 @@
 
 import dataclasses
 
+from trainer.config.augment_policy import AUGMENTATIONS
+from trainer.config.schedules import Value
 from trainer.config.settings import FilePath, setting
 from trainer.config.update_rule import UPDATE_RULES
 
 NORMS = ("batch", "instance", "layer", "none")
 KERNELS = ("plain", "spectral", "weight")
 CONDITIONAL_NORM = ("batchnorm", "batchnorm_alone")  # values of g_conditioning
-SCHEDULES = ("constant", "linear", "cosine", "inverse_time")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,29 @@ class Data:
         False, "skip pictures of your own that cannot be read instead of stopping"
     )
     horizontal_flip: bool = setting(False, "flip each training image horizontally at random")
+    shuffle: str = setting(
+        "auto",
+        "order of the images in an epoch: full (any order), or blocks, which reads neighbouring "
+        "images together and mixes blocks of them. auto selects blocks if the images are read "
+        "from a network disk during training, and full otherwise",
+        choices=("auto", "full", "blocks"),
+        legacy="full",
+    )
+    cache_dir: FilePath = setting(
+        "",
+        "folder of the cache of decoded pictures, which runs and workers may share (default: in "
+        "the user's cache)",
+        scope="start",
+        legacy="",
+    )
+    cache_gib: float = setting(
+        0.0,
+        "size that the cache of decoded pictures may reach, in GiB; the least recently used "
+        "pictures are removed first. 0 means as much as the disk holds",
+        bounds=(0, None),
+        scope="start",
+        legacy=0.0,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,10 +75,10 @@ class Networks:
         choices=("tanh", "sigmoid"),
     )
     g_width: float = setting(
-        1.0, "factor that scales the number of filters of the generator", bounds=(0.03, 64)
+        1.0, "factor that scales the number of filters of the generator", bounds=(0.01, 64)
     )
     d_width: float = setting(
-        1.0, "factor that scales the number of filters of the discriminator", bounds=(0.03, 64)
+        1.0, "factor that scales the number of filters of the discriminator", bounds=(0.01, 64)
     )
     g_conditioning: str = setting(
         "concat",
@@ -82,6 +106,13 @@ class Networks:
         "plain",
         "normalisation of the generator's kernels: none, spectral or weight normalisation",
         choices=KERNELS,
+    )
+    g_upsampling: str = setting(
+        "transposed",
+        "transposed convolutions of stride 2 in the generator: as they are, or with the kernels of "
+        "nearest-neighbour resizing and a convolution (resize), which leave no checkerboard",
+        choices=("transposed", "resize"),
+        legacy="transposed",
     )
     d_weights: str = setting(
         "plain",
@@ -128,7 +159,7 @@ class Objective:
     """Objective and updates."""
 
     loss: str = setting("nonsaturating", "adversarial loss")
-    gradient_penalty: float = setting(
+    gradient_penalty: Value = setting(
         0.0,
         "weight of the penalty on the norm of the discriminator's gradient at points between "
         "reals and fakes (WGAN-GP uses 10); 0 disables it",
@@ -155,22 +186,16 @@ class Objective:
         "fraction of the discriminator's images whose real or fake label is flipped at random",
         bounds=(0, 0.5),
     )
-    d_input_noise: float = setting(
+    d_input_noise: Value = setting(
         0.0,
         "standard deviation of the Gaussian noise added to the images that the discriminator sees",
         bounds=(0, 10),
     )
-    d_layer_noise: float = setting(
+    d_layer_noise: Value = setting(
         0.0,
         "standard deviation of the Gaussian noise added to the inputs of the discriminator's "
         "hidden layers",
         bounds=(0, 10),
-    )
-    noise_decay_kimg: float = setting(
-        0.0,
-        "kimg over which d_input_noise and d_layer_noise decrease linearly to 0; 0 keeps them "
-        "constant",
-        bounds=(0, None),
     )
     update_rule: str = setting(
         "joint",
@@ -189,45 +214,58 @@ class Objective:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Augmentation."""
+
+    augment: str = setting(
+        "none",
+        "augmentation of the images that the discriminator sees, reals and fakes alike, in the "
+        "updates of both networks",
+        choices=AUGMENTATIONS,
+        legacy="none",
+    )
+    augment_policy: str = setting(
+        "",
+        "transformations of the augmentation, as NAME,NAME:FACTOR with factors from 0 to 1 of "
+        "their probabilities: color, translation and cutout of diffaugment; blit, geometry, color "
+        "and cutout, or single ones such as xflip, of ada (default: color,translation,cutout or "
+        "blit,geometry,color)",
+        legacy="",
+    )
+    augment_strength: Value | str = setting(
+        "auto",
+        "probability of each transformation. adaptive starts at 0 and holds the mean sign of the "
+        "discriminator's logits on reals at --augment_target; auto is adaptive for ada and 1 for "
+        "diffaugment",
+        choices=("auto", "adaptive"),
+        bounds=(0, 1),
+        legacy="auto",
+    )
+    augment_target: float = setting(
+        0.6,
+        "mean sign of the discriminator's logits on reals above which the adaptive strength rises",
+        bounds=(-1, 1),
+        legacy=0.6,
+    )
+    augment_speed_kimg: float = setting(
+        500.0,
+        "kimg in which the adaptive strength changes by 1",
+        bounds=(0.001, None),
+        legacy=500.0,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizers:
     """Optimizers."""
 
     optimizer: str = setting(
         "adam", "optimizer of both networks", choices=("adam", "rmsprop", "sgd")
     )
-    g_lr: float = setting(2e-4, "learning rate of the generator", bounds=(0, 10))
-    d_lr: float = setting(2e-4, "learning rate of the discriminator", bounds=(0, 10))
-    g_lr_schedule: str = setting(
-        "constant", "learning-rate schedule of the generator", choices=SCHEDULES
-    )
-    d_lr_schedule: str = setting(
-        "constant", "learning-rate schedule of the discriminator", choices=SCHEDULES
-    )
-    lr_decay_kimg: float = setting(
-        0.0,
-        "kimg over which the linear and cosine learning-rate schedules decay; the rate is "
-        "constant afterwards",
-        bounds=(0, None),
-    )
-    lr_end: float = setting(
-        0.0,
-        "final learning rate of the linear and cosine schedules, as a fraction of the initial rate",
-        bounds=(0, 1),
-    )
-    g_lr_decay_per_kimg: float = setting(
-        0.0,
-        "decay of the inverse_time schedule of the generator: its learning rate is divided by "
-        "1 + decay * kimg",
-        bounds=(0, None),
-    )
-    d_lr_decay_per_kimg: float = setting(
-        0.0,
-        "decay of the inverse_time schedule of the discriminator: its learning rate is divided by "
-        "1 + decay * kimg",
-        bounds=(0, None),
-    )
+    g_lr: Value = setting(2e-4, "learning rate of the generator", bounds=(0, 10))
+    d_lr: Value = setting(2e-4, "learning rate of the discriminator", bounds=(0, 10))
     beta1: float = setting(0.9, "decay rate of Adam's first-moment estimate", bounds=(0, 0.9999))
-    beta2: float = setting(
+    beta2: Value = setting(
         0.999,
         "decay rate of Adam's second-moment estimate, or of RMSprop's mean square",
         bounds=(0, 1),
@@ -239,9 +277,16 @@ class Optimizers:
         legacy=1e-7,
     )
     momentum: float = setting(0.9, "momentum of the SGD optimizer", bounds=(0, 0.9999))
-    ema_half_life_kimg: float = setting(
+    ema_half_life_kimg: Value = setting(
         0.0,
         "half-life in kimg of the exponential moving average (EMA) of the generator's weights, "
         "from which images are drawn; 0 disables it",
         bounds=(0, None),
+    )
+    ema_ramp: float = setting(
+        0.05,
+        "largest half-life of the EMA as a share of the images seen, so that it leaves the initial "
+        "weights behind early; 0 sets no limit",
+        bounds=(0, 1),
+        legacy=0.05,
     )

@@ -8,12 +8,14 @@ new setting is one entry there, in the class of its group, and the code that use
 import dataclasses
 import difflib
 import json
+import types
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.config import hyperparameters, replaced
-from trainer.config.all_settings import AllSettings, value_types
+from trainer.config import hyperparameters, replaced, schedules
+from trainer.config.all_settings import AllSettings, scheduled, value_types
 from trainer.config.compatibility import check_together
+from trainer.config.schedules import Schedule
 from trainer.config.settings import Duration
 from trainer.config.update_rule import UpdateRule
 from trainer.errors import UsageError
@@ -48,14 +50,15 @@ class Config(AllSettings):
         """Returns the settings that must be equal on all workers, as JSON."""
         own = (
             "data_dir", "run_dir", "tensorboard_dir", "model_dir", "scratch_dir", "devices",
-            "workers", "heartbeat", "metrics_port",
+            "workers", "heartbeat", "metrics_port", "cache_dir", "cache_gib",
         )  # fmt: skip
         return json.dumps({k: v for k, v in self.as_dict().items() if k not in own})
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the settings by name, durations as text."""
+        """Returns the settings by name, durations and schedules as text."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {k: str(v) if isinstance(v, Duration) else v for k, v in values.items()}
+        as_text = (Duration, Schedule)
+        return {k: str(v) if isinstance(v, as_text) else v for k, v in values.items()}
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> "Config":
@@ -79,33 +82,38 @@ class Config(AllSettings):
                 f"{source} has format_version {version!r}; this version reads {FORMAT_VERSION}."
             )
         legacy = legacy_values()
-        values = replaced.translate(values, without=legacy.__getitem__)
         try:
-            return cls(**{**legacy, **cls.parse_values(values)})
+            return cls(**{**legacy, **cls.parse_values(values, legacy)})
         except UsageError as error:
             raise UsageError(f"{source}: {error}") from None
 
     @classmethod
-    def parse_values(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Converts durations that are given as text.
+    def parse_values(
+        cls, values: Mapping[str, Any], base: Mapping[str, Any] = types.MappingProxyType({})
+    ) -> dict[str, Any]:
+        """Converts durations and schedules that are given as text, and replaced settings.
+
+        Args:
+          values: settings by name.
+          base: the settings that `values` override.
 
         Raises:
-          UsageError: for a name that is no setting, or a duration that is none.
+          UsageError: for a name that is no setting, or a text that is no duration or schedule.
         """
-        kinds = value_types()
-        parsed = {}
+        kinds, fields = value_types(), {field.name: field for field in dataclasses.fields(cls)}
+        old, parsed = {}, {}
         for name, value in values.items():
+            if name in replaced.NAMES:
+                old[name] = value
+                continue
             if name not in kinds:
                 near = difflib.get_close_matches(name, kinds, n=1)
                 hint = f" Did you mean {near[0]}?" if near else ""
                 raise UsageError(f"{name!r} is not a setting.{hint}")
-            if Duration in kinds[name] and isinstance(value, str):
-                try:
-                    value = Duration.parse(value)
-                except ValueError as error:
-                    raise UsageError(f"{name}: {error}.") from None
-            parsed[name] = value
-        return parsed
+            parsed[name] = _parse(fields[name], kinds[name], value)
+        return replaced.translate(
+            old, parsed, without=lambda name: base.get(name, fields[name].default)
+        )
 
     def per_run_settings(self) -> dict[str, Any]:
         """Returns the settings that a resumed run keeps, by name."""
@@ -118,6 +126,38 @@ class Config(AllSettings):
     def replace(self, **changes: Any) -> "Config":
         """Returns a copy with some settings changed."""
         return dataclasses.replace(self, **changes)
+
+    def with_spans_in_kimg(self, epoch_size: int) -> "Config":
+        """Returns a copy whose schedules have their spans in kimg, not as shares of the run.
+
+        Args:
+          epoch_size: number of images in the data set.
+        """
+        images = self.length.images(self.batch_size, epoch_size)
+        values = {name: getattr(self, name) for name in scheduled()}
+        return self.replace(
+            **{k: v.in_kimg(images) for k, v in values.items() if isinstance(v, Schedule)}
+        )
+
+
+def _parse(field: "dataclasses.Field[Any]", kinds: tuple[type, ...], value: Any) -> Any:
+    """Returns the value of a setting, which may be given as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        if Duration in kinds:
+            return Duration.parse(value)
+        if Schedule in kinds and value not in field.metadata["choices"]:
+            return schedules.parse(value)
+    except ValueError as error:
+        if Duration in kinds:
+            raise UsageError(f"{field.name}: {error}.") from None
+        forms = ", ".join(repr(form) for form in (*field.metadata["choices"], *schedules.SYNTAX))
+        raise UsageError(
+            f"--{field.name}={value!r} is not valid ({error}). Give a number or one of the forms "
+            f"{forms}."
+        ) from None
+    return value
 
 
 def legacy_values() -> dict[str, Any]:

@@ -3,9 +3,11 @@
 import dataclasses
 import math
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
+from trainer.config.numbers import shortest
+from trainer.config.schedules import Schedule
 from trainer.errors import UsageError, one_of
 
 UNITS = ("steps", "epochs", "kimg")
@@ -46,6 +48,24 @@ class Duration:
         return -(-self.images(batch_size, epoch_size) // batch_size)
 
 
+def durations_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings whose lengths, such as kimg=5 and sample_every=5, are durations.
+
+    Raises:
+      UsageError: if two of them set the length of training.
+    """
+    given = dict(settings)
+    lengths = [unit for unit in UNITS if unit in given]
+    if len(lengths) > 1:
+        raise UsageError(f"{' and '.join(lengths)} both set the length of training. Use one.")
+    for unit in lengths:
+        given["length"] = Duration(given.pop(unit), unit)
+    for name in ("sample_every", "checkpoint_every", "evaluate_every"):
+        if isinstance(given.get(name), (int, float)):
+            given[name] = Duration(given[name], "kimg")
+    return given
+
+
 def setting(
     default: Any,
     help: str,
@@ -60,7 +80,7 @@ def setting(
     Args:
       default: value if neither the recipe nor the user sets another.
       help: its text in --help.
-      choices: allowed values of a string setting.
+      choices: allowed texts.
       bounds: lowest and highest allowed value of a number, None for no bound.
       scope: "run" if the setting defines the run, so that it cannot change; "resume" if a run
         may be resumed with another value, but keeps its value without the flag; "start" if it
@@ -81,12 +101,6 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def shortest(value: float) -> str:
-    """Returns the shortest text that reads as the same number."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
-
-
 def as_flag(name: str, value: Any) -> str:
     """Returns a setting with its value as the user writes it, such as --kimg=5."""
     if isinstance(value, Duration):
@@ -94,7 +108,7 @@ def as_flag(name: str, value: Any) -> str:
             return f"--{value.unit}={shortest(value.value)}"
         if value.unit == "kimg":
             return f"--{name}_kimg={shortest(value.value)}"
-    return f"--{name}={value}"
+    return f"--{name}={str(value)!r}" if isinstance(value, Schedule) else f"--{name}={value}"
 
 
 def check_value(field: "dataclasses.Field[Any]", value: Any, allowed: tuple[type, ...]) -> None:
@@ -108,15 +122,29 @@ def check_value(field: "dataclasses.Field[Any]", value: Any, allowed: tuple[type
     name, rules = field.name, field.metadata
     whole_for_real = float in allowed and type(value) is int
     if type(value) not in allowed and not whole_for_real:
-        names = " or ".join(t.__name__ for t in allowed if t is not types.NoneType)
+        names = " or ".join(
+            "schedule" if t is Schedule else t.__name__ for t in allowed if t is not types.NoneType
+        )
         raise UsageError(f"--{name}={value!r} must be of type {names}.")
-    if rules["choices"]:
+    if rules["choices"] and isinstance(value, str):
         one_of(f"--{name}", value, rules["choices"])
-    number = value.value if isinstance(value, Duration) else value
-    if isinstance(number, (int, float)) and not math.isfinite(number):
-        raise UsageError(f"{as_flag(name, value)} must be finite.")
-    low, high = rules["low"], rules["high"]
+    for number in _numbers(value):
+        _check_number(as_flag(name, value), number, rules["low"], rules["high"])
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    """Returns the numbers that a value consists of."""
+    if isinstance(value, Duration):
+        return (value.value,)
+    if isinstance(value, Schedule):
+        return value.values()
+    return (value,) if isinstance(value, (int, float)) else ()
+
+
+def _check_number(shown: str, number: float, low: float | None, high: float | None) -> None:
+    if not math.isfinite(number):
+        raise UsageError(f"{shown} must be finite.")
     if low is not None and number < low:
-        raise UsageError(f"{as_flag(name, value)} is too small: it must be {low:g} or more.")
+        raise UsageError(f"{shown} is too small: it must be {low:g} or more.")
     if high is not None and number > high:
-        raise UsageError(f"{as_flag(name, value)} is too large: it must be {high:g} or less.")
+        raise UsageError(f"{shown} is too large: it must be {high:g} or less.")

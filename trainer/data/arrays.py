@@ -1,8 +1,6 @@
 """Loads a user's own images from an .npz file with x and y, or x_train, y_train, x_test, y_test."""
 
-import zipfile
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -13,6 +11,7 @@ from trainer.data.file_stores import printable
 from trainer.data.images import ImageSet, resize
 from trainer.data.listing import SPLITS
 from trainer.errors import DataError
+from trainer.files.packed import ArrayHeader, Npz
 from trainer.machine import memory
 
 
@@ -45,46 +44,27 @@ def count(path: Path, split: str) -> int:
       DataError: if the file is damaged, or has no arrays of images for the split.
     """
     total = 0
-    try:
-        with zipfile.ZipFile(path) as archive:
-            files = {name.removesuffix(".npy"): name for name in archive.namelist()}
-            for name in _array_names(path, split, tuple(files))[0]:
-                with archive.open(files[name]) as file:
-                    shape = _shape(file)
-                total += shape[0] if shape else 0
-    except formats.DAMAGE as error:
-        raise formats.damaged(path, error) from None
+    with formats.naming(path), Npz(path) as archive:
+        for name in _array_names(path, split, archive.names)[0]:
+            shape = archive.header(name).shape
+            total += shape[0] if shape else 0
     return total
-
-
-def _shape(file: IO[bytes]) -> tuple[int, ...]:
-    """Reads the shape of an array from the header of its .npy file."""
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)[0]
-    return np.lib.format.read_array_header_2_0(file)[0]
 
 
 def _read(path: Path, split: str) -> tuple[list[np.ndarray], list[np.ndarray], tuple[str, ...]]:
     """Returns the image arrays and label arrays of a split, and all class names."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            packed = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        pixels, labels = _array_names(path, split, tuple(packed))
-        total = sum(packed[name].file_size for name in pixels)
+    with formats.naming(path), Npz(path) as archive:
+        pixels, labels = _array_names(path, split, archive.names)
+        # The labels of all splits define the classes, so that a label means the same in each.
+        names = [name for name in archive.names if name in ("y", "y_train", "y_test")]
         memory.check_bytes_fit(
             printable(path),
             f"the arrays {', '.join(pixels)}",
-            total,
+            sum(_header(path, archive, name).nbytes for name in (*pixels, *names)),
             "Save fewer or smaller images.",
         )
-        with np.load(path, allow_pickle=False) as arrays:
-            x = [_images(path, name, _array(path, arrays, name)) for name in pixels]
-            # The labels of all splits define the classes, so that a label means the same in each.
-            names = [name for name in packed if name in ("y", "y_train", "y_test")]
-            all_labels = {name: _labels(path, name, _array(path, arrays, name)) for name in names}
-    except formats.DAMAGE as error:
-        raise formats.damaged(path, error) from None
+        x = [_images(path, name, archive.read(name)) for name in pixels]
+        all_labels = {name: _labels(path, name, archive.read(name)) for name in names}
     for name, images in zip(labels, x):
         if len(all_labels[name]) != len(images):
             raise DataError(
@@ -123,16 +103,14 @@ def _array_names(path: Path, split: str, found: tuple[str, ...]) -> tuple[list[s
     return pixels, [] if missing else labels
 
 
-def _array(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    try:
-        return arrays[name]
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
+def _header(path: Path, archive: Npz, name: str) -> ArrayHeader:
+    found = archive.header(name)
+    if found.dtype.hasobject:
         raise DataError(
             f"{printable(path)}: {name} contains Python objects, which could run code. Save it "
             "as an array of numbers."
-        ) from None
+        )
+    return found
 
 
 def _images(path: Path, name: str, array: np.ndarray) -> np.ndarray:

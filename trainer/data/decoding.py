@@ -8,9 +8,13 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from trainer.machine.memory import Budget
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 MAX_PIXELS = 100_000_000
+# Memory for decoding: the pixels in the file's mode, rotated and converted (4 bytes each).
+BYTES_PER_PIXEL = 16
 MIN_SIDE, MAX_SIDE = 8, 64  # range of the default image size
 GRAY_MODES = ("1", "L", "LA", "La", "I", "F")
 
@@ -49,7 +53,7 @@ def read_header(file: IO[bytes]) -> Header:
         return Header(*image.size, _is_gray(image))
 
 
-def decode(file: IO[bytes], size: int, channels: int) -> np.ndarray:
+def decode(file: IO[bytes], size: int, channels: int, budget: Budget) -> np.ndarray:
     """Decodes an image file to [size, size, channels] uint8.
 
     The image is rotated according to its EXIF data, its transparent pixels become white, and its
@@ -59,6 +63,7 @@ def decode(file: IO[bytes], size: int, channels: int) -> np.ndarray:
       file: the image file.
       size: height and width of the result in pixels.
       channels: 1 for gray, 3 for RGB.
+      budget: memory for the pixels of the file, which all threads share.
 
     Raises:
       ImageFileError: if the file cannot be decoded.
@@ -66,15 +71,21 @@ def decode(file: IO[bytes], size: int, channels: int) -> np.ndarray:
     with _opened(file) as image:
         # Decodes a JPEG that is much larger than needed at a reduced size, which is faster.
         image.draft(None, (2 * size, 2 * size))
-        upright = _to_8_bits(ImageOps.exif_transpose(image), image.format)
-        opaque = _without_transparency(upright, channels)
-        width, height = opaque.size
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        square = opaque.resize(
-            (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
-        )
-        return np.asarray(square).reshape(size, size, channels)
+        with budget.reserved(image.width * image.height * BYTES_PER_PIXEL):
+            return _decode_square(image, size, channels)
+
+
+def _decode_square(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """Decodes an open image to [size, size, channels] uint8."""
+    upright = _to_8_bits(ImageOps.exif_transpose(image), image.format)
+    opaque = _without_transparency(upright, channels)
+    width, height = opaque.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = opaque.resize(
+        (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
+    )
+    return np.asarray(square).reshape(size, size, channels)
 
 
 def default_size(side: int) -> int:
@@ -121,6 +132,8 @@ def _opened(file: IO[bytes]) -> Iterator[Image.Image]:
         raise ImageFileError(f"it has more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise ImageFileError("it is not a PNG, JPEG, BMP, GIF, WebP or TIFF file") from None
+    except MemoryError as error:
+        raise ImageFileError(str(error) or "there is not enough memory to decode it") from None
     except Exception as error:  # decoders raise many types of errors for damaged files
         raise ImageFileError(" ".join(str(error).split()) or type(error).__name__) from None
 

@@ -6,17 +6,16 @@ import re
 import stat
 import threading
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO
 
 from trainer.data.decoding import ImageFileError
 from trainer.errors import DataError
+from trainer.files import packed
 
 MAX_MEMBER = 1 << 29  # largest unpacked size of one archive member, in bytes
 # Largest unpacked size of an archive, in bytes or as a multiple of its own size.
 MAX_UNPACKED, MAX_RATIO = 1 << 30, 200
-UNPACKING = (OSError, EOFError, RuntimeError, KeyError, zlib.error, zipfile.BadZipFile)
 
 
 def printable(name: str | Path) -> str:
@@ -59,6 +58,10 @@ class Folder:
         except OSError as error:
             raise ImageFileError(error.strerror or str(error)) from None
 
+    def memory(self, name: str) -> int:
+        """Returns 0: opening a file reads none of it into memory."""
+        return 0
+
     def close(self) -> None:
         """Does nothing, because no file is kept open."""
 
@@ -93,10 +96,16 @@ class Archive:
         stamp = f"{status.st_size} {status.st_mtime_ns}"
         try:
             with zipfile.ZipFile(path) as archive:
-                infos = [info for info in archive.infolist() if not info.is_dir()]
-        except (*UNPACKING, ValueError) as error:
+                infos = packed.members(archive)
+        except packed.MethodError as error:
             raise DataError(
-                f"{printable(path)} cannot be read ({error}). Replace it with a fresh copy."
+                f"{printable(path)} cannot be read ({error}). Create the archive again, as "
+                "`zip -r` does."
+            ) from None
+        except Exception as error:  # damaged archives cause many types of errors
+            raise DataError(
+                f"{printable(path)} cannot be read ({_reason(error)}). Replace it with a fresh "
+                "copy."
             ) from None
         _check_sizes(path, status.st_size, sum(info.file_size for info in infos))
         for info in infos:
@@ -116,9 +125,13 @@ class Archive:
                 f"its unpacked size of {info.file_size:,} bytes exceeds {MAX_MEMBER:,}"
             )
         try:
-            return io.BytesIO(self._archive().read(info))
-        except UNPACKING as error:
-            raise ImageFileError(" ".join(str(error).split()) or type(error).__name__) from None
+            return io.BytesIO(packed.read_member(self._archive(), info))
+        except Exception as error:  # damaged archives cause many types of errors
+            raise ImageFileError(_reason(error)) from None
+
+    def memory(self, name: str) -> int:
+        """Returns the bytes of memory that opening a file takes, which is unpacked."""
+        return min(self._members[name].file_size, MAX_MEMBER)
 
     def _archive(self) -> zipfile.ZipFile:
         if not hasattr(self._per_thread, "archive"):
@@ -132,11 +145,18 @@ class Archive:
             archive.close()
 
 
+def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "there is not enough memory to unpack it"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _check_sizes(path: Path, packed: int, unpacked: int) -> None:
     if unpacked > max(MAX_UNPACKED, MAX_RATIO * packed):
         raise DataError(
-            f"{printable(path)} unpacks to {unpacked / 2**30:,.1f} GiB, {unpacked // packed:,} "
-            "times its size, which is not plausible for images. Create the archive again."
+            f"{printable(path)} unpacks to {unpacked / 2**30:,.1f} GiB, "
+            f"{unpacked // packed:,} times its size, which is not plausible for images. "
+            "Create the archive again."
         )
 
 

@@ -1,4 +1,4 @@
-"""A labelled set of images in memory."""
+"""A labelled set of images, in memory or on a disk."""
 
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ from PIL import Image
 
 from trainer.config.dataset import DatasetDescription, ImageShape
 from trainer.errors import DataError
+from trainer.files.shards import MappedImages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,14 +17,14 @@ class ImageSet:
     """A labelled set of images.
 
     Attributes:
-      images: uint8 array of shape [N, H, W, C].
+      images: uint8 array of shape [N, H, W, C], in memory or read when it is indexed.
       labels: int32 array of shape [N] with values in [0, len(class_names)).
       class_names: names of the classes; () if the images have no labels.
       size_message: log message that states why the images have this size; "" if they have the
         usual size of a named data set.
     """
 
-    images: np.ndarray
+    images: np.ndarray | MappedImages
     labels: np.ndarray
     class_names: tuple[str, ...]
     size_message: str = ""
@@ -40,10 +41,28 @@ class ImageSet:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 prefix over shape, class names, pixels and labels."""
-        digest = hashlib.sha256(f"{self.images.shape} {self.class_names}".encode())
-        digest.update(np.ascontiguousarray(self.images).data)
-        digest.update(np.ascontiguousarray(self.labels, np.int32).data)
-        return digest.hexdigest()[:32]
+        about = f"{self.images.shape} {self.class_names}".encode()
+        labels = np.ascontiguousarray(self.labels, np.int32).tobytes()
+        images = self.images
+
+        def compute() -> str:
+            digest = hashlib.sha256(about)
+            if isinstance(images, MappedImages):
+                images.digest_rows(digest)
+            else:
+                digest.update(np.ascontiguousarray(images).data)
+            digest.update(labels)
+            return digest.hexdigest()[:32]
+
+        if isinstance(images, MappedImages):
+            return images.remembered("fingerprint", (about, labels), compute)
+        return compute()
+
+    def part(self, rows: np.ndarray) -> "ImageSet":
+        """Returns the images and labels that an index or a mask selects."""
+        images = self.images
+        chosen = images.part(rows) if isinstance(images, MappedImages) else images[rows]
+        return ImageSet(chosen, self.labels[rows], self.class_names)
 
     def describe(self) -> DatasetDescription:
         """Returns the description of the data set that is stored in the run directory."""

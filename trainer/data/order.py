@@ -3,6 +3,9 @@
 Epoch e is a permutation of the data set that is a function of (seed, e) alone.
 Step s uses positions [s * P, (s + 1) * P), where P is the number of images per step over all
 replicas. Steps cross epoch boundaries, so no image is dropped and every batch is full.
+
+The permutation is of single images (`permutation`), or of blocks of neighbouring images, which are
+mixed within a window of some blocks (`block_permutation`): a disk then reads whole blocks.
 """
 
 from collections.abc import Callable
@@ -11,7 +14,10 @@ from typing import Any
 import tensorflow as tf
 
 without_autograph = tf.autograph.experimental.do_not_convert  # AutoGraph would take a second
-SHUFFLE = 0x5A1  # distinguishes the seeds of shuffles from those of other draws
+# They distinguish the seeds of shuffles from those of other draws.
+SHUFFLE, WITHIN_WINDOW = 0x5A1, 0x5A2
+BLOCK_BYTES = 1 << 20  # size of a block: reading it costs little more than finding it
+WINDOW_BLOCKS = 256  # blocks whose images are mixed
 
 
 def permutation(seed: int, epoch: tf.Tensor, size: int) -> tf.Tensor:
@@ -20,12 +26,33 @@ def permutation(seed: int, epoch: tf.Tensor, size: int) -> tf.Tensor:
     return tf.random.experimental.stateless_shuffle(tf.range(size), key, alg="philox")
 
 
+def block_permutation(seed: int, epoch: tf.Tensor, size: int, block: int) -> tf.Tensor:
+    """Returns an order [size] int32 of the images in an epoch that keeps neighbours together.
+
+    Args:
+      seed: seed of the run.
+      epoch: the epoch, an int64 scalar.
+      size: number of images.
+      block: number of neighbouring images in a block.
+    """
+    blocks = permutation(seed, epoch, -(-size // block))
+    images = tf.reshape(blocks[:, None] * block + tf.range(block), [-1])
+    images = tf.boolean_mask(images, images < size)  # the last block may be shorter
+    key = tf.stack([tf.constant((seed << 32) + WITHIN_WINDOW, tf.int64), epoch])
+    draws = tf.random.stateless_uniform([size], key, 0, 2**30, tf.int64, alg="philox")
+    window = tf.range(size, dtype=tf.int64) // (WINDOW_BLOCKS * block)
+    order = tf.argsort(window * 2**30 + draws, stable=True)
+    return tf.ensure_shape(tf.gather(images, order), [size])
+
+
 def steps(
     seed: int,
     size: int,
     per_step: int,
     first_step: int,
     element: Callable[[tf.Tensor], Any] = tf.identity,
+    *,
+    block: int = 0,
 ) -> tf.data.Dataset:
     """Returns an infinite dataset with one element per step.
 
@@ -39,12 +66,17 @@ def steps(
       first_step: number of the first step.
       element: function of the image indices of a step, [per_step] int32, that returns the
         element of the dataset.
+      block: number of images per block of `block_permutation`; 0 for `permutation`.
     """
     epochs = -(-per_step // size) + 1  # largest number of epochs that one step can span
 
     def window(epoch: tf.Tensor) -> tf.Tensor:
-        orders = [permutation(seed, epoch + k, size) for k in range(epochs)]
-        return tf.concat(orders, 0)
+        return tf.concat([order_of(epoch + k) for k in range(epochs)], 0)
+
+    def order_of(epoch: tf.Tensor) -> tf.Tensor:
+        if block:
+            return block_permutation(seed, epoch, size, block)
+        return permutation(seed, epoch, size)
 
     @without_autograph
     def next_state(state: tuple[tf.Tensor, tf.Tensor], step: tf.Tensor) -> tuple[Any, Any]:

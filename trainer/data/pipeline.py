@@ -1,12 +1,17 @@
-"""Input pipeline from an image set in memory to the uint8 batches of each replica."""
+"""Input pipeline from an image set to the uint8 batches of each replica."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from trainer.data import order
 from trainer.data.images import ImageSet
+from trainer.files.shards import MappedImages
+
+PARALLEL_READS = 4  # batches that are read at once from a disk, which answers each after a while
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,12 +23,14 @@ class BatchPlan:
       batch_size: number of images of one batch over all replicas.
       batches_per_step: number of batches of real images per step.
       first_step: number of the first step.
+      shuffle: "full", or "blocks" to keep neighbouring images together.
     """
 
     seed: int
     batch_size: int
     batches_per_step: int
     first_step: int = 0
+    shuffle: str = "full"
 
     @property
     def images_per_step(self) -> int:
@@ -47,7 +54,10 @@ def batches(
       [batches_per_step, b] int32) with b = batch_size / num_replicas.
     """
     share = plan.batch_size // num_replicas
-    images, labels = tf.constant(data.images), tf.constant(data.labels)
+    read_images, labels = _reader(data.images), tf.constant(data.labels)
+    block = 0
+    if plan.shuffle == "blocks":
+        block = max(1, order.BLOCK_BYTES // math.prod(data.images.shape[1:]))
 
     def split(index: tf.Tensor) -> tf.Tensor:
         by_replica = tf.reshape(index, [plan.batches_per_step, num_replicas, share])
@@ -56,17 +66,33 @@ def batches(
 
     @order.without_autograph
     def gather(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.gather(images, index), tf.gather(labels, index)
+        return read_images(index), tf.gather(labels, index)
 
     def of_steps(element: Callable) -> tf.data.Dataset:
-        return order.steps(plan.seed, len(data), plan.images_per_step, plan.first_step, element)
+        sizes = (len(data), plan.images_per_step, plan.first_step)
+        return order.steps(plan.seed, *sizes, element, block=block)
 
-    if len(replicas) == 1:  # each stage costs about 50 microseconds per element
+    is_streamed = isinstance(data.images, MappedImages)
+    if len(replicas) == 1 and not is_streamed:  # each stage costs about 50 microseconds per element
         dataset = of_steps(lambda index: gather(split(index)[0]))
     else:
-        dataset = of_steps(split).unbatch().map(gather)
+        dataset = of_steps(split).unbatch()
+        dataset = dataset.map(gather, PARALLEL_READS if is_streamed else None, deterministic=True)
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     options.autotune.enabled = False  # one cheap map needs no tuning; this saves a thread
     return dataset.with_options(options).prefetch(2 * len(replicas))
+
+
+def _reader(images: np.ndarray | MappedImages) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns a function that reads the images at an index [...] int32, as [..., H, W, C] uint8."""
+    if not isinstance(images, MappedImages):
+        in_memory = tf.constant(images)
+        return lambda index: tf.gather(in_memory, index)
+
+    def read(index: tf.Tensor) -> tf.Tensor:
+        batch = tf.numpy_function(images.__getitem__, [index], tf.uint8)
+        return tf.ensure_shape(batch, [*index.shape, *images.shape[1:]])
+
+    return read

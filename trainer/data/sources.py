@@ -1,7 +1,9 @@
 """Loads data sets: named ones from --data_dir or a download, and the user's own images."""
 
 import contextlib
+import difflib
 import logging
+import os
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -10,11 +12,14 @@ import numpy as np
 
 from trainer.config import Config
 from trainer.data import advice, batch_size, named, user_images
+from trainer.data.file_stores import printable
 from trainer.data.formats import Arrays
 from trainer.data.images import ImageSet, check_arrays, resize
 from trainer.data.named.source import Source
 from trainer.data.user_images import Report
-from trainer.errors import DataError, StorageError, UsageError, one_of
+from trainer.errors import DataError, StorageError, UsageError
+from trainer.files import mounts
+from trainer.files.shards import MappedImages
 from trainer.machine import imports, memory
 from trainer.storage import dataset_download
 from trainer.storage.address import is_bucket
@@ -34,16 +39,27 @@ def load(config: Config, report: Report = lambda share, what: None) -> ImageSet:
         description of the operation.
 
     Raises:
-      UsageError: if the data set is unknown.
-      DataError: if it is missing, damaged or smaller than a batch.
+      DataError: if the data set does not exist, or is damaged or smaller than a batch.
       StorageError: if its download fails.
     """
-    if config.dataset not in SOURCES and user_images.is_path(config.dataset):
-        data = user_images.load(config, report)
-    else:
-        data = _load_named(config, report)
+    try:
+        source = _find_source(config.dataset)
+        data = _load_named(config, source, report) if source else user_images.load(config, report)
+    except MemoryError:
+        raise DataError(
+            f"--dataset={printable(config.dataset)} needs more memory than is available. Use a "
+            "smaller --image_size, fewer images, or a machine with more memory."
+        ) from None
     batch_size.check(config, len(data))
     return data
+
+
+def known_image_size(config: Config) -> int | None:
+    """Returns the image size of a run in pixels; None if it depends on the user's pictures."""
+    if config.image_size:
+        return config.image_size
+    source = SOURCES.get(config.dataset)
+    return source.image_size if source else None
 
 
 def check(config: Config, requested: Collection[str] = ()) -> None:
@@ -56,17 +72,33 @@ def check(config: Config, requested: Collection[str] = ()) -> None:
       requested: names of the settings that the user, rather than the recipe, set.
 
     Raises:
-      UsageError, DataError: as `load` does, if the data set is unknown, missing or too small.
+      UsageError, DataError: as `load` does, if the data set is missing or too small.
     """
-    if config.dataset not in SOURCES and user_images.is_path(config.dataset):
-        if not is_bucket(config.dataset):
-            count = user_images.count(config)
-            if "batch_size" in requested:  # otherwise few images get a smaller batch
-                batch_size.check(config, count)
-        return
-    source = SOURCES[one_of("--dataset", config.dataset, SOURCES)]
-    if not is_bucket(config.data_dir):
+    source = _find_source(config.dataset)
+    if source is not None and not is_bucket(config.data_dir):
         _check_data_dir(source, config.data_dir)
+    if source is None and not is_bucket(config.dataset):
+        count = user_images.count(config)
+        if "batch_size" in requested:  # otherwise few images get a smaller batch
+            batch_size.check(config, count)
+
+
+def _find_source(dataset: str) -> Source | None:
+    """Returns a named data set, or None for the user's own images.
+
+    Raises:
+      DataError: if there is no such data set, folder or archive.
+    """
+    if dataset in SOURCES:
+        return SOURCES[dataset]
+    if is_bucket(dataset) or (dataset and os.path.exists(os.path.expanduser(dataset))):
+        return None
+    near = difflib.get_close_matches(dataset.lower(), SOURCES, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise DataError(
+        f"--dataset={printable(dataset)} does not exist.{hint} Set --dataset to a folder, a .zip "
+        f"or an .npz of images, or to one of {', '.join(SOURCES)}."
+    )
 
 
 def _check_data_dir(source: Source, data_dir: str) -> None:
@@ -97,6 +129,7 @@ def adapt(
         config, data, was_requested="batch_size" in requested, is_resumed=is_resumed
     )
     config = resolve_conditional(config, data, was_requested="conditional" in requested)
+    config = _resolve_shuffle(config, data)
     advice.log_advice(config, data)
     return config
 
@@ -132,8 +165,22 @@ def resolve_conditional(config: Config, data: ImageSet, *, was_requested: bool =
     return config.replace(conditional=False)
 
 
-def _load_named(config: Config, report: Report) -> ImageSet:
-    source = SOURCES[one_of("--dataset", config.dataset, SOURCES)]
+def _resolve_shuffle(config: Config, data: ImageSet) -> Config:
+    """Returns the configuration with --shuffle=auto replaced by what it selects."""
+    if config.shuffle != "auto":
+        return config
+    images = data.images
+    if isinstance(images, MappedImages) and mounts.is_on_network(images.folder):
+        log.info(
+            "The images are read from %s, which is a network disk, so they are shuffled in blocks "
+            "(--shuffle=full or --cache_dir changes this)",
+            images.folder,
+        )
+        return config.replace(shuffle="blocks")
+    return config.replace(shuffle="full")
+
+
+def _load_named(config: Config, source: Source, report: Report) -> ImageSet:
     splits = ("train", "test") if config.split == "all" else (config.split,)
     data_dir = config.data_dir
     if is_bucket(data_dir) and source.bucket_patterns:

@@ -28,6 +28,7 @@ from trainer.evaluation.features import (
     never_interrupt,
 )
 from trainer.files import array_cache
+from trainer.files.shards import MappedImages
 
 log = logging.getLogger(__name__)
 
@@ -174,14 +175,20 @@ def train(
     optimizer = keras.optimizers.Adam(schedule, name="classifier_adam")
     optimizer.build(network.trainable_variables)
     with tf.device("CPU:0"):  # leaves the memory of the GPU to the run
-        images, labels = tf.constant(data.images), tf.constant(data.labels)
+        labels = tf.constant(data.labels)
+        images = None if isinstance(data.images, MappedImages) else tf.constant(data.images)
     side, max_shift = data.shape.size, min(MAX_SHIFT, data.shape.size // 8)
 
     @tf.function(autograph=False)
     def step(index: tf.Tensor, shift: tf.Tensor) -> None:
         """Updates the network once, on the images at `index`, which share one random shift."""
         with tf.device("CPU:0"):
-            batch, classes = tf.gather(images, index), tf.gather(labels, index)
+            if images is None:
+                batch = tf.numpy_function(data.images.__getitem__, [index], tf.uint8)
+                batch = tf.ensure_shape(batch, [BATCH, *data.images.shape[1:]])
+            else:
+                batch = tf.gather(images, index)
+            classes = tf.gather(labels, index)
         edges = [[0, 0], [max_shift, max_shift], [max_shift, max_shift], [0, 0]]
         batch = tf.pad(batch, edges, "SYMMETRIC")
         batch = batch[:, shift[0] : shift[0] + side, shift[1] : shift[1] + side]
@@ -210,15 +217,21 @@ def _train_and_test(
     check_interrupt: CheckInterrupt,
 ) -> dict[str, Any]:
     """Trains the network; returns its test accuracy and other details."""
-    test = _split(config, "test")
+    test, origin = _split(config, "test"), "of the test split"
     if test is None or test.shape != training.shape:
         rows = np.arange(len(training)) % HELD_OUT == HELD_OUT - 1
         rows[-1] = True  # holds out at least one image
-        training, test = _part(training, ~rows), _part(training, rows)
+        training, test = training.part(~rows), training.part(rows)
+        origin = "held out from training, because the data set has no suitable test split"
     log.info(
-        "Training a classifier of %s for its features on %s images (cached for later evaluations)",
+        "Training a classifier of the classes of --dataset=%s, whose features compare images, on "
+        "%s images, each seen about %d times (kept for later evaluations). It is tested on %s "
+        "images %s.",
         config.dataset,
-        f"{budget:,}",
+        f"{len(training):,}",
+        round(budget / len(training)),
+        f"{len(test):,}",
+        origin,
     )
     started = time.monotonic()
     train(network, training, budget, check_interrupt)
@@ -241,11 +254,6 @@ def _split(config: Config, split: str) -> ImageSet | None:
         return sources.load(config.replace(split=split, batch_size=1, devices="auto"))
     except DataError:
         return None
-
-
-def _part(data: ImageSet, rows: np.ndarray) -> ImageSet:
-    """Returns the images that the mask `rows` selects."""
-    return ImageSet(data.images[rows], data.labels[rows], data.class_names)
 
 
 def _fits(network: keras.Model, weights: dict[str, np.ndarray]) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from trainer.files.shards import MappedImages
+
 # Images in every call of a network.  The number is fixed, because the shape affects rounding.
 BATCH = 100
 
@@ -82,7 +84,10 @@ def extract_each(
     return [Features(*(np.concatenate(part) for part in zip(*parts))) for parts in outputs]
 
 
-def in_batches(images: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields images [N, H, W, C] in batches of at most BATCH."""
-    for start in range(0, len(images), BATCH):
-        yield images[start : start + BATCH]
+def in_batches(
+    images: np.ndarray | MappedImages, rows: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Yields images [N, H, W, C], or those at `rows`, in batches of at most BATCH."""
+    for start in range(0, len(images) if rows is None else len(rows), BATCH):
+        chosen = slice(start, start + BATCH)
+        yield images[chosen if rows is None else rows[chosen]]

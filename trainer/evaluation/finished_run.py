@@ -83,8 +83,9 @@ def evaluate(
     for path in load_checkpoints(run_dir, which, {name: generator}):
         result = evaluator.evaluate(sampler)
         records.append(create_record(path, config, data, evaluator, result, conditions))
-        metrics = format_metrics(result.values)
-        log.info("Step %d: %s (%.1f s)", checkpoint_step(path), metrics, result.secs)
+        # The table at the end shows the metrics of a single checkpoint.
+        metrics = f": {format_metrics(result.values)}" if which == "all" else ""
+        log.info("Evaluated step %d in %.1f s%s", checkpoint_step(path), result.secs, metrics)
     best = select_best(records)
     with output_copies.converted_disk_errors(str(results.path), "out"):
         write_records(results, records, best)

@@ -1,5 +1,6 @@
 """Pictures of nearest neighbours and of confusion matrices."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,11 +53,11 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
     labels = [name if len(name) <= 12 else f"{name[:11]}." for name in names[:shown]]
     margin = 16 + max(int(font.getlength(label)) for label in labels)
     top = 3 * TEXT + 16
-    width, height = margin + CELL * shown + 70, top + CELL * shown + 10
-    picture = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(picture)
     accuracy = np.trace(counts) / max(1, counts.sum())
     title = f"rows: requested, columns: predicted (% of row), accuracy: {accuracy:.1%}"
+    width = max(margin + CELL * shown + 70, 16 + math.ceil(font.getlength(title)))
+    picture = Image.new("RGB", (width, top + CELL * shown + 10), PAPER)
+    draw = ImageDraw.Draw(picture)
     draw.text((8, 6), title, INK, font)
     for k, label in enumerate(labels):
         middle = top + CELL * k + CELL // 2

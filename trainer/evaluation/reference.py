@@ -95,7 +95,7 @@ def load(
         f"{len(rows):,}",
         split,
     )
-    features = extract(network, in_batches(data.images[rows]), check_interrupt).features
+    features = extract(network, in_batches(data.images, rows), check_interrupt).features
     moments = Moments.of(features)
     arrays = {"features": features, "mean": moments.mean, "scatter": moments.scatter}
     array_cache.write(name, arrays, {"images": len(rows), "split": split, "network": network.name})

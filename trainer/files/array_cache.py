@@ -9,6 +9,7 @@ import numpy as np
 
 from trainer.files import cache
 from trainer.files.atomic import flush_to_disk
+from trainer.files.packed import Npz
 
 ABOUT = "about"  # name of the array that holds the description, as bytes of JSON
 Entry = tuple[dict[str, np.ndarray], dict[str, Any]]
@@ -36,8 +37,8 @@ def write(name: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any])
 
 
 def _load(path: Path) -> Entry:
-    with np.load(path, allow_pickle=False) as file:
+    with Npz(path) as file:
         # Reading an array verifies its checksum, which a .npz file holds because it is a zip file.
-        arrays = {name: file[name] for name in file.files}
+        arrays = {name: file.read(name) for name in file.names}
     about = json.loads(arrays.pop(ABOUT).tobytes())
     return arrays, dict(about)

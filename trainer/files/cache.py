@@ -11,7 +11,6 @@ import os
 import shutil
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -45,8 +44,7 @@ def read(name: str, load: Callable[[Path], T]) -> T | None:
     Args:
       name: name of the entry.
       load: returns the content of the entry at a path.  It verifies the entry's checksums, and
-        raises an OSError, ValueError, KeyError, TypeError, EOFError or BadZipFile if the entry is
-        damaged.
+        raises an exception of any type if the entry is damaged.
 
     Returns:
       The content; None if the entry is absent or damaged.
@@ -56,7 +54,7 @@ def read(name: str, load: Callable[[Path], T]) -> T | None:
         return None
     try:
         return load(base / name)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged files cause many types of errors
         log.warning("Cache entry %s is damaged (%s) and will be created again", base / name, error)
         return None
 
@@ -75,7 +73,7 @@ def write(name: str, save: Callable[[Path], None], what: str) -> None:
         return
     try:
         base.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(base)
+        remove_leftovers(base)
         with _scratch_folder(base) as scratch:
             save(scratch / name)
             if (scratch / name).is_dir():
@@ -95,7 +93,7 @@ def _scratch_folder(base: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _remove_leftovers(base: Path) -> None:
+def remove_leftovers(base: Path) -> None:
     """Removes temporary files and folders that killed processes left behind."""
     for path in base.glob(f"{SCRATCH_PREFIX}*"):
         with contextlib.suppress(OSError):

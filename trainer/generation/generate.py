@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import logging
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from trainer.run_dir.directory import RunDir
 
 log = logging.getLogger(__name__)
 
+MAX_NAME = 40  # characters of the name of a class in a file name
+
 
 @dataclasses.dataclass(frozen=True)
 class GenerationOptions:
@@ -31,11 +34,13 @@ class GenerationOptions:
       count: number of images.
       classes: classes to cycle through; None for an unconditional run.
       seed: seed of the latent vectors.
+      truncation: largest absolute value of a latent; None for no limit.
     """
 
     count: int
     classes: list[int] | None
     seed: int
+    truncation: float | None = None
 
 
 def draw(
@@ -54,14 +59,21 @@ def draw(
       the path of the checkpoint.
 
     Raises:
-      TrainerError: if the checkpoint cannot be loaded.
+      TrainerError: if the checkpoint cannot be loaded, or the latents are not N(0, 1) and thus
+        cannot be truncated.
     """
+    if options.truncation is not None and config.latent_distribution != "normal":
+        raise UsageError(
+            f"--truncation={options.truncation:g} applies to latents from N(0, 1). This run has "
+            f"--latent_distribution={config.latent_distribution}. Omit the flag."
+        )
     replicas.create_replicas(config)
     generator, source = load_generator(run_dir, config, which)
     labels = None
     if options.classes is not None:
         labels = np.fromiter(itertools.cycle(options.classes), np.int32, options.count)
-    batches = Sampler(config, generator).draw(options.count, options.seed, labels)
+    sampler = Sampler(config, generator, truncation=options.truncation)
+    batches = sampler.draw(options.count, options.seed, labels)
     return np.concatenate(list(batches)), labels, source
 
 
@@ -82,7 +94,7 @@ def generate(
     """
     images, labels, source = draw(run_dir, config, options, which)
     try:
-        write_images(out, images, labels, options.classes)
+        write_images(out, images, labels, options.classes, run_dir.read_dataset().class_names)
     except OSError as error:
         raise UsageError(
             f"--out={out} cannot be written ({error.strerror}). Choose another path."
@@ -117,7 +129,11 @@ def build_generator(run_dir: RunDir, config: Config) -> tuple[keras.Model, str]:
 
 
 def write_images(
-    out: Path, images: np.ndarray, labels: np.ndarray | None, classes: Sequence[int] | None
+    out: Path,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    classes: Sequence[int] | None,
+    class_names: Sequence[str],
 ) -> None:
     """Writes images as one grid, as arrays or as a folder of pictures.
 
@@ -126,6 +142,7 @@ def write_images(
       images: uint8 [N, H, W, C].
       labels: [N] int32, class of each image; None for an unconditional run.
       classes: the classes that the labels cycle through, or None.
+      class_names: names of all classes, which the names of pictures in a folder contain.
 
     Raises:
       OSError: if the output cannot be written.
@@ -143,9 +160,15 @@ def write_images(
         out.mkdir(parents=True, exist_ok=True)
         digits = len(str(len(images) - 1))
         for number, image in enumerate(images):
-            label = "" if labels is None else f"-class{labels[number]}"
+            label = "" if labels is None else f"-{_in_file_name(labels[number], class_names)}"
             picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
             picture.save(out / f"{number:0{digits}}{label}.png")
+
+
+def _in_file_name(label: int, class_names: Sequence[str]) -> str:
+    """Returns the name of a class as part of a file name; "class3" if it is a number or empty."""
+    name = re.sub(r"[^\w.-]+", "_", class_names[label]).strip("_")[:MAX_NAME]
+    return name if name and not name.isdecimal() else f"class{label}"
 
 
 def arrange(images: np.ndarray, classes: Sequence[int] | None) -> Image.Image:

@@ -1,7 +1,42 @@
-"""Checks that the replicas can share the global batch, without TensorFlow."""
+"""Reads --devices, and checks that the replicas can share the global batch, without TensorFlow."""
+
+import dataclasses
+import re
 
 from trainer.config import Config
 from trainer.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """A value of --devices.
+
+    Attributes:
+      kind: "auto", "cpu" or "gpu".
+      gpus: the numbers of the GPUs; empty for all of them.
+      count: number of devices; None if it depends on the machine.
+    """
+
+    kind: str
+    gpus: tuple[int, ...] = ()
+    count: int | None = None
+
+
+def parse_devices(wanted: str) -> Devices:
+    """Parses a value of --devices.
+
+    Raises:
+      UsageError: if it is not valid.
+    """
+    match = re.fullmatch(r"(auto)|(cpu)(?::([1-9]\d?))?|(gpu)(?::(\d+(?:,\d+)*))?", wanted)
+    if not match:
+        raise UsageError(
+            f"--devices={wanted!r} is not valid. Use auto, gpu, gpu:0,1, cpu or cpu:2."
+        )
+    if match[2]:
+        return Devices("cpu", count=int(match[3] or 1))
+    gpus = tuple(int(number) for number in (match[5] or "").split(",") if number)
+    return Devices(match[1] or match[4], gpus, len(gpus) or None)
 
 
 def check_batch_size(config: Config, replicas: int) -> None:

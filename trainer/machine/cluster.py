@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from trainer.errors import PeerError, UsageError
+from trainer.errors import ExitCode, PeerError, UsageError
 
 WAIT_SECS = 300.0  # how long to wait for the other workers
 JOB_WAIT_SECS = 3000.0  # Pods may wait for new nodes and image downloads
@@ -22,11 +22,14 @@ class Cluster:
       workers: addresses of the workers, HOST:PORT. The first one is the chief.
       index: index of this worker.
       wait_secs: how long to wait for the other workers, in seconds.
+      wait_code: exit code if they do not come. In a Pod it is no failure: one node that cannot be
+        replaced must not use up the failures that the Job allows.
     """
 
     workers: tuple[str, ...]
     index: int
     wait_secs: float = WAIT_SECS
+    wait_code: ExitCode = ExitCode.CRASH
 
     @property
     def is_chief(self) -> bool:
@@ -55,11 +58,13 @@ class Cluster:
                     break
                 except OSError as error:
                     if clock() > deadline:
-                        raise PeerError(
+                        failure = PeerError(
                             f"--workers: the host name {host} does not resolve after "
                             f"{self.wait_secs:g} s ({error.strerror}). Check the name and whether "
                             "that machine is running."
-                        ) from None
+                        )
+                        failure.exit_code = self.wait_code
+                        raise failure from None
                     sleep(1.0)
         self._check_port()
 
@@ -99,6 +104,8 @@ def find_cluster(workers: str, index: int | None, environment: Mapping[str, str]
         return None
     in_a_pod = "KUBERNETES_SERVICE_HOST" in environment
     cluster = dataclasses.replace(cluster, wait_secs=JOB_WAIT_SECS if in_a_pod else WAIT_SECS)
+    if in_a_pod:
+        cluster = dataclasses.replace(cluster, wait_code=ExitCode.STOPPED)
     return cluster if len(cluster.workers) > 1 else None
 
 

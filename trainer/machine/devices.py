@@ -3,16 +3,31 @@
 import contextlib
 import logging
 import os
-import re
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from trainer.errors import UsageError
 from trainer.machine import nvidia
+from trainer.machine.batch import parse_devices
 
 log = logging.getLogger(__name__)
+
+
+def on_host() -> Any:
+    """Returns the context in which operations run on the host, also inside of a replica.
+
+    It is for values that are born on the host, such as counters: on a GPU each operation on a
+    scalar takes a kernel launch, and the host waits for each value that it needs back.
+    """
+    return tf.device("CPU:0")
+
+
+def uses_gpus() -> bool:
+    """Returns whether this process computes on GPUs."""
+    return bool(tf.config.list_logical_devices("GPU"))
 
 
 def select_devices(wanted: str) -> list[str]:
@@ -38,14 +53,10 @@ def select_devices(wanted: str) -> list[str]:
 
 
 def _select_devices(wanted: str) -> list[str]:
-    match = re.fullmatch(r"auto|cpu(?::([1-9]\d?))?|gpu(?::(\d+(?:,\d+)*))?", wanted)
-    if not match:
-        raise UsageError(
-            f"--devices={wanted!r} is not valid. Use auto, gpu, gpu:0,1, cpu or cpu:2."
-        )
-    if wanted.startswith("cpu"):
+    parsed = parse_devices(wanted)
+    if parsed.kind == "cpu":
         tf.config.set_visible_devices([], "GPU")
-        return _create_cpu_devices(int(match[1] or 1))
+        return _create_cpu_devices(parsed.count or 1)
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         if wanted == "auto":
@@ -55,7 +66,7 @@ def _select_devices(wanted: str) -> list[str]:
         raise UsageError(
             f"--devices={wanted}: TensorFlow lists no GPU on this machine. Use --devices=cpu."
         )
-    chosen = [int(k) for k in match[2].split(",")] if match[2] else list(range(len(gpus)))
+    chosen = list(parsed.gpus) or list(range(len(gpus)))
     if len(set(chosen)) < len(chosen) or max(chosen) >= len(gpus):
         raise UsageError(
             f"--devices={wanted} repeats a GPU or names one that does not exist. Name each GPU "

@@ -86,7 +86,7 @@ def _test(card: Card) -> list[str]:
     if card.capability >= cards.FIRST_COMPILED_BY_DRIVER:
         log.info(
             "%-12s%s: TensorFlow has no machine code for this GPU. The driver compiles each "
-            "operation at its first use, which takes minutes, and keeps it in CUDA_CACHE_PATH",
+            "operation at its first use, which can take minutes, and keeps it in CUDA_CACHE_PATH",
             "Compilation",
             card.device,
         )

@@ -61,6 +61,10 @@ class Replicas:
         """Returns the context in which variables are created, one copy per replica."""
         return self.strategy.scope()
 
+    def run(self, function: Callable[[], None]) -> None:
+        """Calls `function` on every replica."""
+        self.strategy.run(function)
+
     def run_and_sum(self, function: Callable[..., tf.Tensor], *args: Any) -> tf.Tensor:
         """Calls `function` on every replica and returns the sum of the results."""
         values = self.strategy.run(function, args=args)
@@ -298,7 +302,8 @@ def create_replicas(
         return Replicas(_strategy(tuple(names)), tuple(names), precision, deterministic)
     cluster.wait_for_host_names()
     secs = cluster.wait_secs
-    with exit_after(secs, f"not all of {', '.join(cluster.workers)} joined within {secs:g} s"):
+    failure = f"not all of {', '.join(cluster.workers)} joined within {secs:g} s"
+    with exit_after(secs, failure, cluster.wait_code), peers.converted_errors():
         strategy = _joined(cluster, gpus=len(names) if names[0].startswith("GPU") else 0)
         replicas = Replicas(
             strategy, tuple(names), precision, deterministic, workers, cluster.index

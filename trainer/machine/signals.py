@@ -44,6 +44,8 @@ class StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)  # the default would end the process
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
+        # The process may have been started with blocked signals; see machine/restart.py.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
 
     def __call__(self) -> bool:
         """Returns whether a stop was requested."""

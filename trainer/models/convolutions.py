@@ -1,4 +1,4 @@
-"""Convolutions with 'same' padding that are also fast for images of one or three channels.
+"""Convolutions with 'same' padding that are also fast on CPUs for one or three channels.
 
 The output of a generator and the gradient with respect to a discriminator's images are
 transposed convolutions with one or three output channels, which oneDNN computes at a small
@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import keras
 import tensorflow as tf
+
+from trainer.machine import devices
 
 FEW = 4  # largest number of image channels for which the faster form is used
 
@@ -64,6 +66,8 @@ def conv2d_transpose(features: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.
 
 
 def _is_edge(kernel: tf.Tensor, stride: int) -> bool:
+    if devices.uses_gpus():
+        return False
     return kernel.shape[2] <= FEW and 1 < stride <= kernel.shape[0]
 
 

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import keras
 
 from trainer.models import convolutions, randomness
+from trainer.models.filtering import Downsample, Upsample
 from trainer.models.grouped_convolution import GroupedConv2D
-from trainer.models.resampling import Downsample, Upsample
 
 Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor
 

@@ -1,5 +1,8 @@
 """Layers with spectral normalization or weight normalization of the kernel."""
 
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -15,12 +18,29 @@ def _unit_vector(shape: Any, dtype: Any = None) -> tf.Tensor:
     return tf.cast(tf.math.l2_normalize(start), dtype or tf.float32)
 
 
+_prepared = threading.local()  # each replica is traced in its own thread
+
+
+@contextlib.contextmanager
+def use(kernels: Mapping[int, tf.Tensor]) -> Iterator[None]:
+    """Makes layers called inside the block use kernels that are normalized already.
+
+    Args:
+      kernels: normalized kernels by the id of their layer.
+    """
+    _prepared.kernels = kernels
+    try:
+        yield
+    finally:
+        _prepared.kernels = {}
+
+
 class NormalizedKernel(keras.layers.Layer):
     """A layer with a normalized kernel and a bias.
 
-    With `norm` "spectral", the kernel is divided by its largest singular value, which
-    `iterate` estimates (Miyato et al., arXiv:1802.05957). The stored vector `u` is a function
-    of the weights alone, so it is equal on every replica.
+    With `norm` "spectral", the kernel is divided by its largest singular value (Miyato et al.,
+    arXiv:1802.05957), which power iterations estimate (`SpectralNorms`). The stored vector `u` is
+    a function of the weights alone, so it is equal on every replica.
 
     With `norm` "weight", the part of the kernel of each output is divided by its length and
     multiplied by a learned length (Salimans and Kingma, arXiv:1602.07868).
@@ -75,19 +95,37 @@ class NormalizedKernel(keras.layers.Layer):
         if self.use_bias:
             self.bias = self.add_weight(shape=[self.units], initializer="zeros", name="bias")
 
-    def iterate(self) -> None:
-        """Runs one power iteration for `u`; call it once before each update of the network."""
-        if self.norm == "spectral":
-            matrix = self._matrix(tf.convert_to_tensor(self.kernel))
-            v = tf.linalg.matvec(matrix, self.u)
-            self.u.assign(tf.math.l2_normalize(tf.linalg.matvec(matrix, v, transpose_a=True)))
+    @property
+    def spectral_vector(self) -> keras.Variable:
+        """The vector that the power iteration improves."""
+        return self.u
+
+    def spectral_matrix(self) -> tuple[tf.Tensor, bool]:
+        """Returns the kernel [inputs, units], and whether the vector belongs to its transpose.
+
+        The singular value is the length of this matrix, or of its transpose, times the vector.
+        """
+        return self._matrix(tf.convert_to_tensor(self.kernel)), False
+
+    def from_matrix(self, matrix: tf.Tensor) -> tf.Tensor:
+        """Returns a matrix [inputs, units] in the kernel's shape."""
+        shape = list(self.kernel.shape)
+        units = shape.pop(self.output_axis)
+        order = list(range(len(shape)))
+        order.insert(self.output_axis, len(shape))
+        matrix = tf.reshape(matrix, [*shape, units])
+        return matrix if order == sorted(order) else tf.transpose(matrix, order)
 
     def normalized_kernel(self) -> tf.Tensor:
         """Returns the normalized kernel in float32, in the kernel's shape."""
+        prepared = getattr(_prepared, "kernels", {}).get(id(self))
+        if prepared is not None:
+            return prepared
         kernel = tf.convert_to_tensor(self.kernel)
         if self.norm == "spectral":
-            # The singular value v' W u with v = W u / |W u|; its gradient is v u'.
-            kernel /= tf.norm(tf.linalg.matvec(self._matrix(kernel), self.u))
+            # The singular value v' A x with v = A x / |A x|; its gradient is v x'.
+            matrix, flip = self.spectral_matrix()
+            kernel /= tf.norm(tf.linalg.matvec(matrix, self.spectral_vector, transpose_a=flip))
         else:
             matrix = self._matrix(kernel)
             factor = tf.convert_to_tensor(self.length) * tf.math.rsqrt(
@@ -105,7 +143,9 @@ class NormalizedKernel(keras.layers.Layer):
     def _matrix(self, kernel: tf.Tensor) -> tf.Tensor:
         """Reshapes the kernel to [inputs, units]."""
         axes = [a for a in range(len(kernel.shape)) if a != self.output_axis]
-        return tf.reshape(tf.transpose(kernel, [*axes, self.output_axis]), [-1, self.units])
+        if self.output_axis < len(axes):
+            kernel = tf.transpose(kernel, [*axes, self.output_axis])
+        return tf.reshape(kernel, [-1, self.units])
 
     def plain(self) -> keras.layers.Layer:
         """Returns the equivalent Keras layer."""

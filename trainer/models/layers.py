@@ -6,10 +6,13 @@ from typing import Any, TypeAlias
 import keras
 import tensorflow as tf
 
-from trainer.config import Config
+from trainer.config import Config, schedules
 from trainer.config.dataset import ImageShape
+from trainer.config.schedules import Value
 from trainer.models import convolutions, kernels, norms, randomness
 from trainer.models.convolutions import register
+from trainer.models.resize_convolution import ResizeConv2D
+from trainer.models.schedules import current
 
 Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor
 
@@ -133,6 +136,8 @@ def conv_transpose(
     options.update(strides=stride, kernel_initializer=initializer(config))
     if config.g_weights != "plain":
         return kernels.NormalizedConv2DTranspose(filters, size, norm=config.g_weights, **options)(x)
+    if stride == 2 and config.g_upsampling == "resize":
+        return ResizeConv2D(filters, size, **options)(x)
     return convolutions.Conv2DTranspose(filters, size, padding="same", **options)(x)
 
 
@@ -242,22 +247,25 @@ class Dropout(keras.layers.Layer):
 class GaussianNoise(keras.layers.Layer):
     """Gaussian noise that is a function of the step and the position in the batch.
 
-    The required name distinguishes its noise from that of other layers.
+    The standard deviation is a number, or a schedule, also as text.  The required name
+    distinguishes its noise from that of other layers.
     """
 
-    def __init__(self, stddev: float, *, name: str, **options: Any) -> None:
+    def __init__(self, stddev: Value | str, *, name: str, **options: Any) -> None:
         super().__init__(name=name, **options)
-        self.stddev = stddev
+        self.stddev = schedules.parse(str(stddev))
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """In training, adds noise of `stddev` times the step's noise level."""
+        """In training, adds noise of the present standard deviation."""
         if not training:
             return inputs
         draws = randomness.current()
         parts = inputs.shape[0] // draws.rows
         noise = draws.normal(self.name, tuple(inputs.shape[1:]), parts)
-        return inputs + tf.cast(self.stddev * draws.noise_level * noise, inputs.dtype)
+        stddev = current(self.stddev, draws.images)
+        return inputs + tf.cast(stddev * noise, inputs.dtype)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor arguments, for saving."""
-        return {**super().get_config(), "stddev": self.stddev}
+        stddev = self.stddev if isinstance(self.stddev, float) else str(self.stddev)
+        return {**super().get_config(), "stddev": stddev}

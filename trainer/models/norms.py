@@ -60,22 +60,34 @@ class BatchNorm(keras.layers.BatchNormalization):
         scale = tf.ones([channels]) if self.gamma is None else tf.convert_to_tensor(self.gamma)
         shift = tf.zeros([channels]) if self.beta is None else tf.convert_to_tensor(self.beta)
         replicas = num_replicas()
-        by = self._by_one_replica if replicas == 1 else self._by_all_replicas
-        outputs, mean, variance = by(rows, scale, shift, replicas)
-        for kept, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            kept.assign(kept * self.momentum + new * (1.0 - self.momentum))
+        if replicas == 1:
+            outputs, mean, variance = self._by_one_replica(rows, scale, shift)
+        else:
+            outputs, mean, variance = self._by_all_replicas(rows, scale, shift, replicas)
+            rest = 1.0 - self.momentum
+            mean = self.moving_mean * self.momentum + mean * rest
+            variance = self.moving_variance * self.momentum + variance * rest
+        self.moving_mean.assign(mean)
+        self.moving_variance.assign(variance)
         return tf.reshape(outputs, tf.shape(inputs))
 
     def _by_one_replica(
-        self, rows: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor, replicas: int
+        self, rows: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        none = tf.zeros([0])
+        """Returns the outputs and the new moving averages."""
+        # The operation averages unbiased variances; Keras stores biased ones.
+        count = rows.shape.num_elements() // rows.shape[-1]
+        unbiased = count / (count - 1.0) if count > 1 else 1.0
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=rows, scale=scale, offset=shift, mean=none, variance=none, epsilon=self.epsilon
+            x=rows,
+            scale=scale,
+            offset=shift,
+            mean=self.moving_mean,
+            variance=self.moving_variance * unbiased,
+            epsilon=self.epsilon,
+            exponential_avg_factor=1.0 - self.momentum,
         )
-        # The operation returns the unbiased variance; Keras stores the biased one.
-        count = tf.cast(tf.size(rows) // rows.shape[-1], tf.float32)
-        return outputs, mean, variance * ((count - 1.0) / count)
+        return outputs, mean, variance / unbiased
 
     def _by_all_replicas(
         self, rows: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor, replicas: int

@@ -3,8 +3,9 @@
 import keras
 
 from trainer.models import kernels
+from trainer.models.filtering import Upsample
 from trainer.models.grouped_convolution import GroupedConv2D
-from trainer.models.resampling import Upsample
+from trainer.models.resize_convolution import ResizeConv2D
 
 
 def plain(network: keras.Model, *, keras_only: bool = True) -> keras.Model:
@@ -25,14 +26,14 @@ def plain(network: keras.Model, *, keras_only: bool = True) -> keras.Model:
     for layer, new in zip(network.layers, copy.layers, strict=True):
         new.set_weights(
             layer.plain_weights()
-            if isinstance(layer, kernels.NormalizedKernel)
+            if isinstance(layer, (kernels.NormalizedKernel, ResizeConv2D))
             else layer.get_weights()
         )
     return copy
 
 
 def _plain_layer(layer: keras.layers.Layer, keras_only: bool) -> keras.layers.Layer:
-    if isinstance(layer, (kernels.NormalizedKernel, Upsample)):
+    if isinstance(layer, (kernels.NormalizedKernel, ResizeConv2D, Upsample)):
         return layer.plain()
     if isinstance(layer, GroupedConv2D) and not keras_only:
         return type(layer).from_config(layer.get_config())

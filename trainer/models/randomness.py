@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.machine.devices import on_host
+
+PHILOX = 1  # the algorithm's number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Draws:
       first_row: first row of the replica in the global batch.
       rows: number of rows of the replica; None means batch_size.
       scope: name of the part of the step; different parts use different numbers.
-      noise_level: scale of noise that decays over training.
+      images: number of images seen, for what follows a schedule.
     """
 
     seed: tf.Tensor | int
@@ -36,7 +39,7 @@ class Draws:
     first_row: tf.Tensor | int = 0
     rows: int | None = None
     scope: str = ""
-    noise_level: tf.Tensor | float = 1.0
+    images: tf.Tensor | int = 0
 
     def within(self, name: str) -> "Draws":
         """Returns the draws for a named part of the same step."""
@@ -48,11 +51,11 @@ class Draws:
 
     def normal(self, purpose: str, shape: tuple[int, ...], parts: int = 1) -> tf.Tensor:
         """Draws from N(0, 1), [parts * rows, *shape] float32."""
-        return self._draw(tf.random.stateless_normal, purpose, shape, parts)
+        return self._draw(tf.raw_ops.StatelessRandomNormalV2, purpose, shape, parts)
 
     def truncated_normal(self, purpose: str, shape: tuple[int, ...]) -> tf.Tensor:
         """Draws from N(0, 1) truncated to [-2, 2], [rows, *shape] float32."""
-        return self._draw(tf.random.stateless_truncated_normal, purpose, shape)
+        return self._draw(tf.raw_ops.StatelessTruncatedNormalV2, purpose, shape)
 
     def uniform(self, purpose: str, shape: tuple[int, ...], parts: int = 1) -> tf.Tensor:
         """Draws uniformly from [0, 1), [parts * rows, *shape] float32.
@@ -60,26 +63,34 @@ class Draws:
         `parts` is the number of concatenated batches: 2 where the discriminator processes
         real and generated images together.
         """
-        return self._draw(tf.random.stateless_uniform, purpose, shape, parts)
+        return self._draw(tf.raw_ops.StatelessRandomUniformV2, purpose, shape, parts)
 
     def integers(self, purpose: str, below: int) -> tf.Tensor:
         """Draws uniformly from 0 .. below - 1, [rows] int32."""
         draw = self.uniform(purpose, ())
-        return tf.minimum(tf.cast(draw * below, tf.int32), below - 1)
+        # The product can round to `below`. It is limited before the cast, because the minimum of
+        # int32 runs on the host.
+        return tf.cast(tf.minimum(draw * below, below - 0.5), tf.int32)
 
     def _draw(
         self, function: Callable, purpose: str, shape: tuple[int, ...], parts: int = 1
     ) -> tf.Tensor:
         stream = zlib.crc32(f"{self.scope}/{purpose}".encode())
-        key = tf.cast(self.seed, tf.int64) * 2**32 + stream
-        seed = tf.stack([key, tf.cast(self.step, tf.int64)])
+        with on_host():
+            key = tf.cast(self.seed, tf.int64) * 2**32 + stream
+            seed = tf.stack([key, tf.cast(self.step, tf.int64)])
+            # The functions of tf.random compute these on the device, by a dozen kernels.
+            key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
         rows = self.batch_size if self.rows is None else self.rows
         # XLA's Philox generates different numbers for the same key.
         without_xla = tf.xla.experimental.jit_scope(compile_ops=False)
         with contextlib.nullcontext() if tf.executing_eagerly() else without_xla:
-            whole = function([parts, self.batch_size, *shape], seed, alg="philox")
-        mine = whole[:, self.first_row : self.first_row + rows]
-        return tf.reshape(mine, [parts * rows, *shape])
+            whole = function(
+                shape=[parts, self.batch_size, *shape], key=key, counter=counter, alg=PHILOX
+            )
+        if rows < self.batch_size:
+            whole = whole[:, self.first_row : self.first_row + rows]
+        return tf.reshape(whole, [parts * rows, *shape])
 
 
 def latents(config: Config, draws: Draws) -> tf.Tensor:

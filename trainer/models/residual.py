@@ -12,7 +12,7 @@ import keras
 from trainer.config import Config
 from trainer.config.model_settings import CONDITIONAL_NORM
 from trainer.models import convolutions, kernels, layers, norms, randomness
-from trainer.models.resampling import Upsample
+from trainer.models.filtering import Upsample
 from trainer.models.spectral import SpectralConv2D
 
 Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor

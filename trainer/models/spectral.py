@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from trainer.models.convolutions import register
@@ -18,8 +19,8 @@ def _unit_vector(shape: Any, dtype: Any = None) -> tf.Tensor:
 class SpectralConv2D(NormalizedConv2D):
     """A Conv2D layer, 'same' padding, whose kernel is divided by its largest singular value.
 
-    For the kernel as a matrix W [units, inputs], the value is estimated as |W v|.  `iterate`
-    replaces v by W' u / |W' u| with u = W v / |W v| (Miyato et al., arXiv:1802.05957,
+    For the kernel as a matrix W [units, inputs], the value is estimated as |W v|.  a power
+    iteration replaces v by W' u / |W' u| with u = W v / |W v| (Miyato et al., arXiv:1802.05957,
     algorithm 1).  `NormalizedConv2D` keeps u instead and estimates |W' u|, which is half an
     iteration ahead.  Both train alike; this one equals the published numbers.
     """
@@ -41,14 +42,11 @@ class SpectralConv2D(NormalizedConv2D):
         if self.use_bias:
             self.bias = self.add_weight(shape=[self.units], initializer="zeros", name="bias")
 
-    def iterate(self) -> None:
-        """Runs one power iteration for `v`; call it once before each update of the network."""
-        matrix = self._matrix(tf.convert_to_tensor(self.kernel))
-        u = tf.math.l2_normalize(tf.linalg.matvec(matrix, self.v, transpose_a=True))
-        self.v.assign(tf.math.l2_normalize(tf.linalg.matvec(matrix, u)))
+    @property
+    def spectral_vector(self) -> keras.Variable:
+        """The vector that the power iteration improves."""
+        return self.v
 
-    def normalized_kernel(self) -> tf.Tensor:
-        """Returns the normalized kernel in float32, in the kernel's shape."""
-        kernel = tf.convert_to_tensor(self.kernel)
-        # The singular value u' W v with u = W v / |W v|; its gradient is u v'.
-        return kernel / tf.norm(tf.linalg.matvec(self._matrix(kernel), self.v, transpose_a=True))
+    def spectral_matrix(self) -> tuple[tf.Tensor, bool]:
+        """Returns the kernel [inputs, units], whose transpose the vector belongs to."""
+        return self._matrix(tf.convert_to_tensor(self.kernel)), True

@@ -5,8 +5,9 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.config import Config, hyperparameters
-from trainer.errors import one_of
+from trainer.config import Config, augment_policy, hyperparameters, schedules
+from trainer.config.all_settings import scheduled
+from trainer.errors import UsageError, one_of
 from trainer.models.objective import OBJECTIVES
 from trainer.recipes import builtin, files
 from trainer.recipes.recipe import Recipe
@@ -31,6 +32,11 @@ def get(name: str) -> Recipe:
       UsageError: if there is no such recipe.
     """
     return files.get(name) if files.is_file(name) else RECIPES[one_of("--recipe", name, RECIPES)]
+
+
+def check_image_size(config: Config, size: int) -> None:
+    """Raises a UsageError unless the networks of a configuration can make images of a size."""
+    get(config.networks).check_image_size(size, files.shown_name(config.networks))
 
 
 def resolve(given: Mapping[str, Any], stored: Config | None = None) -> Config:
@@ -62,9 +68,30 @@ def resolve(given: Mapping[str, Any], stored: Config | None = None) -> Config:
         stored.hyperparameters if stored else "",
         given.get("hyperparameters", ""),
     )
-    config = Config(**Config.parse_values({**settings, **given}))
-    one_of("--loss", config.loss, OBJECTIVES)
+    base = Config.parse_values(settings)
+    changes = Config.parse_values(given, base)
+    if stored is not None:
+        changes |= {k: schedules.kept(v, base[k]) for k, v in changes.items() if k in scheduled()}
+    elif changes.get("augment", base.get("augment")) != base.get("augment"):
+        # The recipe's belong to another augmentation.
+        base.pop("augment_policy", None)
+        base.pop("augment_strength", None)
+    config = Config(**augment_policy.complete({**base, **changes}))
+    objective = OBJECTIVES[one_of("--loss", config.loss, OBJECTIVES)]
+    if config.augment_strength == "adaptive" and not objective.classifies:
+        raise UsageError(
+            f"--augment_strength=adaptive follows the signs of the discriminator's logits, which "
+            f"mean nothing with --loss={config.loss}. Set --augment_strength to a number or a "
+            "schedule."
+        )
     return config
+
+
+def differences(config: Config) -> set[str]:
+    """Returns the names of the settings that differ from those of the recipe."""
+    selection = dict(recipe=config.recipe, networks=config.networks, dataset=config.dataset)
+    default = resolve(selection).as_dict()
+    return {name for name, value in config.as_dict().items() if value != default[name]}
 
 
 def _defaults(name: str, networks: str, dataset: str) -> dict[str, Any]:

@@ -18,7 +18,13 @@ from trainer.errors import CheckpointError, UsageError
 from trainer.machine import imports
 from trainer.recipes.recipe import Recipe
 
-COPY_NAME = re.compile(r"(?P<stem>.+)-(?P<digest>[0-9a-f]{16})\.py")
+COPY_NAME = re.compile(r"(?P<stem>[^\s/]+)-(?P<digest>[0-9a-f]{16})\.py")
+TERMINAL_CODES = re.compile("\x1b\\[[0-9;]*m")
+# What Keras writes around the reason for an error in a layer.
+KERAS_FRAME = re.compile(
+    r"Exception encountered when calling (\S+?)(?:\.call)?\(\)\.\s+|\s*Arguments received by .*",
+    re.S,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +59,28 @@ def stem(recipe: str) -> str:
     return match["stem"] if match else Path(name).stem
 
 
+def shown_name(recipe: str) -> str:
+    """Returns the name of a recipe for messages: of a copy, that of the file which was copied."""
+    return f"{stem(recipe)}.py" if is_file(recipe) else recipe
+
+
+def with_shown_names(text: str) -> str:
+    """Returns a text in which the names of files stand for those of their copies."""
+    return COPY_NAME.sub(lambda match: shown_name(match[0]), text)
+
+
 def load_file(flag: str, path: str) -> str:
     """Loads a recipe from a file of the user; returns the name of its copy.
+
+    Args:
+      flag: the flag that names the file, for messages.
+      path: the file, or the name of a copy that is loaded.
 
     Raises:
       UsageError: if the file cannot be read or does not define a recipe.
     """
+    if path in _loaded:  # the name of a copy, from a configuration
+        return path
     file = Path(path).expanduser()
     try:
         content = file.read_bytes()
@@ -136,6 +158,7 @@ def failure(error: Exception, file: str) -> str:
         trace = trace.tb_next
     at = f"line {line}: " if line else ""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
+    text = TERMINAL_CODES.sub("", KERAS_FRAME.sub("", text))
     return " ".join(f"{at}{type(error).__name__}: {text}".split())
 
 

@@ -1,5 +1,7 @@
 """Builds the generator and the discriminator of a run."""
 
+from collections.abc import Sequence
+
 import keras
 
 from trainer import recipes
@@ -22,17 +24,15 @@ def build_networks(config: Config, shape: ImageShape) -> tuple[keras.Model, kera
       UsageError: if the networks do not support the image size or the conditioning, or if the
         functions of a recipe file fail or build something else.
     """
-    if shape.size < 8 or shape.size % 4:
-        raise UsageError(
-            f"--image_size={shape.size}: the image size must be a multiple of 4 and at least 8."
-        )
+    recipes.check_image_size(config, shape.size)
     generator = _build(config, shape, "generator")
     conditional_norm = config.conditional and config.g_conditioning in CONDITIONAL_NORM
     kinds = {type(layer) for layer in generator.layers}
     if conditional_norm and norms.BatchNorm not in kinds:
         raise UsageError(
-            f"--g_conditioning={config.g_conditioning}: the generator of {config.networks} has no "
-            "batch norm. Use concat, embedding or multiply."
+            f"--g_conditioning={config.g_conditioning}: the generator of "
+            f"{files.shown_name(config.networks)} has no batch norm. Use concat, embedding or "
+            "multiply."
         )
     return generator, _build(config, shape, "discriminator")
 
@@ -52,13 +52,28 @@ def _build(config: Config, shape: ImageShape, name: str) -> keras.Model:
         reason = files.failure(error, function.__code__.co_filename)
         raise UsageError(f"{shown}: {name}(config, shape) failed ({reason}).") from None
     image = (None, shape.size, shape.size, shape.channels)
-    expected = {"generator": image, "discriminator": (None,)}[name]
+    inputs, expected = {
+        "generator": ((None, config.latent_dim), image),
+        "discriminator": (image, (None,)),
+    }[name]
     if not isinstance(network, keras.Model) or network.output_shape != expected:
         built = getattr(network, "output_shape", type(network).__name__)
         raise UsageError(
             f"{shown}: {name}(config, shape) must return a keras.Model with "
             f"outputs of shape {expected}, not {built}."
         )
+    if not _fits(network.inputs[0].shape, inputs):
+        raise UsageError(
+            f"{shown}: the first input of the {name} must have the shape {inputs}, not "
+            f"{tuple(network.inputs[0].shape)}."
+        )
     if config.conditional and len(network.inputs) < 2:
         raise UsageError(f"{shown}: the {name} has no input for labels. Use --noconditional.")
     return network
+
+
+def _fits(shape: Sequence[int | None], wanted: Sequence[int | None]) -> bool:
+    """Returns whether an input accepts a shape; it may leave sizes open, as None."""
+    return len(shape) == len(wanted) and all(
+        size in (None, other) for size, other in zip(shape, wanted, strict=True)
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config import Config
 from trainer.config.dataset import ImageShape
+from trainer.errors import UsageError
 
 if TYPE_CHECKING:
     import keras
@@ -35,6 +36,8 @@ class Recipe:
         hyper-parameter that is added later must default to what the networks did before.
       fully_connected: whether the networks have no convolutions.  Their operations are small
         and use half of the CPU cores each, because two of them run at a time.
+      image_sizes: the image sizes in pixels that its networks support; empty for every multiple
+        of 4 from 8.
       summary: a description in one line, the first one of the file's docstring; set when the
         file is loaded.
       generator: builds the generator; the file's function, set when the file is loaded.
@@ -50,6 +53,7 @@ class Recipe:
     by_dataset: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fully_connected: bool = False
+    image_sizes: tuple[int, ...] = ()
     summary: str = ""
     generator: Network | None = None
     discriminator: Network | None = None
@@ -57,3 +61,24 @@ class Recipe:
     def with_networks(self, generator: Network, discriminator: Network) -> Recipe:
         """Returns a copy with the functions that build the networks."""
         return dataclasses.replace(self, generator=generator, discriminator=discriminator)
+
+    def check_image_size(self, size: int, name: str) -> None:
+        """Checks whether the networks can make images of a size.
+
+        Args:
+          size: height and width of the images in pixels.
+          name: how the message names the recipe.
+
+        Raises:
+          UsageError: if they cannot.
+        """
+        if size < 8 or size % 4:
+            raise UsageError(
+                f"--image_size={size}: the image size must be a multiple of 4 and at least 8."
+            )
+        if self.image_sizes and size not in self.image_sizes:
+            sizes = " or ".join(str(known) for known in self.image_sizes)
+            raise UsageError(
+                f"--image_size={size}: the networks of {name} make {sizes} pixels only. Use "
+                f"--image_size={self.image_sizes[0]}, or --networks of another recipe."
+            )

@@ -120,14 +120,16 @@ def progress(record: Mapping[str, Any], total_kimg: float, secs_left: float) -> 
 
 
 def metrics(record: Mapping[str, Any]) -> str:
-    """Returns the losses and accuracies of a line, and in float16 the loss scales."""
-    scales = ""
+    """Returns the losses and accuracies of a line, and the values that vary only in some runs."""
+    more = ""
+    if "augment_strength" in record:
+        more += f"  augment {record['augment_strength']:.3f}"
     if "d_loss_scale" in record:
-        scales = f"  scales D {record['d_loss_scale']:.0f} G {record['g_loss_scale']:.0f}"
+        more += f"  scales D {record['d_loss_scale']:.0f} G {record['g_loss_scale']:.0f}"
     return (
         f"D loss {record['d_loss']:.3f}  G loss {record['g_loss']:.3f}  "
         f"D acc {record['d_acc']:.0%} (real {record['d_real_acc']:.0%}, "
-        f"fake {record['d_fake_acc']:.0%})  G acc {record['g_acc']:.0%}{scales}"
+        f"fake {record['d_fake_acc']:.0%})  G acc {record['g_acc']:.0%}{more}"
     )
 
 

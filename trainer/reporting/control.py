@@ -1,10 +1,15 @@
 """How a process that trains is controlled."""
 
+import contextlib
 import dataclasses
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 
+from trainer.errors import SignalledError, StoppedError
 from trainer.reporting.console import Console
 
 
@@ -25,3 +30,40 @@ class Control:
     secs_left: Callable[[], float] = lambda: math.inf
     clock: Callable[[], float] = time.monotonic
     worker_index: int | None = None
+
+
+@contextlib.contextmanager
+def saved_at_interrupt() -> Iterator[Callable[[], bool]]:
+    """Makes the first Ctrl-C inside the block a stop request; a second one interrupts at once.
+
+    Does nothing outside of the main thread, or if the program handles SIGINT itself.
+
+    Yields:
+      A function that returns whether a stop was requested.
+
+    Raises:
+      KeyboardInterrupt: at the end of the block, if a stop was requested.
+    """
+    usual = signal.default_int_handler
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not usual:
+        yield lambda: False
+        return
+    requested = threading.Event()
+
+    def request(number: int, frame: FrameType | None) -> None:
+        requested.set()
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, request)
+    ending = ""
+    try:
+        yield requested.is_set
+    except (StoppedError, SignalledError) as error:
+        if not requested.is_set():
+            raise
+        ending = str(error)
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if requested.is_set():
+        raise KeyboardInterrupt(ending)

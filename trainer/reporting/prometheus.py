@@ -16,6 +16,7 @@ GAUGES = {  # name: (description, column of metrics.jsonl)
     "data_wait": ("share of the steps' time spent waiting for data", "data_wait"),
     "d_loss": ("loss of the discriminator", "d_loss"),
     "g_loss": ("loss of the generator", "g_loss"),
+    "augment_strength": ("strength of the augmentation, 0 to 1", "augment_strength"),
     "failed_saves": ("saves that failed", "failed_saves"),
     "failed_uploads": (
         "checkpoints whose upload failed at first",

@@ -208,6 +208,7 @@ class Recorder:
         means = {
             name: float(np.average([line.get(name) or 0.0 for line in lines], weights=weights))
             for name in SCALARS
+            if name in lines[-1]
         }
         secs = sum(line["secs"] for line in lines)
         for writer in self._writers:

@@ -4,16 +4,21 @@ import contextlib
 import dataclasses
 import json
 import re
+import shlex
 import time
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import TrainerError
 from trainer.files import json_lines
 from trainer.metrics.registry import METRICS
+from trainer.recipes import files
 from trainer.reporting.console import duration
+from trainer.run_dir import events
 from trainer.run_dir.directory import RunDir
 from trainer.run_dir.lock import BEAT_SECS, WATCH_SECS, holder_ended
 
+SHOWN_EVENTS = 5
 MANIFEST = re.compile(r"ckpt-(\d+)\.json")
 
 
@@ -26,6 +31,8 @@ class Status:
       recipe: the recipe.
       dataset: the data set.
       state: "running", "complete" or "stopped".
+      ending: how a run that stopped has ended; empty for other runs.
+      resume: the command that resumes a run that stopped; empty for other runs.
       step: number of finished steps.
       last_step: number of steps at the end of the run.
       kimg: thousand images seen.
@@ -36,12 +43,15 @@ class Status:
       starts: number of starts of the run, including the first one.
       health: signs of trouble; empty without any.
       evaluation: the metrics of the newest evaluation and its kimg; empty without one.
+      events: the newest starts, ends, rollbacks and failed saves, oldest first.
     """
 
     run_dir: str
     recipe: str
     dataset: str
     state: str
+    ending: str
+    resume: str
     step: int
     last_step: int
     kimg: float
@@ -52,6 +62,7 @@ class Status:
     starts: int
     health: list[str]
     evaluation: dict[str, float]
+    events: list[dict[str, Any]]
 
     def to_json(self) -> str:
         """Returns the status as one JSON object on one line."""
@@ -59,23 +70,37 @@ class Status:
 
     def screen(self) -> str:
         """Returns the status as a table for people."""
-        left = f", {duration(self.secs_left)} left" if self.secs_left is not None else ""
+        more = f", {duration(self.secs_left)} left" if self.secs_left is not None else ""
+        if self.ending:
+            more = f": {self.ending}"
         saved = "none yet"
         if self.checkpoint_step is not None and self.checkpoint_age_secs is not None:
             saved = f"step {self.checkpoint_step}, {duration(self.checkpoint_age_secs)} ago"
         rows = [
-            ("Run", f"{self.run_dir}: {self.recipe} on {self.dataset}"),
-            ("State", f"{self.state}{left}"),
+            ("Run", f"{self.run_dir}: {self._what}"),
+            ("State", f"{self.state}{more}"),
             ("Step", f"{self.step:,} of {self.last_step:,}, {self.kimg:,.6g} kimg"),
             ("Rate", f"{self.images_per_sec:,.0f} images/s"),
             ("Checkpoint", saved),
             ("Starts", str(self.starts)),
             ("Health", "; ".join(self.health) or "no problems"),
         ]
+        if self.resume:
+            rows.append(("Resume", self.resume))
         if self.evaluation:
             values = (f"{name} {value:.4g}" for name, value in self.evaluation.items())
             rows.append(("Evaluation", ", ".join(values)))
+        rows += [("Events" if not k else "", _shown(event)) for k, event in enumerate(self.events)]
         return "\n".join(f"{name:12}{what}" for name, what in rows)
+
+    @property
+    def _what(self) -> str:
+        return f"{files.shown_name(self.recipe)} on {self.dataset}"
+
+    def line(self) -> str:
+        """Returns the status in one line."""
+        share = f"{self.step / max(1, self.last_step):.0%}"
+        return f"{self.run_dir:28} {self.state:9} {share:>4}  {self.kimg:,.6g} kimg  {self._what}"
 
 
 def read_status(run_dir: RunDir, name: str, now: float | None = None) -> Status:
@@ -111,6 +136,7 @@ def read_status(run_dir: RunDir, name: str, now: float | None = None) -> Status:
         state = "running"
     elif beating is None and saved is not None and drawn is not None and drawn <= saved:
         state = "complete"
+    ending = _ending(killed=ended, saved=newest, step=step) if state == "stopped" else ""
     rate = line.get("images_per_sec", 0.0)
     left = (last_step - step) * config.batch_size / rate if rate and state == "running" else None
     return Status(
@@ -118,6 +144,8 @@ def read_status(run_dir: RunDir, name: str, now: float | None = None) -> Status:
         recipe=config.recipe,
         dataset=config.dataset,
         state=state,
+        ending=ending,
+        resume=f"python -m trainer train --run_dir={shlex.quote(name)}" if ending else "",
         step=step,
         last_step=last_step,
         kimg=line.get("kimg", 0.0),
@@ -128,7 +156,44 @@ def read_status(run_dir: RunDir, name: str, now: float | None = None) -> Status:
         starts=run_dir.read_starts()["starts"],
         health=_health(line, beating if ended else None),
         evaluation=_evaluation(run_dir, line),
+        events=events.read_newest(run_dir.path, SHOWN_EVENTS),
     )
+
+
+def _shown(event: dict[str, Any]) -> str:
+    where = event.get("pod") or event.get("host", "")
+    step = f" at step {event['step']}" if "step" in event else ""
+    code = f" with exit code {event['code']}" if "code" in event else ""
+    reason = f": {event['reason']}" if "reason" in event else ""
+    return f"{event['time']} {event['event']}{step}{code} on {where}{reason}"
+
+
+def list_runs(folder: Path) -> list[Status | TrainerError]:
+    """Returns the status of each run in a folder, or the error of one that cannot be read."""
+    found: list[Status | TrainerError] = []
+    for path in sorted(folder.glob("*/config.json")):
+        try:
+            found.append(read_status(RunDir(path.parent), str(path.parent)))
+        except TrainerError as error:
+            found.append(error)
+    return found
+
+
+def _ending(*, killed: bool, saved: int | None, step: int) -> str:
+    """Describes how a run ended before it was complete.
+
+    Args:
+      killed: whether the job ended without releasing the run.
+      saved: step of its newest checkpoint, if it has one.
+      step: the latest step that it recorded.
+    """
+    if killed:
+        return "the job was killed, so the steps since the last checkpoint are repeated"
+    if saved is None:
+        return "nothing was saved"
+    if saved < step:
+        return "the job ended without a save, so the steps since the last checkpoint are repeated"
+    return "the job ended, and all steps are saved"
 
 
 def _health(line: dict[str, Any], silent_secs: float | None) -> list[str]:

@@ -29,6 +29,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [folder / f"{PREFIX}-{step}" for step in sorted(steps, reverse=True)]
 
 
+def saved_steps(folder: Path) -> list[int]:
+    """Returns the steps of the complete checkpoints in a folder, newest first."""
+    paths = list_checkpoints(folder)
+    return [checkpoint_step(path) for path in paths if manifest_path(path).exists()]
+
+
 def checkpoint_step(path: Path) -> int:
     """Returns the step of a checkpoint."""
     return int(path.name.removeprefix(f"{PREFIX}-"))

@@ -4,14 +4,16 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from trainer.config import Config
-from trainer.config.compatibility import frozen_differences
+from trainer.config.compatibility import changes, frozen_differences
 from trainer.config.dataset import DatasetDescription
+from trainer.config.settings import as_flag
 from trainer.errors import CheckpointError, UsageError
 from trainer.files.atomic import replacing, write_text
+from trainer.recipes import files
 from trainer.run_dir.directory import RunDir
 from trainer.run_dir.provenance import allowed_tensor_float_32, selected_precision
 
@@ -48,7 +50,7 @@ class Definition:
         """
         if run_dir.config.exists():
             old = run_dir.read_provenance()
-            _check_settings(run_dir, self.config, old, self.start)
+            _check_stored_settings(run_dir, self.config, old, self.start)
             _check_dataset(run_dir, self.dataset, self.config.dataset, accept_changed_data)
             _report_version_change(old, self.start)
 
@@ -78,7 +80,52 @@ class Definition:
                 write_text(run_dir.initialization, taken_over)
 
 
-def _check_settings(
+def check_settings(old: Config, new: Config, later: Collection[str] = ()) -> None:
+    """Compares the settings of a start with those of the run that it resumes.
+
+    Args:
+      old: the configuration of the run.
+      new: the configuration of this start.
+      later: names of settings that are not compared.
+
+    Raises:
+      CheckpointError: if settings differ that define the run; it names them.
+    """
+    differences = frozen_differences(old, new, without=later)
+    changed = [name for name in ("recipe", "networks") if _is_changed_file(name, old, new)]
+    if changed:
+        copy = getattr(old, changed[0])
+        raise CheckpointError(
+            f"{files.shown_name(copy)} has changed since the run in {new.run_dir} was started. "
+            f"To resume the run with its copy of the file, use --run_dir={new.run_dir} without "
+            f"--{' and --'.join(changed)}. To train the changed file, choose another --run_dir, "
+            "or use --fresh."
+        )
+    if differences:
+        listed = files.with_shown_names("; ".join(differences))
+        raise CheckpointError(
+            f"{new.run_dir} holds a run with other settings ({listed}). Leave "
+            "out these flags to resume it, or choose another --run_dir, or use --fresh."
+        )
+
+
+def _is_changed_file(name: str, old: Config, new: Config) -> bool:
+    """Returns whether a setting names the same recipe file with another content."""
+    before, now = getattr(old, name), getattr(new, name)
+    return before != now and files.is_file(before) and files.stem(before) == files.stem(now)
+
+
+def check_length(config: Config, done: int, last_step: int) -> None:
+    """Raises a UsageError if the length of a run is below the steps that are done."""
+    if last_step < done:
+        raise UsageError(
+            f"{as_flag('length', config.length)} is {last_step:,} steps, but {config.run_dir} has "
+            f"already trained {done:,} steps ({done * config.batch_size / 1000:.6g} kimg). Give a "
+            "greater length, or leave it out to keep the length of the run."
+        )
+
+
+def _check_stored_settings(
     run_dir: RunDir, config: Config, old_start: Mapping[str, Any], this_start: Mapping[str, Any]
 ) -> None:
     try:
@@ -97,11 +144,9 @@ def _check_settings(
             before = now
         if before is not None:
             config, old = config.replace(precision=now), old.replace(precision=before)
-    if differences := frozen_differences(old, config):
-        raise CheckpointError(
-            f"{run_dir.path} holds a run with other settings ({'; '.join(differences)}). Leave "
-            "out these flags to resume it, or choose another --run_dir, or use --fresh."
-        )
+    check_settings(old, config)
+    if changed := changes(old, config):
+        log.info("Changed settings of the run: %s", "; ".join(changed))
 
 
 def _check_dataset(

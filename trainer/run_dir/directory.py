@@ -136,12 +136,18 @@ class RunDir:
         try:
             text = self.config.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise UsageError(
-                f"{self.path} is not a run directory: it has no {self.config.name}."
-            ) from None
+            raise UsageError(self._is_no_run(str(self.path))) from None
         except OSError as error:
             raise UsageError(f"{self.config} cannot be read ({error.strerror}).") from None
         return Config.from_json(text, str(self.config))
+
+    def check_is_run(self, flag: str) -> None:
+        """Raises a UsageError that names `flag` unless this directory holds a run."""
+        if not self.config.exists():
+            raise UsageError(self._is_no_run(f"--{flag}={self.path}"))
+
+    def _is_no_run(self, name: str) -> str:
+        return f"{name} is not a run directory: it has no {self.config.name}."
 
     def read_dataset(self) -> DatasetDescription:
         """Returns the description of the data set that the run is trained on.
@@ -207,18 +213,38 @@ class RunDir:
             write_text(self.starts, json.dumps(new) + "\n")
         return old["starts"]
 
-    def set_aside(self, environment: Mapping[str, str] = os.environ) -> None:
-        """Renames an existing run directory, so that a new run can start.
+    def check_writable(self) -> None:
+        """Checks that the directory can be written, or created, without doing so.
 
         Raises:
-          UsageError: in a Kubernetes Job, whose retries would each start from step 0.
+          UsageError: if it cannot.
         """
+        path = self.path.absolute()
+        while not os.path.lexists(path):
+            path = path.parent
+        with self.converted_write_errors():
+            if not path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    @staticmethod
+    def check_fresh(environment: Mapping[str, str] = os.environ) -> None:
+        """Raises a UsageError in a Kubernetes Job, whose retries would each start from step 0."""
         for name in ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"):
             if name in environment:
                 raise UsageError(
                     f"--fresh is refused where {name} is set, because each retry of a Job would "
                     "start from step 0. Choose another --run_dir."
                 )
+
+    def set_aside(self, environment: Mapping[str, str] = os.environ) -> None:
+        """Renames an existing run directory, so that a new run can start.
+
+        Raises:
+          UsageError: in a Kubernetes Job.
+        """
+        self.check_fresh(environment)
         if not self.path.exists():
             return
         with self.locked():  # no other job is using it

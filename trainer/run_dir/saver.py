@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trainer.errors import StorageError, first_line
 from trainer.run_dir.checkpoints import LOAD_ERRORS, Checkpoints
+from trainer.run_dir.events import EventLog
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Saver:
             self.failures += 1
             self._consecutive_failures += 1
             failure = f"The save at step {step} failed ({first_line(error)})"
+            EventLog(self._checkpoints.folder.parent).add("failed_save", step=step, reason=failure)
             if self._consecutive_failures > self._max_failed:
                 raise StorageError(
                     f"{failure}, after {self._consecutive_failures - 1} other consecutive "

@@ -76,9 +76,9 @@ class Bucket:
         self.address, self._anonymous = address, False
         with self._converted_errors(LIST, ""):
             self._client, self._anonymous = connect(address)
-        # The variable with which Google's libraries choose the project that is billed.
-        billed = os.environ.get("GOOGLE_CLOUD_QUOTA_PROJECT")
-        self._bucket = self._client.bucket(address.bucket, user_project=billed)
+        # A bucket with Requester Pays demands the project that is billed for each request.
+        project = os.environ.get("GOOGLE_CLOUD_QUOTA_PROJECT") or None
+        self._bucket = self._client.bucket(address.bucket, user_project=project)
         from google.cloud.storage.retry import DEFAULT_RETRY  # late: only buckets need it
 
         retry = DEFAULT_RETRY.with_delay(initial=FIRST_WAIT_SECS, maximum=MAX_WAIT_SECS)
@@ -268,11 +268,6 @@ class Bucket:
         """Returns the error for the user, in one line, for an exception of the library."""
         where, flag = f"{self.address.bucket}", f"--{self.address.flag}={self.address}"
         code, reason = getattr(error, "code", None), error_reason(error)
-        if code == 400 and "requester pays" in reason.lower():
-            return UsageError(
-                f"{flag}: the owner of bucket {where!r} bills its users (requester pays). Set the "
-                "environment variable GOOGLE_CLOUD_QUOTA_PROJECT to the project to bill."
-            )
         if code == 412:
             return ConflictError(f"{self._named(name)} was written by another process.")
         if code == 404 and name and "bucket does not exist" not in reason.lower():

@@ -79,6 +79,11 @@ class RunLocation:
             scratch = local_path(given, "scratch_dir") if given else cache_folder("scratch")
             self.folder = scratch / self._address.local_name()
 
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether the run is in a bucket, so that the folder may lack it at first."""
+        return self._address is not None
+
     @contextlib.contextmanager
     def mirrored(
         self, *, fresh: bool = False, secs_left: Callable[[], float] = lambda: math.inf

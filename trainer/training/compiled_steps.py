@@ -4,16 +4,17 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
 from trainer.errors import NotFiniteError, UsageError
+from trainer.machine.devices import on_host
 from trainer.machine.replicas import Replicas
+from trainer.training.buffer import Buffer
 from trainer.training.divergence import check_finite
 from trainer.training.state import TrainState
-from trainer.training.step import Step, metric_names
+from trainer.training.step import Position, RawMetrics, Step, metric_names
 from trainer.training.utilisation import UtilisationMeter, flops
 
 RunSteps = Callable[[int], np.ndarray]
@@ -44,40 +45,72 @@ def compile_steps(
       not finite.
     """
     step = Step(config, state, classes, replicas.num_replicas)
-    names = metric_names(replicas.precision)
-    networks = state.networks()
+    names = metric_names(replicas.precision, config.augment)
+    raw = RawMetrics(config, names, replicas.num_replicas)
     meter = meter or UtilisationMeter(replicas.device_names, replicas.precision)
 
-    def one_more(k: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-        rows = rows.write(k, replicas.run_and_sum(step, *batch(k)))
+    def one_step(k: tf.Tensor, position: Position) -> tf.Tensor:
+        sums = replicas.run_and_sum(step, *batch(k), position)
+        if state.augment is not None:
+            share = sums[raw.order.index("d_real_acc")] / (config.batch_size * config.d_steps)
+            state.augment.observe(share, position.images // config.batch_size)
         meter.flops = flops(tf.compat.v1.get_default_graph())
-        state.images.assign_add(config.batch_size)
-        return k + 1, rows
+        return sums
 
     # AutoGraph would rewrite every function of the step, which takes longer than tracing them.
     @tf.function(input_signature=[tf.TensorSpec([], tf.int32)], autograph=False)
     def run_steps(steps: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        replicas.run(state.load)
+        with on_host():
+            seen, rollbacks = state.images.read_value(), state.rollbacks.read_value()
+
+        def one_more(k: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+            with on_host():
+                images = seen + config.batch_size * tf.cast(k, tf.int64)
+                position = Position.of(config, images, rollbacks)
+            rows = rows.write(k, one_step(k, position))
+            return k + 1, rows
+
         rows = tf.TensorArray(tf.float32, size=steps, element_shape=[len(names)])
         _, rows = tf.while_loop(lambda k, _: k < steps, one_more, (tf.constant(0), rows))
+        state.images.assign_add(config.batch_size * tf.cast(steps, tf.int64))
+        replicas.run(state.store)
         # Reading all weights once per call is cheap, because a call has many steps.
-        return rows.stack(), [_is_finite(network.variables) for network in networks.values()]
+        finite = [_is_finite(buffers) for buffers in state.buffers_by_network().values()]
+        return rows.stack(), finite
 
-    def checked(steps: int) -> np.ndarray:
-        """Trains `steps` steps and returns their metrics."""
-        first_step = state.steps_done(config.batch_size)
-        at_once = config.batch_per_replica or config.batch_size // replicas.num_replicas
-        with replicas.converted_peer_errors(), _memory_named(at_once):
-            rows, finite = run_steps(tf.constant(steps, tf.int32))
-        check_finite(rows.numpy(), names, first_step)
-        bad = [name for name, is_finite in zip(networks, finite, strict=True) if not is_finite]
-        if bad:
-            raise NotFiniteError(
-                f"Weights of {', '.join(bad)} not finite in steps {first_step + 1} to "
-                f"{first_step + steps}"
-            )
-        return rows.numpy()
+    return lambda steps: _run_checked(run_steps, steps, raw, replicas, state)
 
-    return checked
+
+def _run_checked(
+    run_steps: Callable[..., Any],
+    steps: int,
+    raw: RawMetrics,
+    replicas: Replicas,
+    state: TrainState,
+) -> np.ndarray:
+    """Trains `steps` steps and returns their metrics.
+
+    Raises:
+      NotFiniteError: if a metric, or a weight after the last step, is not finite.
+      PeerLostError: if another worker was lost.
+      UsageError: if the memory of the devices is too small.
+    """
+    config = raw.config
+    first_step = state.steps_done(config.batch_size)
+    at_once = config.batch_per_replica or config.batch_size // replicas.num_replicas
+    with replicas.converted_peer_errors(), _memory_named(at_once):
+        sums, finite = run_steps(tf.constant(steps, tf.int32))
+    rows = raw.metrics(sums.numpy())
+    check_finite(rows, raw.names, first_step)
+    networks = state.buffers_by_network()
+    bad = [name for name, is_finite in zip(networks, finite, strict=True) if not is_finite]
+    if bad:
+        raise NotFiniteError(
+            f"Weights of {', '.join(bad)} not finite in steps {first_step + 1} to "
+            f"{first_step + steps}"
+        )
+    return rows
 
 
 @contextlib.contextmanager
@@ -96,6 +129,5 @@ def _memory_named(at_once: int) -> Iterator[None]:
         ) from error
 
 
-def _is_finite(variables: Iterable[keras.Variable]) -> tf.Tensor:
-    floats = [variable.value for variable in variables if variable.dtype.startswith("float")]
-    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in floats])
+def _is_finite(buffers: Iterable[Buffer]) -> tf.Tensor:
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(buffer.value())) for buffer in buffers])

@@ -142,8 +142,7 @@ def plan(run_dir: RunDir, new: RunNetworks) -> Transfer:
 
 def _load(run_dir: RunDir, flag: str) -> tuple[RunNetworks, Path]:
     """Builds the networks of a run as its own settings have them, and loads its checkpoint."""
-    if not run_dir.config.exists():
-        raise UsageError(f"--init_from={flag} is not a run directory: it has no config.json.")
+    run_dir.check_is_run("init_from")
     config, data = run_dir.read_config(), run_dir.read_dataset()
     files.load_copies(run_dir.recipes, config)
     generator, discriminator = build_networks(config, data.shape)
@@ -236,18 +235,27 @@ def _check_all_match(
 def _mismatch(old: RunNetworks, new: RunNetworks, differences: Mapping[str, str]) -> str:
     shaping = {name: text for name, text in differences.items() if name in SHAPING}
     remedies = []
-    for name in shaping:
-        if name == "channels":
-            remedies.append(f"images with {old.data.channels} channel(s)")
-        else:
-            value = getattr(old.config, name)
-            remedies.append(
-                f"--{name}={value:g}" if name.endswith("width") else f"--{name}={value}"
-            )
+    for name in (name for name in shaping if name != "channels"):
+        value = getattr(old.config, name)
+        remedies.append(f"--{name}={value:g}" if name.endswith("width") else f"--{name}={value}")
+    use = f"Use {' '.join(remedies)}, or leave out --init_from." if remedies else ""
+    if "channels" in shaping:
+        use = f"{_channels_remedy(old.data.channels)} {use}".strip()
     listed = "; ".join(f"{name}: {text}" for name, text in shaping.items())
     return (
         f"--init_from={new.config.init_from}: the networks of that run do not fit this run "
-        f"({listed}). Use {' '.join(remedies)}, or leave out --init_from."
+        f"({listed}). {use}"
+    )
+
+
+def _channels_remedy(channels: int) -> str:
+    """Returns what to do if a run on images of so many channels is to continue with others."""
+    theirs, yours = ("grayscale", "colour") if channels == 1 else ("colour", "grayscale")
+    mode = "L" if channels == 1 else "RGB"
+    return (
+        f"That run draws {theirs} images and cannot be fine-tuned to {yours} images. Save your "
+        f"pictures in {theirs}, for example with Pillow's image.convert('{mode}'), name a run on "
+        f"{yours} images, or leave out --init_from."
     )
 
 

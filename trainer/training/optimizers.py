@@ -1,61 +1,128 @@
-"""Keras optimizers that update a variable in one fused operation, and learning rates.
+"""Optimizers that update all weights of a network in one buffer.
 
-They override members of Keras's classes that are not public.  Keras's own updates lengthen a step
-of `mlp-small` by half (benchmarks/optimizers.py).
+The Keras optimizers hold the hyper-parameters and, for checkpoints, the slots of each variable.
+The updates are those of Keras (tests/training/test_step.py), on buffers: Keras's own would launch
+several kernels per variable.  An update that is not finite changes nothing, without a branch that
+would make the host wait for the device.
 """
 
-import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.machine.devices import on_host
+from trainer.models.schedules import current
 
-Rate = Callable[[], tf.Tensor]
+Rate = Callable[[tf.Tensor | int], tf.Tensor]  # from the number of images seen
+
+
+class Optimizer(Protocol):
+    """What an optimizer of this module offers beside a Keras optimizer."""
+
+    iterations: keras.Variable
+    variables: list[keras.Variable]
+
+    def slots(self) -> Sequence[Sequence[keras.Variable]]:
+        """Returns the slots: by kind, one for each variable."""
+
+    def update(
+        self,
+        weights: tf.Variable,
+        slots: Sequence[tf.Variable],
+        gradient: tf.Tensor,
+        finite: tf.Tensor,
+        images: tf.Tensor,
+    ) -> None:
+        """Updates weights and slots on a replica.
+
+        `iterations` has counted the update already, unless it is not finite.
+
+        Args:
+          weights: all weights of the network, [size] float32.
+          slots: a buffer of the same size for each kind of slot.
+          gradient: [size] float32, zero if it was not finite.
+          finite: whether the gradient was finite; otherwise nothing changes.
+          images: number of images seen, an integer scalar in host memory.
+        """
 
 
 class Adam(keras.optimizers.Adam):
-    """Adam (Kingma and Ba, arXiv:1412.6980)."""
+    """Adam (Kingma and Ba, arXiv:1412.6980), whose beta2 may follow a schedule."""
 
-    def update_step(
-        self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
+    def __init__(self, rate: Rate, seen: tf.Variable, *, beta1: float, beta2: Rate) -> None:
+        super().__init__(lambda: rate(seen), beta_1=beta1)
+        self._rate_at, self._beta2_at = rate, beta2
+
+    def slots(self) -> Sequence[Sequence[keras.Variable]]:
+        """Returns the moments."""
+        return self._momentums, self._velocities
+
+    def update(
+        self,
+        weights: tf.Variable,
+        slots: Sequence[tf.Variable],
+        gradient: tf.Tensor,
+        finite: tf.Tensor,
+        images: tf.Tensor,
     ) -> None:
-        """Updates a variable and its two moments."""
-        index = self._get_variable_index(variable)
-        time = tf.cast(self.iterations + 1, tf.float32)
+        """Updates the weights and both moments; see `Optimizer`."""
+        given = _together(self._rate_at(images), self.beta_1, self._beta2_at(images))
+        time = tf.cast(self.iterations.value, tf.float32)
+        active = tf.concat([given, tf.pow(given[1:], time)], 0)
+        # With these values and no gradient, the update adds zero to everything.
+        idle = tf.constant([0.0, 1.0, 1.0, 0.0, 0.0])
+        rate, beta1, beta2, power1, power2 = tf.unstack(tf.where(finite, active, idle))
         tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=self._momentums[index].value.handle,
-            v=self._velocities[index].value.handle,
-            beta1_power=tf.pow(self.beta_1, time),
-            beta2_power=tf.pow(self.beta_2, time),
-            lr=learning_rate,
-            beta1=self.beta_1,
-            beta2=self.beta_2,
+            var=weights.handle,
+            m=slots[0].handle,
+            v=slots[1].handle,
+            beta1_power=power1,
+            beta2_power=power2,
+            lr=rate,
+            beta1=beta1,
+            beta2=beta2,
             epsilon=self.epsilon,
             grad=gradient,
         )
 
 
 class RMSprop(keras.optimizers.RMSprop):
-    """RMSprop (Tieleman and Hinton, 2012), with a slot for momentum."""
+    """RMSprop (Tieleman and Hinton, 2012), with a slot for momentum and a beta2 that may change."""
 
     momentum: float
 
-    def update_step(
-        self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
+    def __init__(self, rate: Rate, seen: tf.Variable, *, beta2: Rate, epsilon: float) -> None:
+        super().__init__(lambda: rate(seen), epsilon=epsilon)
+        self._rate_at, self._beta2_at = rate, beta2
+
+    def slots(self) -> Sequence[Sequence[keras.Variable]]:
+        """Returns the mean squares and the momentums."""
+        return self._velocities, self._momentums
+
+    def update(
+        self,
+        weights: tf.Variable,
+        slots: Sequence[tf.Variable],
+        gradient: tf.Tensor,
+        finite: tf.Tensor,
+        images: tf.Tensor,
     ) -> None:
-        """Updates a variable and its moving averages."""
-        index = self._get_variable_index(variable)
+        """Updates the weights and the mean squares; see `Optimizer`.
+
+        The operation writes the slot of the momentum and, since the momentum is 0, never reads it.
+        """
+        given = _together(self._rate_at(images), self._beta2_at(images))
+        rate, beta2 = tf.unstack(tf.where(finite, given, tf.constant([0.0, 1.0])))
         tf.raw_ops.ResourceApplyRMSProp(
-            var=variable.handle,
-            ms=self._velocities[index].value.handle,
-            mom=self._momentums[index].value.handle,
-            lr=learning_rate,
-            rho=self.rho,
-            momentum=self.momentum,
+            var=weights.handle,
+            ms=slots[0].handle,
+            mom=slots[1].handle,
+            lr=rate,
+            rho=beta2,
+            momentum=0.0,
             epsilon=self.epsilon,
             grad=gradient,
         )
@@ -70,20 +137,32 @@ class SGD(keras.optimizers.SGD):
 
     momentum: float
 
-    def update_step(
-        self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
+    def __init__(self, rate: Rate, seen: tf.Variable, *, momentum: float) -> None:
+        super().__init__(lambda: rate(seen), momentum=momentum)
+        self._rate_at = rate
+
+    def slots(self) -> Sequence[Sequence[keras.Variable]]:
+        """Returns the momentums."""
+        return (self.momentums,)
+
+    def update(
+        self,
+        weights: tf.Variable,
+        slots: Sequence[tf.Variable],
+        gradient: tf.Tensor,
+        finite: tf.Tensor,
+        images: tf.Tensor,
     ) -> None:
-        """Updates a variable and its momentum."""
-        tf.raw_ops.ResourceApplyKerasMomentum(
-            var=variable.handle,
-            accum=self.momentums[self._get_variable_index(variable)].value.handle,
-            lr=learning_rate,
-            grad=gradient,
-            momentum=self.momentum,
-        )
+        """Updates the weights and their momentums; see `Optimizer`."""
+        rate = _together(self._rate_at(images))[0]
+        speed = tf.convert_to_tensor(slots[0])
+        new_speed = tf.where(finite, self.momentum * speed - rate * gradient, speed)
+        tf.raw_ops.AssignVariableOp(resource=slots[0].handle, value=new_speed)
+        moved = tf.math.multiply_no_nan(new_speed, tf.cast(finite, tf.float32))
+        tf.raw_ops.AssignAddVariableOp(resource=weights.handle, value=moved)
 
     def build(self, variables: list[keras.Variable]) -> None:
-        """Creates the slots.  The fused operation needs that of the momentum even if it is 0."""
+        """Creates the slots, also if the momentum is 0."""
         _build_with_momentum(self, super().build, variables)
 
 
@@ -96,45 +175,33 @@ def _build_with_momentum(
     optimizer.momentum = wanted
 
 
-def make(config: Config, rate: Rate) -> keras.optimizers.Optimizer:
-    """Returns the optimizer that `config` selects.
-
-    Args:
-      config: the configuration of the run.
-      rate: returns the learning rate; called at each update.
-    """
-    if config.optimizer == "rmsprop":
-        return RMSprop(rate, rho=config.beta2, epsilon=config.rmsprop_epsilon)
-    if config.optimizer == "sgd":
-        return SGD(rate, momentum=config.momentum)
-    return Adam(rate, beta_1=config.beta1, beta_2=config.beta2)
+def _together(*values: tf.Tensor | float) -> tf.Tensor:
+    """Returns scalars as one vector, which reaches the device in one transfer."""
+    known = [tf.get_static_value(value) if tf.is_tensor(value) else value for value in values]
+    if None not in known:
+        return tf.constant(known, tf.float32)
+    with on_host():
+        return tf.stack(values)
 
 
-def scheduled(config: Config, network: str, images: tf.Variable) -> Rate:
-    """Returns the learning rate of a network as a function of the images seen.
-
-    The schedules are constant; inverse_time, rate / (1 + decay * kimg); and linear and cosine,
-    which decay from the rate to its fraction `lr_end` over `lr_decay_kimg` and are constant
-    afterwards.
+def make(config: Config, network: str, seen: tf.Variable) -> Any:
+    """Returns the optimizer of a network.
 
     Args:
       config: the configuration of the run.
       network: "g" or "d".
-      images: number of images seen, an int64 scalar.
+      seen: number of images seen, an int64 scalar, which the learning rate of the Keras optimizer
+        follows.
     """
-    rate = getattr(config, f"{network}_lr")
-    schedule = getattr(config, f"{network}_lr_schedule")
-    decay = getattr(config, f"{network}_lr_decay_per_kimg")
 
-    def current() -> tf.Tensor:
-        """Returns the current learning rate, a float32 scalar."""
-        kimg = tf.cast(images, tf.float32) / 1000.0
-        if schedule == "constant":
-            return tf.constant(rate)
-        if schedule == "inverse_time":
-            return rate / (1.0 + decay * kimg)
-        done = tf.minimum(1.0, kimg / config.lr_decay_kimg)
-        left = 1.0 - done if schedule == "linear" else 0.5 * (1.0 + tf.cos(math.pi * done))
-        return rate * (config.lr_end + (1.0 - config.lr_end) * left)
+    def rate(images: tf.Tensor | int) -> tf.Tensor:
+        return current(getattr(config, f"{network}_lr"), images)
 
-    return current
+    def beta2(images: tf.Tensor | int) -> tf.Tensor:
+        return current(config.beta2, images)
+
+    if config.optimizer == "rmsprop":
+        return RMSprop(rate, seen, beta2=beta2, epsilon=config.rmsprop_epsilon)
+    if config.optimizer == "sgd":
+        return SGD(rate, seen, momentum=config.momentum)
+    return Adam(rate, seen, beta1=config.beta1, beta2=beta2)

@@ -13,10 +13,17 @@ from trainer.config import Config
 from trainer.config.settings import Duration
 from trainer.data import pipeline
 from trainer.data.images import ImageSet
-from trainer.errors import DivergedError, NotFiniteError, StoppedError, StorageError
+from trainer.errors import (
+    DivergedError,
+    NotFiniteError,
+    PeerLostError,
+    StoppedError,
+    StorageError,
+)
 from trainer.machine.replicas import Replicas
 from trainer.machine.signals import TimeLimit
 from trainer.reporting.record import Measurements, Recorder, RecordPlan
+from trainer.run_dir.events import EventLog
 from trainer.training import loop, profiling, step, xla
 from trainer.training.compiled_steps import RunSteps, compile_steps
 from trainer.training.data_wait import DataWaitTimer
@@ -131,6 +138,11 @@ class Run:
         steps, resumes = f"{done} of {self.last_step} steps", self.outputs.saver.last_good
         if not saved:
             raise stop.error(f"after {steps}, which could not be saved. {resumes}")
+        if self.replicas.num_workers > 1 and not stop():
+            raise PeerLostError(
+                f"Stopped with another worker after {steps}, which are saved in "
+                f"{self.config.run_dir}."
+            )
         raise StoppedError(
             f"Stopped {stop.reason} after {steps}, which are saved in {self.config.run_dir}. "
             f"{resumes}"
@@ -146,6 +158,8 @@ class Run:
         if rollbacks > self.config.max_rollbacks:
             tried = f", after {rollbacks - 1} rollbacks" if rollbacks > 1 else ""
             raise DivergedError(f"Training diverged: {error}{tried}. {REMEDY}")
+        if self.outputs.run_dir is not None:
+            EventLog(self.outputs.run_dir.path).add("rollback", number=rollbacks, reason=str(error))
         path = self.outputs.saver.restore_newest()
         self.replicas.broadcast_variables(self.state.all_variables())
         self.state.rollbacks.assign(rollbacks)
@@ -161,7 +175,7 @@ class Run:
     def _recorder(self, steps: range, alarm: CollapseAlarm) -> Recorder:
         """Returns the record of `steps`."""
         plan = RecordPlan(
-            names=step.metric_names(self.replicas.precision),
+            names=step.metric_names(self.replicas.precision, self.config.augment),
             steps=steps,
             batch_size=self.config.batch_size,
             epoch_size=len(self.data),
@@ -243,6 +257,7 @@ class Run:
                 batch_size=config.batch_size,
                 batches_per_step=step.real_batches_per_step(config),
                 first_step=self.state.steps_done(config.batch_size),
+                shuffle=config.shuffle,
             )
             return pipeline.batches(
                 self.data, plan, replicas=fed, num_replicas=self.replicas.num_replicas

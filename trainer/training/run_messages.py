@@ -4,9 +4,11 @@ import logging
 import shlex
 
 from trainer.config import Config
+from trainer.config.settings import Duration, as_flag
 from trainer.data.images import ImageSet
 from trainer.generation.sampler import frames
 from trainer.machine.replicas import Replicas
+from trainer.recipes import files
 from trainer.run_dir.directory import RunDir
 from trainer.training.state import TrainState
 
@@ -18,14 +20,14 @@ def start(
 ) -> None:
     """Logs the recipe, the data, the networks, the devices and the length of training."""
     log.info(
-        "Recipe %s on %s: %s images %dx%dx%d, %d classes%s",
-        config.recipe,
+        "Recipe %s on %s: %s images %dx%dx%d, %s%s",
+        files.shown_name(config.recipe),
         config.dataset,
         f"{len(data):,}",
         data.shape.size,
         data.shape.size,
         data.shape.channels,
-        data.shape.classes,
+        "1 class" if data.shape.classes == 1 else f"{data.shape.classes} classes",
         ", conditional" if config.conditional else "",
     )
     log.info(
@@ -50,18 +52,20 @@ def start(
             config.batch_per_replica,
         )
     images = last_step * config.batch_size
+    exact = {"steps": last_step, "kimg": images / 1000, "epochs": images / len(data)}
+    is_exact = exact[config.length.unit] == config.length.value
     log.info(
-        "Length: %s = %s steps of %d images = %.6g kimg = %.4g epochs",
-        config.length,
-        f"{last_step:,}",
+        "Length: %s%s of %d images = %.6g kimg = %.4g epochs",
+        "" if is_exact else f"{config.length} = ",
+        "1 step" if last_step == 1 else f"{last_step:,} steps",
         config.batch_size,
-        images / 1000,
-        images / len(data),
+        exact["kimg"],
+        exact["epochs"],
     )
     log.info("Run directory: %s", config.run_dir)
 
 
-def end(config: Config, run_dir: RunDir, last_step: int) -> None:
+def end(config: Config, run_dir: RunDir) -> None:
     """Logs the paths of what the run has written, and the commands that may follow."""
     paths = frames(run_dir.samples)
     for what, path in (
@@ -74,11 +78,12 @@ def end(config: Config, run_dir: RunDir, last_step: int) -> None:
         ("TensorBoard", run_dir.tensorboard),
     ):
         log.info("%-16s%s", what, path)
-    longer = 2 * last_step * config.batch_size / 1000
+    length = config.length
+    longer = as_flag("length", Duration(2 * length.value, length.unit))
     run = f"--run_dir={shlex.quote(config.run_dir)}"
     for what, command in (
         ("Draw images", f"generate {run} --num=100 --out=grid.png"),
         ("Measure quality", f"evaluate {run}"),
-        ("Train longer", f"train {run} --kimg={longer:g}"),
+        ("Train longer", f"train {run} {longer}"),
     ):
         log.info("%-16spython -m trainer %s", what, command)

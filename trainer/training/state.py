@@ -9,7 +9,9 @@ from trainer.config import Config
 from trainer.config.dataset import ImageShape
 from trainer.models.graph import freeze
 from trainer.recipes.networks import build_networks
-from trainer.training import optimizers
+from trainer.training import adaptation, optimizers
+from trainer.training.adaptation import AdaptiveStrength
+from trainer.training.buffer import Buffer
 from trainer.training.updates import LossScale, Updater
 
 
@@ -23,6 +25,8 @@ class TrainState:
         statistics, or None.
       images: number of images seen, int64; each step adds the batch size.
       rollbacks: number of rollbacks after divergence, int64.
+      augment: the adaptive strength of the augmentation, or None.
+      average: while steps run, the values of the moving average: its weights, then its statistics.
     """
 
     g: Updater
@@ -30,6 +34,8 @@ class TrainState:
     ema_generator: keras.Model | None
     images: tf.Variable
     rollbacks: tf.Variable
+    augment: AdaptiveStrength | None = None
+    average: tuple[Buffer, ...] = ()
 
     @property
     def generator(self) -> keras.Model:
@@ -55,6 +61,27 @@ class TrainState:
         named = dict(generator=self.generator, discriminator=self.discriminator)
         return named if self.ema_generator is None else {**named, "average": self.ema_generator}
 
+    def buffers_by_network(self) -> dict[str, tuple[Buffer, ...]]:
+        """Returns the buffers of each network's variables, by its name in checkpoints."""
+        named: dict[str, tuple[Buffer, ...]] = dict(
+            generator=(self.g.weights, self.g.statistics),
+            discriminator=(self.d.weights, self.d.statistics),
+        )
+        return {**named, "average": self.average} if self.average else named
+
+    def load(self) -> None:
+        """Copies the variables into the buffers.  Call it on each replica before the steps."""
+        for buffer in self._buffers():
+            buffer.load()
+
+    def store(self) -> None:
+        """Copies the buffers into the variables.  Call it on each replica after the steps."""
+        for buffer in self._buffers():
+            buffer.store()
+
+    def _buffers(self) -> tuple[Buffer, ...]:
+        return (*self.g.buffers, *self.d.buffers, *self.average)
+
     def all_variables(self) -> list[tf.Variable]:
         """Returns every variable that a checkpoint holds."""
         found = [v.value for network in self.networks().values() for v in network.variables]
@@ -62,6 +89,8 @@ class TrainState:
             found += [variable.value for variable in updater.optimizer.variables]
             if updater.scale is not None:
                 found += [updater.scale.value, updater.scale.finite_steps]
+        if self.augment is not None:
+            found += [self.augment.value, self.augment.judged_real]
         return [*found, self.images, self.rollbacks]
 
     def trackables(self) -> dict[str, object]:
@@ -74,6 +103,9 @@ class TrainState:
             if updater.scale is not None:
                 named[f"{name}_loss_scale"] = updater.scale.value
                 named[f"{name}_finite_steps"] = updater.scale.finite_steps
+        if self.augment is not None:
+            named["augment_strength"] = self.augment.value
+            named["augment_judged_real"] = self.augment.judged_real
         return named
 
 
@@ -93,10 +125,8 @@ def create_state(config: Config, shape: ImageShape, precision: str) -> TrainStat
     images, rollbacks = _counter("images"), _counter("rollbacks")
 
     def updater(network: keras.Model, name: str, clip: float) -> Updater:
-        optimizer = optimizers.make(config, optimizers.scheduled(config, name, images))
-        optimizer.build(network.trainable_variables)
         scale = LossScale.create() if precision == "float16" else None
-        return Updater(network, optimizer, scale, clip)
+        return Updater.create(network, optimizers.make(config, name, images), scale, clip)
 
     g, d = updater(generator, "g", 0.0), updater(discriminator, "d", config.d_clip)
     ema_generator = None
@@ -104,7 +134,23 @@ def create_state(config: Config, shape: ImageShape, precision: str) -> TrainStat
         ema_generator = keras.models.clone_model(generator)
         ema_generator.trainable = False
         copy_weights(generator, ema_generator)
-    return TrainState(g, d, ema_generator, images, rollbacks)
+    augment = None
+    if config.augment_strength == "adaptive":
+        augment = AdaptiveStrength.create(adaptation.rule_of(config))
+    average = () if ema_generator is None else _average_buffers(g, ema_generator)
+    return TrainState(g, d, ema_generator, images, rollbacks, augment, average)
+
+
+def _average_buffers(g: Updater, ema_generator: keras.Model) -> tuple[Buffer, ...]:
+    """Returns buffers of the moving average that match those of the generator."""
+    averaged = {
+        id(variable): average
+        for variable, average in zip(g.network.variables, ema_generator.variables, strict=True)
+    }
+    return tuple(
+        Buffer.create([averaged[id(variable)] for variable in buffer.variables], "average")
+        for buffer in (g.weights, g.statistics)
+    )
 
 
 def _counter(name: str) -> tf.Variable:

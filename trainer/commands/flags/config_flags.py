@@ -2,14 +2,15 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from trainer import recipes
 from trainer.commands.flags.command_line import CommandLine
-from trainer.config import Config, all_settings, replaced, value_types
+from trainer.config import Config, all_settings, value_types
 from trainer.config.replaced import REPLACEMENTS, Replacement
-from trainer.config.settings import Duration
+from trainer.config.schedules import Schedule
+from trainer.config.settings import Duration, as_flag
 from trainer.data.sources import SOURCES
 from trainer.errors import UsageError, one_of
 from trainer.metrics.registry import METRICS
@@ -52,18 +53,22 @@ def define_settings(parser: CommandLine) -> None:
                 parser.real(f"{field.name}_kimg", _explain(field))
             elif field.name in all_settings.paths():
                 parser.path(field.name, _explain(field))
+            elif field.name in all_settings.scheduled():
+                parser.text(field.name, _explain(field))
             else:
                 defines[kind](field.name, _explain(field))
     for replacement in REPLACEMENTS:
         for name, old_type in replacement.old.items():
-            defines[old_type](name, f"replaced by --{replacement.new}")
+            defines[old_type](name, f"replaced by --{' and --'.join(replacement.new)}")
             parser.hide(name)
 
 
 def _explain(field: "dataclasses.Field[Any]") -> str:
     rules = field.metadata
     parts = [rules["help"]]
-    if choices := rules["choices"] or TABLES.get(field.name):
+    if field.name in all_settings.scheduled():
+        parts.append(" or ".join(["a number", "a schedule", *rules["choices"]]))
+    elif choices := rules["choices"] or TABLES.get(field.name):
         known = "known names are" if field.name in PATHS else "one of"
         parts.append(f"{known} {', '.join(choices)}")
     if rules["low"] is not None and rules["high"] is not None:
@@ -75,12 +80,12 @@ def _explain(field: "dataclasses.Field[Any]") -> str:
     return "; ".join(parts)
 
 
-def config_from_flags(
+def resolve(
     values: Mapping[str, Any],
     environment: Mapping[str, str] = os.environ,
     stored_config: Callable[[str], Config | None] = lambda run_dir: None,
-) -> Config:
-    """Returns the configuration that the flags select.
+) -> tuple[Config, Config | None]:
+    """Returns the configuration that the flags select, and that of the run that they resume.
 
     A new run takes the settings of its recipe.  A resumed run keeps its own settings, also
     where the recipe or a default has changed since.  Flags take precedence over both.
@@ -110,18 +115,19 @@ def config_from_flags(
         )
     if lengths:
         given["length"] = Duration(values[lengths[0]], lengths[0])
+    for replacement, names in _replaced_flags(values).items():
+        both = sorted(given.keys() & set(replacement.new))
+        if both and not replacement.existed:
+            raise UsageError(f"--{both[0]} replaces {_names(names)}. Leave out the replaced flags.")
+        for name in both:
+            if isinstance(Config.parse_values({name: given[name]})[name], Schedule):
+                raise UsageError(
+                    f"--{name}={given[name]!r} is a schedule, which replaces {_names(names)}. "
+                    "Leave out the replaced flags."
+                )
+        given |= {name: values[name] for name in names}
     given, stored = add_environment(given, environment, stored_config)
-    config = recipes.resolve(given, stored)
-    if old := _replaced_flags(values):
-        both = sorted(given.keys() & {replacement.new for replacement in old})
-        if both:
-            raise UsageError(f"--{both[0]} replaces {_names(old)}. Leave out the replaced flags.")
-        given |= replaced.translate(
-            {name: values[name] for names in old.values() for name in names},
-            without=lambda name: getattr(config, name),
-        )
-        config = recipes.resolve(given, stored)
-    return config
+    return recipes.resolve(given, stored), stored
 
 
 def warnings_of_replaced_flags(values: Mapping[str, Any], config: Config) -> list[str]:
@@ -132,8 +138,8 @@ def warnings_of_replaced_flags(values: Mapping[str, Any], config: Config) -> lis
       config: the configuration that they select.
     """
     return [
-        f"{_names({replacement: names})} will be removed in version {replacement.removed_in}. "
-        f"Use --{replacement.new}={getattr(config, replacement.new)}."
+        f"{_names(names)} will be removed in version {replacement.removed_in}. Use "
+        f"{' '.join(as_flag(name, getattr(config, name)) for name in replacement.new)}."
         for replacement, names in _replaced_flags(values).items()
     ]
 
@@ -147,5 +153,5 @@ def _replaced_flags(values: Mapping[str, Any]) -> dict[Replacement, list[str]]:
     return {replacement: names for replacement, names in given.items() if names}
 
 
-def _names(old: Mapping[Replacement, list[str]]) -> str:
-    return " and ".join(f"--{name}" for names in old.values() for name in names)
+def _names(flags: Iterable[str]) -> str:
+    return " and ".join(f"--{name}" for name in flags)

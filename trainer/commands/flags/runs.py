@@ -14,7 +14,7 @@ from trainer.storage.location import download_run
 
 def define_run_dir(parser: CommandLine, purpose: str) -> None:
     """Defines --run_dir, for a purpose such as "to export"."""
-    parser.path("run_dir", f"run directory {purpose}, or gs://BUCKET/PATH")
+    parser.path("run_dir", f"run directory, or gs://BUCKET/PATH, {purpose}")
 
 
 def run_dir_flag(values: Mapping[str, Any]) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 from trainer import recipes
 from trainer.commands.flags.command_line import HELP_WIDTH, HelpDetails
-from trainer.config import Config
-from trainer.config.settings import Duration, shortest
+from trainer.config import Config, schedules
+from trainer.config.numbers import shortest
+from trainer.config.settings import Duration
 
 
 def help_details(values: Mapping[str, Any]) -> HelpDetails:
@@ -27,7 +28,8 @@ def help_details(values: Mapping[str, Any]) -> HelpDetails:
     if "recipe" not in given:
         note += " Add --recipe=NAME for those of another recipe."
     notes = textwrap.wrap(note, HELP_WIDTH, break_on_hyphens=False)
-    return HelpDetails([*_list_recipes(), "", *notes], _defaults(config))
+    forms = textwrap.wrap(schedules.EXPLANATION, HELP_WIDTH, break_on_hyphens=False)
+    return HelpDetails([*_list_recipes(), "", *forms, "", *notes], _defaults(config))
 
 
 def _list_recipes() -> list[str]:

@@ -32,13 +32,9 @@ RECIPE = Recipe(
         beta2=0.9,
         # The source adds 1e-7 to the root; Keras 3 adds inside it, where 1e-14 is the same floor.
         rmsprop_epsilon=1e-14,
-        d_lr=2e-4,
-        g_lr_schedule="inverse_time",
-        d_lr_schedule="inverse_time",
-        g_lr=1e-4,
-        # 6e-8 and 3e-8 per step of 64 images.
-        d_lr_decay_per_kimg=6e-8 / 0.064,
-        g_lr_decay_per_kimg=3e-8 / 0.064,
+        # The decays are 6e-8 and 3e-8 per step of 64 images.
+        d_lr="inverse_time 2e-4 9.375e-7 per kimg",
+        g_lr="inverse_time 1e-4 4.6875e-7 per kimg",
         sample_every="500 steps",
         sample_grid=4,
         log_every_steps=1,

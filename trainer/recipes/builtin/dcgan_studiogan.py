@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from trainer.config import Config
 from trainer.config.dataset import ImageShape
-from trainer.errors import UsageError
 from trainer.models.lazy import keras, layers
 from trainer.recipes.recipe import Recipe
 
@@ -23,6 +22,7 @@ RECIPE = Recipe(
         d_activation="relu",
         bn_momentum=0.9,  # PyTorch's default, which it writes as 0.1
     ),
+    image_sizes=(32,),
     loop=dict(
         horizontal_flip=True,
         batch_size=64,
@@ -36,10 +36,6 @@ RECIPE = Recipe(
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
     """Builds a 4x4 dense layer, three 4x4 transposed convolutions and a 3x3 convolution."""
-    if shape.size != 32:
-        raise UsageError(
-            f"--image_size={shape.size}: the networks of dcgan-studiogan make 32 pixels only."
-        )
     filters = [layers.scaled(count, config.g_width) for count in (512, 256, 128, 64)]
     inputs, x, onehot = layers.generator_inputs(config, shape)
     x = layers.g_dense(x, config, 16 * filters[0])

@@ -16,6 +16,8 @@ RECIPE = Recipe(
     updates="Five discriminator updates per step, each on its own reals, then one generator "
     "update; hinge loss, learning rates that decrease linearly to 0.",
     differences=(
+        "Shortcuts of the discriminator take the features before their activation, as in the "
+        "paper; the PyTorch version with the published figures activates them.",
         "The singular values of spectral norm are updated once per update of the discriminator, "
         "not in each of its forward passes.",
         "Moving variances are biased, and Adam's epsilon is 1e-7.",
@@ -39,9 +41,8 @@ RECIPE = Recipe(
         d_steps=5,
         beta1=0.0,
         beta2=0.9,
-        g_lr_schedule="linear",
-        d_lr_schedule="linear",
-        lr_decay_kimg=6400.0,
+        g_lr="linear 2e-4 0 over 100%",
+        d_lr="linear 2e-4 0 over 100%",
     ),
 )
 

@@ -5,10 +5,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.models import grouped_convolution
+from trainer import recipes
+from trainer.config.dataset import ImageShape
+from trainer.errors import UsageError
+from trainer.models import convolutions, grouped_convolution
+from trainer.models.filtering import Downsample, Upsample
 from trainer.models.grouped_convolution import GroupedConv2D, by_matrices
-from trainer.models.resampling import Downsample, Upsample
+from trainer.models.plain import plain
+from trainer.models.resize_convolution import ResizeConv2D
 from trainer.models.spectral import SpectralConv2D
+from trainer.models.spectral_norms import SpectralNorms
+from trainer.recipes.networks import build_networks
 
 FILTER = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 
@@ -104,6 +111,45 @@ def test_grouped_convolution_by_matrices_equals_the_operation():
     np.testing.assert_allclose(by_matrices(values, kernel), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [3, 4, 5])
+def test_resize_convolution_equals_resizing_and_a_convolution(size):
+    layer, values = ResizeConv2D(3, size), images(2, 4, 6, 5)
+    outputs = layer(values)
+    layer.bias.assign([1.0, 2.0, 3.0])
+    kernel = layer.kernel.numpy()[::-1, ::-1].transpose(0, 1, 3, 2)
+    resized = keras.layers.UpSampling2D(2)(values)
+    around = [(size - 1) // 2, (size - 2) // 2]
+    pads = [[0, 0], around, around, [0, 0]]
+    expected = tf.nn.conv2d(tf.pad(resized, pads), kernel, 1, "VALID") + layer.bias
+    np.testing.assert_allclose(layer(values), expected, atol=1e-5)
+    keras_layer = layer.plain()
+    keras_layer.build(values.shape)
+    keras_layer.set_weights(layer.plain_weights())
+    np.testing.assert_allclose(keras_layer(values), layer(values), atol=1e-5)
+    loaded = ResizeConv2D.from_config(layer.get_config())
+    assert loaded(values).shape == outputs.shape == (2, 8, 12, 3)
+
+
+def test_resize_convolution_maps_a_uniform_image_to_a_uniform_one():
+    uniform = tf.ones([1, 8, 8, 4])
+    inside = ResizeConv2D(2, 4)(uniform)[:, 3:-3, 3:-3]
+    assert np.ptp(inside, axis=(1, 2)).max() < 1e-6
+    transposed = keras.layers.Conv2DTranspose(2, 4, 2, "same")(uniform)[:, 3:-3, 3:-3]
+    assert np.ptp(transposed, axis=(1, 2)).max() > 1e-2  # the checkerboard
+
+
+def test_resizing_replaces_the_transposed_convolutions_of_dcgan():
+    config = recipes.resolve(dict(recipe="dcgan", g_upsampling="resize", g_width=0.1))
+    generator, _ = build_networks(config, ImageShape(32, 3, 10))
+    kinds = [type(layer) for layer in generator.layers]
+    assert kinds.count(ResizeConv2D) == 3
+    assert convolutions.Conv2DTranspose not in kinds
+    given = [images(2, 100), tf.constant([0, 9])]
+    np.testing.assert_allclose(plain(generator)(given), generator(given), atol=1e-5)
+    with pytest.raises(UsageError, match="It excludes --g_weights=spectral"):
+        recipes.resolve(dict(recipe="dcgan", g_upsampling="resize", g_weights="spectral"))
+
+
 def test_published_power_iteration_finds_the_largest_singular_value():
     layer = SpectralConv2D(6, 3, norm="spectral")
     layer(images(1, 5, 5, 4))
@@ -112,13 +158,15 @@ def test_published_power_iteration_finds_the_largest_singular_value():
     # Algorithm 1 of arXiv:1802.05957 with W = kernel'.
     u = kernel.T @ before
     v = kernel @ (u / np.linalg.norm(u))
-    layer.iterate()
+    SpectralNorms([layer]).iterate()
     np.testing.assert_allclose(layer.v, v / np.linalg.norm(v), atol=1e-6)
     for _ in range(200):
-        layer.iterate()
+        SpectralNorms([layer]).iterate()
     largest = np.linalg.norm(kernel, 2)
     np.testing.assert_allclose(layer.normalized_kernel(), layer.kernel / largest, rtol=1e-3)
-    plain = layer.plain()
-    plain.build([None, 5, 5, 4])
-    plain.set_weights(layer.plain_weights())
-    np.testing.assert_allclose(plain(images(1, 5, 5, 4)), layer(images(1, 5, 5, 4)), atol=1e-6)
+    keras_layer = layer.plain()
+    keras_layer.build([None, 5, 5, 4])
+    keras_layer.set_weights(layer.plain_weights())
+    np.testing.assert_allclose(
+        keras_layer(images(1, 5, 5, 4)), layer(images(1, 5, 5, 4)), atol=1e-6
+    )

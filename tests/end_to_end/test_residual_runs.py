@@ -1,0 +1,67 @@
+"""Whole runs of `sngan` and `r3gan`: number formats, replicas and exported files.
+
+The cases combine each pair of a recipe, a number format, a number of replicas and a batch that is
+processed at once or in parts.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.helpers.runs import records, steps
+from trainer import recipes
+from trainer.generation import export
+from trainer.generation.generate import load_generator
+from trainer.generation.sampler import BATCH, Sampler, latents
+from trainer.machine import replicas
+from trainer.recipes import files, r3gan
+from trainer.run_dir.directory import RunDir
+
+
+@pytest.fixture(autouse=True)
+def _with_r3gan(monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, "r3gan", files.of_module(r3gan, "r3gan"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "precision", "devices", "rows", "conditional"),
+    [
+        ("sngan", "float32", "cpu:1", 0, True),
+        ("sngan", "bfloat16", "cpu:2", 0, False),
+        ("sngan", "float16", "cpu:2", 2, True),
+        ("r3gan", "float32", "cpu:2", 2, False),
+        ("r3gan", "bfloat16", "cpu:1", 4, True),
+        ("r3gan", "float16", "cpu:1", 0, True),
+    ],
+)
+def test_a_run_trains_and_is_exported(
+    tiny, run, tmp_path, recipe, precision, devices, rows, conditional
+):
+    config = tiny(
+        recipe=recipe, precision=precision, devices=devices, batch_per_replica=rows,
+        conditional=conditional, image_size=16, d_steps=1, ema_half_life_kimg=0.05,
+        log_every_steps=1, length=steps(2),
+    )  # fmt: skip
+    run(config)
+    assert all(np.isfinite(line["d_loss"]) for line in records(config.run_dir))
+
+    folder = RunDir(Path(config.run_dir))
+    export.export(folder, config, tmp_path / "out")
+    replicas.create_replicas(config)
+    generator, _ = load_generator(folder, config)
+    labels = np.arange(BATCH, dtype=np.int32) % 10 if conditional else None
+    images = next(Sampler(config, generator).draw(BATCH, 0, labels))
+    assert images.shape == (BATCH, 16, 16, 1)
+    zero = tf.constant(0, tf.int64)
+    inputs = {"latents": latents(config, zero, zero)}
+    if conditional:
+        inputs["labels"] = tf.constant(labels)
+    loaded = tf.saved_model.load(str(tmp_path / "out" / "saved_model"))
+    served = loaded.signatures["serving_default"](**inputs)["images"].numpy()
+    np.testing.assert_array_equal(served, images)
+    graph = loaded.signatures["serving_default"].graph
+    # A grouped convolution of Keras would need a server that has XLA.
+    functions = graph.as_graph_def().library.function
+    assert not any("_XlaMustCompile" in f.attr for f in functions)
