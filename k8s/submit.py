@@ -481,17 +481,36 @@ def apply(manifests: str, job: str) -> None:
 
 
 def without_existing_claims(manifests: str) -> str:
-    """Returns the manifests without claims that exist: an existing claim may have been resized."""
+    """Returns the manifests without claims that exist: an existing claim may have been resized.
+
+    Raises:
+      SubmissionError: If the Job uses the volume of data sets, and it does not exist.
+    """
     documents = []
     for text in manifests.split("\n---\n"):
         if re.search(r"^kind: PersistentVolumeClaim$", text, re.M):
             found = re.search(r"^  name: (\S+)$", text, re.M)
             name = found[1] if found else ""
-            if checked("get", "pvc", name, "--ignore-not-found", "-o", "name").strip():
+            if exists(name):
                 print(f"Using the existing claim {name}", flush=True)
                 continue
         documents.append(text)
+    uses_data = "claimName: gan-data\n" in manifests  # created and filled with k8s/data
+    if uses_data and not exists("gan-data"):
+        raise SubmissionError(
+            "The Job reads its data from the volume gan-data, which does not exist. Create and "
+            "fill it first: see 'Fill the volume of data sets' in docs/kubernetes.md."
+        )
     return "\n---\n".join(documents)
+
+
+def exists(claim: str) -> bool:
+    """Returns whether the cluster has the claim.
+
+    Raises:
+      SubmissionError: If kubectl fails.
+    """
+    return bool(checked("get", "pvc", claim, "--ignore-not-found", "-o", "name").strip())
 
 
 def checked(*command: str) -> str:

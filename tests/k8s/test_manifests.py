@@ -57,13 +57,16 @@ def test_manifests_match_the_schemas(manifests, version):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("name", ["data", "results"])
-def test_volume_pods_are_valid_secure_and_without_network(name, version):
-    manifests = k8s.render(name)
+@pytest.mark.parametrize(
+    ("name", "components"), [("data", ()), ("results", ()), ("data", ("openshift", "pull-secret"))]
+)
+def test_volume_pods_are_valid_secure_and_without_network(name, components, version):
+    manifests = k8s.render(name, *components)
     for item in manifests:
         schemas.validate(item, version)
     pod, policy = k8s.one_of(manifests, "Pod"), k8s.one_of(manifests, "NetworkPolicy")
-    check_security(pod["spec"])
+    check_security(pod["spec"], fixed_user="openshift" not in components)
+    assert ("imagePullSecrets" in pod["spec"]) == ("pull-secret" in components)
     assert pod["spec"]["containers"][0]["image"] == f"gan-trainer-cpu:{__version__}"
     assert policy["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
     assert policy["spec"]["ingress"] == policy["spec"]["egress"] == []
@@ -245,13 +248,14 @@ def test_network_policy_admits_only_workers_of_the_same_job(manifests):
 # The Pod.
 
 
-def check_security(pod: dict) -> None:
+def check_security(pod: dict, fixed_user: bool = True) -> None:
     """Checks the requirements of the Pod Security Standard `restricted`, and more."""
     assert pod["automountServiceAccountToken"] is False
     assert not {"hostNetwork", "hostPID", "hostIPC", "hostUsers"} & pod.keys()
     context = pod["securityContext"]
     assert context["runAsNonRoot"] is True
-    assert context["runAsUser"] == context["runAsGroup"] == context["fsGroup"] == 10001
+    users = {context.get(name) for name in ("runAsUser", "runAsGroup", "fsGroup")}
+    assert users == {10001 if fixed_user else None}
     assert context["seccompProfile"] == {"type": "RuntimeDefault"}
     for container in [*pod["containers"], *pod.get("initContainers", [])]:
         assert container["securityContext"] == {
@@ -479,9 +483,11 @@ def fake_cluster(folder: Path, script: str) -> dict[str, str]:
     return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
-def apply(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def apply(
+    environment: dict[str, str], *arguments: str, overlay: str = "cpu-smoke"
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, k8s.K8S / "submit.py", "--overlay=cpu-smoke", "--apply", *arguments],
+        [sys.executable, k8s.K8S / "submit.py", f"--overlay={overlay}", "--apply", *arguments],
         env=environment, text=True, capture_output=True, timeout=60,
     )  # fmt: skip
 
@@ -516,6 +522,16 @@ def test_claims_are_created_only_if_they_are_absent(tmp_path, exists):
     applied = (tmp_path / "applied").read_text()
     assert ("kind: PersistentVolumeClaim" in applied) == (not exists)
     assert "kind: Job" in applied
+
+
+def test_a_missing_volume_of_data_is_named_before_anything_is_applied(tmp_path):
+    """Otherwise the Pod would wait for it without an end."""
+    done = apply(fake_cluster(tmp_path, ""), overlay="single-node")
+    assert done.returncode == ExitCode.USAGE
+    assert "volume gan-data, which does not exist" in done.stderr
+    assert "apply" not in (tmp_path / "calls").read_text()
+    script = '[ "$2 $3" = "pvc gan-data" ] && echo persistentvolumeclaim/gan-data'
+    assert apply(fake_cluster(tmp_path, script), overlay="single-node").returncode == 0
 
 
 @pytest.mark.parametrize("components", [[], ["--component=kueue"]])

@@ -105,7 +105,7 @@ def test_requests_to_a_requester_pays_bucket_name_the_project(server, tmp_path, 
         there.delete(item)
     assert not there.list()
     monkeypatch.delenv("GOOGLE_CLOUD_QUOTA_PROJECT")
-    with pytest.raises(StorageError, match="requester pays"):
+    with pytest.raises(UsageError, match=r"^--run_dir=.* Set .*GOOGLE_CLOUD_QUOTA_PROJECT to"):
         bucket().list()
 
 

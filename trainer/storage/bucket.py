@@ -268,6 +268,11 @@ class Bucket:
         """Returns the error for the user, in one line, for an exception of the library."""
         where, flag = f"{self.address.bucket}", f"--{self.address.flag}={self.address}"
         code, reason = getattr(error, "code", None), error_reason(error)
+        if code == 400 and "requester pays" in reason.lower():
+            return UsageError(
+                f"{flag}: the owner of bucket {where!r} bills its users (Requester Pays). Set the "
+                "environment variable GOOGLE_CLOUD_QUOTA_PROJECT to the project to bill."
+            )
         if code == 412:
             return ConflictError(f"{self._named(name)} was written by another process.")
         if code == 404 and name and "bucket does not exist" not in reason.lower():
