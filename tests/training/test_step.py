@@ -165,9 +165,10 @@ def test_fused_optimizers_equal_those_of_keras():
             before = [v.numpy() for v in (own_variable, *own_slots)]
             for finite in (False, True):
                 gradient_or_none = gradient if finite else tf.zeros_like(gradient)
-                own_optimizer.update(
+                update = optimizers.Update(
                     own_variable.value, own_slots, gradient_or_none, tf.constant(finite), 0
                 )
+                own_optimizer.update(update)
                 if not finite:  # nothing changes but RMSprop's second slot, which is never read
                     after = [v.numpy() for v in (own_variable, *own_slots)]
                     kept = 2 if config["optimizer"] == "rmsprop" else len(after)

@@ -80,13 +80,7 @@ class NormalizedKernel(keras.layers.Layer):
             autocast=False,
         )
         if self.norm == "spectral":
-            self.u = self.add_weight(
-                shape=[self.units],
-                initializer=_unit_vector,
-                name="u",
-                trainable=False,
-                autocast=False,
-            )
+            self.add_spectral_vector()
         else:
             self.length = self.add_weight(
                 shape=[self.units], initializer="ones", name="length", autocast=False
@@ -94,6 +88,16 @@ class NormalizedKernel(keras.layers.Layer):
             self.length.assign(tf.norm(self._matrix(tf.convert_to_tensor(self.kernel)), axis=0))
         if self.use_bias:
             self.bias = self.add_weight(shape=[self.units], initializer="zeros", name="bias")
+
+    def add_spectral_vector(self) -> None:
+        """Creates the vector that the power iteration improves, here `u` [units]."""
+        self.u = self.add_unit_vector(self.units, "u")
+
+    def add_unit_vector(self, size: int, name: str) -> keras.Variable:
+        """Creates a vector of length 1, whose start is the same in every run."""
+        return self.add_weight(
+            shape=[size], initializer=_unit_vector, name=name, trainable=False, autocast=False
+        )
 
     @property
     def spectral_vector(self) -> keras.Variable:

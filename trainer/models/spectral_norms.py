@@ -71,6 +71,7 @@ def _over_norms(
 
     @tf.custom_gradient
     def quotients(*matrices: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
+        """Returns the quotients and the function of their gradients."""
         products = [
             tf.linalg.matvec(matrix, vector, transpose_a=flip)
             for matrix, vector, flip in zip(matrices, vectors, transposed, strict=True)
@@ -80,6 +81,7 @@ def _over_norms(
         factors = tf.unstack(inverse)
 
         def gradients(*upstream: tf.Tensor) -> list[tf.Tensor]:
+            """Returns the gradients of the matrices, given those of the quotients."""
             dots = [
                 tf.reduce_sum(gradient * matrix)
                 for gradient, matrix in zip(upstream, matrices, strict=True)

@@ -25,12 +25,12 @@ class EventLog:
 
     def add(self, event: str, **fields: Any) -> None:
         """Appends an event with its time, the host and the Pod, and more fields."""
+        if not (self._path.parent / "config.json").exists():
+            return  # a run that could not begin leaves nothing behind
         here = {"host": socket.gethostname()}
         if "KUBERNETES_SERVICE_HOST" in os.environ:  # the host name of a Pod is its name
             here = {"pod": here["host"], "node": os.environ.get("NODE_NAME", "")}
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        if not (self._path.parent / "config.json").exists():
-            return  # a run that could not begin leaves nothing behind
         with contextlib.suppress(OSError):
             file = JsonLinesFile(self._path)
             try:

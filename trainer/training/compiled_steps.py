@@ -60,6 +60,7 @@ def compile_steps(
     # AutoGraph would rewrite every function of the step, which takes longer than tracing them.
     @tf.function(input_signature=[tf.TensorSpec([], tf.int32)], autograph=False)
     def run_steps(steps: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Returns the sums of the steps, and for each network whether it is finite after them."""
         replicas.run(state.load)
         with on_host():
             seen, rollbacks = state.images.read_value(), state.rollbacks.read_value()

@@ -6,6 +6,7 @@ several kernels per variable.  An update that is not finite changes nothing, wit
 would make the host wait for the device.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -19,6 +20,25 @@ from trainer.models.schedules import current
 Rate = Callable[[tf.Tensor | int], tf.Tensor]  # from the number of images seen
 
 
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """One update of a network on a replica.
+
+    Attributes:
+      weights: all weights of the network, [size] float32.
+      slots: a buffer of the same size for each kind of slot.
+      gradient: [size] float32, zero if it was not finite.
+      finite: whether the gradient was finite; otherwise nothing changes.
+      images: number of images seen, an integer scalar in host memory.
+    """
+
+    weights: tf.Variable
+    slots: Sequence[tf.Variable]
+    gradient: tf.Tensor
+    finite: tf.Tensor
+    images: tf.Tensor | int
+
+
 class Optimizer(Protocol):
     """What an optimizer of this module offers beside a Keras optimizer."""
 
@@ -28,25 +48,8 @@ class Optimizer(Protocol):
     def slots(self) -> Sequence[Sequence[keras.Variable]]:
         """Returns the slots: by kind, one for each variable."""
 
-    def update(
-        self,
-        weights: tf.Variable,
-        slots: Sequence[tf.Variable],
-        gradient: tf.Tensor,
-        finite: tf.Tensor,
-        images: tf.Tensor,
-    ) -> None:
-        """Updates weights and slots on a replica.
-
-        `iterations` has counted the update already, unless it is not finite.
-
-        Args:
-          weights: all weights of the network, [size] float32.
-          slots: a buffer of the same size for each kind of slot.
-          gradient: [size] float32, zero if it was not finite.
-          finite: whether the gradient was finite; otherwise nothing changes.
-          images: number of images seen, an integer scalar in host memory.
-        """
+    def update(self, update: Update) -> None:
+        """Updates weights and slots, after `iterations` has counted the update if it is finite."""
 
 
 class Adam(keras.optimizers.Adam):
@@ -60,32 +63,25 @@ class Adam(keras.optimizers.Adam):
         """Returns the moments."""
         return self._momentums, self._velocities
 
-    def update(
-        self,
-        weights: tf.Variable,
-        slots: Sequence[tf.Variable],
-        gradient: tf.Tensor,
-        finite: tf.Tensor,
-        images: tf.Tensor,
-    ) -> None:
+    def update(self, update: Update) -> None:
         """Updates the weights and both moments; see `Optimizer`."""
-        given = _together(self._rate_at(images), self.beta_1, self._beta2_at(images))
+        given = _together(self._rate_at(update.images), self.beta_1, self._beta2_at(update.images))
         time = tf.cast(self.iterations.value, tf.float32)
         active = tf.concat([given, tf.pow(given[1:], time)], 0)
         # With these values and no gradient, the update adds zero to everything.
         idle = tf.constant([0.0, 1.0, 1.0, 0.0, 0.0])
-        rate, beta1, beta2, power1, power2 = tf.unstack(tf.where(finite, active, idle))
+        rate, beta1, beta2, power1, power2 = tf.unstack(tf.where(update.finite, active, idle))
         tf.raw_ops.ResourceApplyAdam(
-            var=weights.handle,
-            m=slots[0].handle,
-            v=slots[1].handle,
+            var=update.weights.handle,
+            m=update.slots[0].handle,
+            v=update.slots[1].handle,
             beta1_power=power1,
             beta2_power=power2,
             lr=rate,
             beta1=beta1,
             beta2=beta2,
             epsilon=self.epsilon,
-            grad=gradient,
+            grad=update.gradient,
         )
 
 
@@ -102,29 +98,22 @@ class RMSprop(keras.optimizers.RMSprop):
         """Returns the mean squares and the momentums."""
         return self._velocities, self._momentums
 
-    def update(
-        self,
-        weights: tf.Variable,
-        slots: Sequence[tf.Variable],
-        gradient: tf.Tensor,
-        finite: tf.Tensor,
-        images: tf.Tensor,
-    ) -> None:
+    def update(self, update: Update) -> None:
         """Updates the weights and the mean squares; see `Optimizer`.
 
         The operation writes the slot of the momentum and, since the momentum is 0, never reads it.
         """
-        given = _together(self._rate_at(images), self._beta2_at(images))
-        rate, beta2 = tf.unstack(tf.where(finite, given, tf.constant([0.0, 1.0])))
+        given = _together(self._rate_at(update.images), self._beta2_at(update.images))
+        rate, beta2 = tf.unstack(tf.where(update.finite, given, tf.constant([0.0, 1.0])))
         tf.raw_ops.ResourceApplyRMSProp(
-            var=weights.handle,
-            ms=slots[0].handle,
-            mom=slots[1].handle,
+            var=update.weights.handle,
+            ms=update.slots[0].handle,
+            mom=update.slots[1].handle,
             lr=rate,
             rho=beta2,
             momentum=0.0,
             epsilon=self.epsilon,
-            grad=gradient,
+            grad=update.gradient,
         )
 
     def build(self, variables: list[keras.Variable]) -> None:
@@ -145,21 +134,15 @@ class SGD(keras.optimizers.SGD):
         """Returns the momentums."""
         return (self.momentums,)
 
-    def update(
-        self,
-        weights: tf.Variable,
-        slots: Sequence[tf.Variable],
-        gradient: tf.Tensor,
-        finite: tf.Tensor,
-        images: tf.Tensor,
-    ) -> None:
+    def update(self, update: Update) -> None:
         """Updates the weights and their momentums; see `Optimizer`."""
-        rate = _together(self._rate_at(images))[0]
-        speed = tf.convert_to_tensor(slots[0])
-        new_speed = tf.where(finite, self.momentum * speed - rate * gradient, speed)
-        tf.raw_ops.AssignVariableOp(resource=slots[0].handle, value=new_speed)
-        moved = tf.math.multiply_no_nan(new_speed, tf.cast(finite, tf.float32))
-        tf.raw_ops.AssignAddVariableOp(resource=weights.handle, value=moved)
+        rate = _together(self._rate_at(update.images))[0]
+        speed = tf.convert_to_tensor(update.slots[0])
+        moved = self.momentum * speed - rate * update.gradient
+        new_speed = tf.where(update.finite, moved, speed)
+        tf.raw_ops.AssignVariableOp(resource=update.slots[0].handle, value=new_speed)
+        step = tf.where(update.finite, new_speed, 0.0)
+        tf.raw_ops.AssignAddVariableOp(resource=update.weights.handle, value=step)
 
     def build(self, variables: list[keras.Variable]) -> None:
         """Creates the slots, also if the momentum is 0."""

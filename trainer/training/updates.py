@@ -12,7 +12,7 @@ from trainer.machine import replicas
 from trainer.models import kernels
 from trainer.models.spectral_norms import SpectralNorms
 from trainer.training.buffer import Buffer
-from trainer.training.optimizers import Optimizer
+from trainer.training.optimizers import Optimizer, Update
 
 FIRST_SCALE = 2.0**15
 GROWTH_STEPS = 2000  # consecutive finite updates after which the scale doubles
@@ -177,7 +177,7 @@ class TracedNetwork:
         slots = [slot.flat for slot in updater.slots]
         iterations = updater.optimizer.iterations
         iterations.assign(iterations + tf.cast(finite, iterations.dtype))
-        updater.optimizer.update(weights.flat, slots, gradient, finite, images)
+        updater.optimizer.update(Update(weights.flat, slots, gradient, finite, images))
         if updater.clip:
             weights.replace(tf.clip_by_value(weights.value(), -updater.clip, updater.clip))
         if self.scale is not None:
