@@ -71,7 +71,7 @@ class Networks:
     image_range: str = setting(
         "tanh",
         "output activation of the generator: tanh with images in [-1, 1], or sigmoid with images "
-        "in [0, 1]. Networks with a linear output have the range alone",
+        "in [0, 1]. Networks whose output is linear use only the range of the images",
         choices=("tanh", "sigmoid"),
     )
     g_width: float = setting(
