@@ -39,11 +39,17 @@ RUN = -m trainer train --recipe=$(RECIPE) --dataset=$(DATASET) --run_dir="$(RUN_
 given = $(if $(findstring command,$(origin $(1))),--$(2)="$($(1))")
 # Where `make dist` writes the wheel and the source archive.
 DIST ?= dist
+# BASE_IMAGE replaces the base image, best as NAME@sha256:DIGEST. BUILD_FLAGS are further flags of
+# the builder.
+BASE_IMAGE ?=
+BUILD_FLAGS ?=
 BUILD = $(DOCKER) build --build-arg VERSION=$(VERSION) \
-	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown)
+	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
+	$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(BUILD_FLAGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help train train-gpu generate evaluate export status doctor tensorboard test test-faults \
+	test-parquet \
 	coverage benchmark lint dist test-dist image image-cpu requirements k8s-render k8s-submit \
 	clean
 
@@ -83,11 +89,14 @@ doctor: $(VENV)/.installed ## show versions, GPUs and memory, and why a GPU cann
 tensorboard: $(VENV)/.tensorboard ## start TensorBoard for all runs in runs/
 	$(VENV)/bin/tensorboard --logdir=runs $(ARGS)
 
-test: $(VENV)/.test ## run the tests (under 10 minutes on 2 cores)
+test: $(VENV)/.test ## run the tests (10 to 25 minutes on 2 cores)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
 test-faults: $(VENV)/.test ## run the fault tests on real processes (under 30 minutes on 2 cores)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) -m "faults and not marathon" $(ARGS)
+
+test-parquet: $(VENV)/.test $(VENV)/.parquet ## run the tests of Parquet files, which need pyarrow
+	$(VENV)/bin/python -m pytest tests/data/test_prepare.py -k parquet $(ARGS)
 
 coverage: $(VENV)/.test ## run the tests and report their coverage of the package
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --cov=trainer --cov-report=term $(ARGS)
@@ -115,14 +124,14 @@ image-cpu: ## build the container image for CPUs
 
 requirements: $(VENV)/.requirements ## update the pinned packages of the images, with their hashes
 	$(call pin,tensorflow-cpu,docker/requirements-cpu.txt)
-	$(call pin,tensorflow[and-cuda],docker/requirements-gpu.txt,nvidia-cudnn-cu12)
+	$(call pin,tensorflow[and-cuda],docker/requirements-gpu.txt,nvidia-cudnn-cu12,gpu-metrics)
 	$(VENV)/bin/python docker/capabilities.py docker/requirements-gpu.txt
 
 # Pins install_requires of setup.py, with TensorFlow replaced by the variant $(1), and the extra
 # `prometheus`, which --metrics_port needs, in the file $(2). $(3) is a package of the extra `gpu`
-# whose versions it limits.
+# whose versions it limits, and $(4) names a further extra.
 pin = sed -n -e '/install_requires/,/\]/s/.*"\([^"]*\)",$$/\1/p' \
-	-e 's/.*"prometheus": \["\([^"]*\)"\],$$/\1/p' \
+	$(foreach extra,prometheus $(4),-e 's/.*"$(extra)": \["\([^"]*\)"\],$$/\1/p') \
 	$(if $(3),-e 's/^ *"\($(3)[^"]*\)".*/\1/p') setup.py | \
 	sed 's/^tensorflow/$(1)/' | $(VENV)/bin/pip-compile --quiet --upgrade --generate-hashes \
 	--allow-unsafe --strip-extras --no-header --no-annotate --no-emit-index-url \
@@ -140,6 +149,7 @@ k8s-submit: ## print a new Job that trains with OVERLAY; APPLY=1 applies it
 		$(call given,IMAGE,image) $(call given,BUCKET,bucket) $(call given,SCRATCH,scratch) \
 		$(call given,SERVICE_ACCOUNT,service_account) \
 		$(call given,BILLING_PROJECT,billing_project) \
+		$(call given,CONTEXT,context) $(call given,NAMESPACE,namespace) \
 		$(foreach flag,$(ARGS),--flag=$(flag)) $(if $(filter 1,$(JOBSET)),--jobset) \
 		$(if $(filter 1,$(APPLY)),--apply)
 
@@ -156,6 +166,6 @@ $(VENV)/.installed: setup.py
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
-$(VENV)/.gpu $(VENV)/.tensorboard $(VENV)/.test $(VENV)/.dist $(VENV)/.requirements: $(VENV)/.%: $(VENV)/.installed
+$(VENV)/.gpu $(VENV)/.tensorboard $(VENV)/.parquet $(VENV)/.test $(VENV)/.dist $(VENV)/.requirements: $(VENV)/.%: $(VENV)/.installed
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[$*]'
 	touch $@

@@ -49,7 +49,9 @@ setup(
             # cuDNN 9.11 and later have no code for compute capability below 7.5 (docs/gpus.md).
             "nvidia-cudnn-cu12>=9.3,<9.11",
         ],
+        "parquet": ["pyarrow>=17,<25"],
         "prometheus": ["prometheus-client>=0.21,<1"],
+        "gpu-metrics": ["nvidia-ml-py>=12,<14"],
         "tensorboard": ["tensorboard>=2.20,<3"],
         "test": [
             "pytest>=8.4,<10",

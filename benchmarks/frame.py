@@ -31,7 +31,7 @@ def divergence_check(recipe: str) -> float:
     from trainer.training.step import metric_names
 
     made = trained.parts(recipe=recipe, **trained.shape_of(recipe))
-    names = metric_names(made.devices.precision)
+    names = metric_names(made.config, made.devices.precision)
     networks = made.variables.networks().values()
     rows = np.zeros((loop.MAX_STEPS, len(names)), np.float32)  # the metrics of the longest call
 

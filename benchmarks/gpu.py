@@ -13,6 +13,7 @@ results/gpu.json, where a part replaces what an earlier call wrote.
   repeat   the weights of a deterministic run, against a second one and one that is killed
   memory   the message about a batch that does not fit into the memory
   torch    the speed of `dcgan`, against the same networks in PyTorch, eager and compiled
+  environment  the speed of some recipes with environment variables that TensorFlow reads
 
 Every run of the trainer has a process of its own, so that one that fails does not affect the
 others. The exit code is 1 if a part failed or a row of a check is not `ok`. --tiny shrinks the
@@ -32,6 +33,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks import harness, training
 from benchmarks.gpu_runs import METRICS, Row
@@ -40,6 +42,7 @@ PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 SAME_TOLERANCE = 1e-4  # difference of losses in float32, relative to losses above 1
 TWO_TOLERANCE = 1e-3  # sums over replicas are rounded in another order
 LOGICAL_GPU_MIB = 8192  # memory of each of two logical GPUs
+VARIABLES = ("TF_USE_CUDNN_BATCHNORM_SPATIAL_PERSISTENT=1", "TF_GPU_THREAD_MODE=gpu_private")
 TINY = dict(g_width=0.05, d_width=0.05, sample_grid=2)
 
 
@@ -197,6 +200,18 @@ def torch_part(options: Options) -> Iterator[Row]:
             yield training.row_of(name, precision, measured)
 
 
+def environment_part(options: Options) -> Iterator[Row]:
+    """Yields the speed of recipes without and with each of VARIABLES."""
+    given = {"batch": options.batches[0], "precision": options.precisions[0], "xla": "off"}
+    settings = {**options.settings, "devices": options.devices, "steps": options.steps}
+    for recipe in options.recipes or ("dcgan", "dcgan-studiogan"):
+        for variable in ("", *VARIABLES):
+            name, _, value = variable.partition("=")
+            with mock.patch.dict(os.environ, {name: value} if name else {}):
+                row = _row_or_problem(options, "speed_row", recipe=recipe, **settings, **given)
+            yield {"recipe": recipe, "variable": variable, **given, **row}
+
+
 PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
     "devices": devices_part,
     "kernels": kernels_part,
@@ -206,6 +221,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
     "repeat": repeat_part,
     "memory": memory_part,
     "torch": torch_part,
+    "environment": environment_part,
 }
 
 

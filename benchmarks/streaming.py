@@ -93,14 +93,15 @@ def decoding(*, folder: str, ours: bool) -> Work:
     from trainer import recipes
     from trainer.data import picture_cache, picture_plan
     from trainer.data.file_stores import Folder
+    from trainer.data.form import FormOptions
     from trainer.data.listing import list_images
     from trainer.data.reader import Reader
 
     recipes.resolve({})
     store = Folder(Path(folder))
-    listing = list_images(store.stamps, folder)
+    listing = list_images(store.names, folder)
     reader = Reader(store, listing, skip_bad=False, report=lambda share, what: None)
-    plan = picture_plan.make_plan(reader, JPEG_SIDE)
+    plan = picture_plan.make_plan(reader, FormOptions((JPEG_SIDE, JPEG_SIDE)))
 
     def by_trainer(count: int) -> None:
         for _ in range(count):

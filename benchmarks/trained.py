@@ -56,14 +56,14 @@ class Parts:
         """Returns the function that runs compiled steps on these batches, as in the trainer."""
         from trainer.training.compiled_steps import compile_steps
         from trainer.training.data_wait import DataWaitTimer
+        from trainer.training.feed import Feed
 
         watch = DataWaitTimer()
+        feed = Feed(
+            self.data.shape.classes, lambda number: watch.timed(lambda: next(batches), number)
+        )
         return compile_steps(
-            self.config,
-            self.devices,
-            self.variables,
-            self.data.shape.classes,
-            lambda number: watch.timed(lambda: next(batches), number),
+            self.config, self.devices, self.variables, feed, xla=self.config.xla == "on"
         )
 
     def work(self, call: Callable[[int], Any]) -> Work:
@@ -96,7 +96,8 @@ def bare_step(**options: Any) -> Work:
     """Returns the same updates without metrics and without checks for divergence."""
     import tensorflow as tf
 
-    from trainer.training.step import Position, Step
+    from trainer.training.position import Start, count_steps
+    from trainer.training.step import Step
 
     made = parts(**options)
     batches = made.batches()
@@ -106,11 +107,11 @@ def bare_step(**options: Any) -> Work:
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.int32)])
     def advance(steps: tf.Tensor) -> None:
-        for _ in tf.range(steps):
-            images, rollbacks = made.variables.images, made.variables.rollbacks
-            position = Position.of(made.config, images.read_value(), rollbacks.read_value())
+        start = Start.read(made.variables)
+        for k in tf.range(steps):
+            position = start.after(made.config, k)
             made.devices.strategy.run(update, args=(*next(batches), position))
-            images.assign_add(made.config.batch_size)
+        count_steps(made.config, made.variables, steps)
 
     return made.work(lambda steps: advance(tf.constant(steps)))
 

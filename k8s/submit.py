@@ -14,13 +14,14 @@ import json
 import os
 import re
 import secrets
-import subprocess
 import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from cluster import Cluster, SubmissionError, apply, checked
 
 FOLDER = Path(__file__).resolve().parent
 IMAGES = ("gan-trainer", "gan-trainer-cpu")
@@ -30,7 +31,8 @@ GPU = "nvidia.com/gpu"
 GKE = {"gke", "autopilot", "spot"}  # components whose nodes carry GKE's label
 EXCLUSIVE = ({"gke", "autopilot", "openshift"}, {"prometheus", "google-prometheus"})
 PORT = 2222
-# What a GPU is given by default: small nodes with one GPU have 4 CPUs and 16 GiB.
+# What a GPU is given by default: small nodes with one GPU have 4 CPUs and 16 GiB. The memory is
+# limited to what is requested, as k8s/components/gpu/job.yaml explains.
 CPUS_PER_GPU, GIB_PER_GPU = 3, 12
 RETRIES_PER_WORKER = 4
 FINAL_CODES = [64, 65, 70, 73]  # exit codes of the trainer that a retry cannot change
@@ -53,10 +55,6 @@ INSTANCE = "app.kubernetes.io~1instance"  # as a part of a JSON pointer
 USAGE_ERROR = 64  # as the trainer's exit code for a wrong command line
 
 Json = dict[str, Any]
-
-
-class SubmissionError(Exception):
-    """An invalid setting or a failing kubectl; the message is shown to the user."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -89,6 +87,8 @@ def parse_arguments() -> argparse.Namespace:
     option("--billing_project", default="", help="project that pays for requests to the bucket")
     option("--scratch", default="", help="size of the scratch volume of component gcs, as 50Gi")
     option("--flag", action="append", default=[], help="additional trainer flag; may be repeated")
+    option("--context", default="", help="context of kubectl (default: the current one)")
+    option("--namespace", default="", help="namespace of the Job (default: the context's)")
     option("--jobset", action="store_true", help="wrap the Job in a JobSet")
     option("--apply", action="store_true", help="apply the manifests instead of printing them")
     return parser.parse_args()
@@ -197,8 +197,8 @@ def patches(options: argparse.Namespace, settings: dict[str, str]) -> Iterator[J
     if options.scratch:
         claim = {"spec": {"resources": {"requests": {"storage": options.scratch}}}}
         yield volume_patch({"name": "runs", "ephemeral": {"volumeClaimTemplate": claim}})
-    if options.memory:
-        shm = {"medium": "Memory", "sizeLimit": shm_size(options)}
+    if memory := requested_memory(options):
+        shm = {"medium": "Memory", "sizeLimit": shm_size(memory)}
         yield volume_patch({"name": "shm", "emptyDir": shm})
     yield patch({"kind": "Job"}, edits)
     if options.jobset:
@@ -219,17 +219,19 @@ def resource_edits(options: argparse.Namespace) -> Iterator[Json]:
     if cpus:
         yield replace(f"{resources}/requests/cpu", str(cpus))
         yield replace(f"{resources}/limits/cpu", str(max(32, cpus)))
-    if options.memory:
-        yield replace(f"{resources}/requests/memory", options.memory)
-        yield replace(f"{resources}/limits/memory", options.memory)
-    elif options.gpus:
-        yield replace(f"{resources}/requests/memory", f"{GIB_PER_GPU * options.gpus}Gi")
-        yield replace(f"{resources}/limits/memory", f"{2 * GIB_PER_GPU * options.gpus}Gi")
+    if memory := requested_memory(options):
+        yield replace(f"{resources}/requests/memory", memory)
+        yield replace(f"{resources}/limits/memory", memory)
 
 
-def shm_size(options: argparse.Namespace) -> str:
-    """Returns the size of /dev/shm, which counts towards the memory of the Pod."""
-    number, unit = int(options.memory[:-2]), options.memory[-2:]
+def requested_memory(options: argparse.Namespace) -> str:
+    """Returns the memory of a Pod as MEMORY or GPUS sets it; "" for that of the manifests."""
+    return options.memory or (f"{GIB_PER_GPU * options.gpus}Gi" if options.gpus else "")
+
+
+def shm_size(memory: str) -> str:
+    """Returns the size of /dev/shm, which counts towards the memory of the Pod, such as 96Gi."""
+    number, unit = int(memory[:-2]), memory[-2:]
     mib = number * 1024 if unit == "Gi" else number
     return f"{min(mib // 4, MAX_SHM_MIB)}Mi"
 
@@ -358,7 +360,7 @@ def check_options(options: argparse.Namespace) -> None:
     Raises:
       SubmissionError: If a setting is invalid, missing or not supported by the components.
     """
-    overlay, name = options.overlay, options.name
+    overlay = options.overlay
     components = set(components_of(options))
     for group in EXCLUSIVE:
         if len(both := sorted(group & components)) > 1:
@@ -383,10 +385,12 @@ def check_options(options: argparse.Namespace) -> None:
         )
     check_bucket(options, "gcs" in components)
     check_quantities(options)
-    if name and name != dns_label(name, 63):
-        raise SubmissionError(
-            f"NAME={name} is invalid. Use at most 63 lower-case letters, digits and hyphens."
-        )
+    for setting, value in (("NAME", options.name), ("NAMESPACE", options.namespace)):
+        if value and value != dns_label(value, 63):
+            raise SubmissionError(
+                f"{setting}={value} is invalid. Use at most 63 lower-case letters, digits and "
+                "hyphens, and no hyphen at either end."
+            )
 
 
 def check_bucket(options: argparse.Namespace, has_bucket: bool) -> None:
@@ -418,8 +422,12 @@ def check_quantities(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value and not re.fullmatch(r"[1-9]\d*(Mi|Gi)", value):
             raise SubmissionError(f"{name.upper()}={value} is invalid. Use a size such as 24Gi.")
-    if resource and not re.fullmatch(r"[a-z0-9.-]+/[\w.-]+", resource):
-        raise SubmissionError(f"GPU_RESOURCE={resource} is invalid. Use a name as {GPU}.")
+    if resource and not re.fullmatch(r"\w[\w-]*(\.\w[\w-]*)+/\w[\w.-]*", resource):
+        raise SubmissionError(
+            f"GPU_RESOURCE={resource} is invalid. Use the resource under which the cluster's "
+            f"device plugin offers NVIDIA GPUs, such as {GPU}, {GPU}.shared or "
+            "nvidia.com/mig-1g.10gb."
+        )
     if "/mig-" in resource and options.gpus > 1:
         raise SubmissionError(
             f"GPUS={options.gpus} cannot be used with GPU_RESOURCE={resource}: a process can use "
@@ -455,76 +463,6 @@ def render(options: argparse.Namespace, settings: dict[str, str] | None = None) 
     return manifests
 
 
-def apply(manifests: str, job: str) -> None:
-    """Applies the manifests to the cluster, after the cluster has checked all of them.
-
-    Raises:
-      SubmissionError: If an object was rejected.
-    """
-    context = checked("config", "current-context").strip()
-    namespace = checked("config", "view", "--minify", "-o", "jsonpath={..namespace}").strip()
-    print(f"Context: {context}, namespace: {namespace or 'default'}", flush=True)
-    manifests = without_existing_claims(manifests)
-    check = kubectl("apply", "--dry-run=server", "-f", "-", stdin=manifests)
-    if check.returncode:
-        raise SubmissionError(
-            f"The cluster rejects the manifests: {check.stderr.strip()}\nNothing was applied."
-        )
-    done = kubectl("apply", "-f", "-", stdin=manifests)
-    print(done.stdout, end="", flush=True)
-    if done.returncode:
-        raise SubmissionError(
-            f"kubectl apply: {done.stderr.strip()}\n"
-            "Some objects were not applied. The Job may be running; to find out: "
-            f"kubectl get pods -l app.kubernetes.io/instance={job}"
-        )
-
-
-def without_existing_claims(manifests: str) -> str:
-    """Returns the manifests without claims that exist: an existing claim may have been resized.
-
-    Raises:
-      SubmissionError: If the Job uses the volume of data sets, and it does not exist.
-    """
-    documents = []
-    for text in manifests.split("\n---\n"):
-        if re.search(r"^kind: PersistentVolumeClaim$", text, re.M):
-            found = re.search(r"^  name: (\S+)$", text, re.M)
-            name = found[1] if found else ""
-            if exists(name):
-                print(f"Using the existing claim {name}", flush=True)
-                continue
-        documents.append(text)
-    uses_data = "claimName: gan-data\n" in manifests  # created and filled with k8s/data
-    if uses_data and not exists("gan-data"):
-        raise SubmissionError(
-            "The Job reads its data from the volume gan-data, which does not exist. Create and "
-            "fill it first: see 'Fill the volume of data sets' in docs/kubernetes.md."
-        )
-    return "\n---\n".join(documents)
-
-
-def exists(claim: str) -> bool:
-    """Returns whether the cluster has the claim.
-
-    Raises:
-      SubmissionError: If kubectl fails.
-    """
-    return bool(checked("get", "pvc", claim, "--ignore-not-found", "-o", "name").strip())
-
-
-def checked(*command: str) -> str:
-    """Returns the output of kubectl.
-
-    Raises:
-      SubmissionError: If kubectl is missing or fails.
-    """
-    done = kubectl(*command)
-    if done.returncode:
-        raise SubmissionError(f"kubectl {' '.join(command)}: {done.stderr.strip()}")
-    return done.stdout
-
-
 def kustomize(folder: Path) -> str:
     """Renders the kustomization in a folder.
 
@@ -532,20 +470,6 @@ def kustomize(folder: Path) -> str:
       SubmissionError: If kubectl is missing or fails.
     """
     return checked("kustomize", str(folder))
-
-
-def kubectl(*command: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs kubectl and captures its output.
-
-    Raises:
-      SubmissionError: If kubectl is not installed.
-    """
-    try:
-        return subprocess.run(["kubectl", *command], input=stdin, text=True, capture_output=True)
-    except FileNotFoundError:
-        raise SubmissionError(
-            "kubectl was not found on PATH. Install it: https://kubernetes.io/docs/tasks/tools"
-        ) from None
 
 
 def config_map_data(manifests: str) -> dict[str, str]:
@@ -566,12 +490,13 @@ def main() -> int:
             print(manifests, end="")
             print("Nothing has been applied. Add APPLY=1 to apply the manifests.", file=sys.stderr)
             return 0
-        apply(manifests, settings["JOB"])
+        cluster = Cluster(options.context, options.namespace)
+        apply(manifests, settings["JOB"], cluster)
     except SubmissionError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     label = f"app.kubernetes.io/instance={settings['JOB']}"
-    print(f"To follow the log: kubectl logs --follow --prefix -l {label}")
+    print(f"To follow the log: {cluster.command('logs', f'--follow --prefix -l {label}')}")
     return 0
 
 

@@ -3,7 +3,6 @@
 import io
 import os
 import subprocess
-import sys
 
 import pytest
 
@@ -19,6 +18,8 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
 
+from tests.helpers import fake_gcs
+from tests.helpers.forked import Launcher
 from tests.helpers.runs import DATA_DIR, TINY
 from trainer import recipes
 from trainer.assembly import StartOptions, train
@@ -26,6 +27,8 @@ from trainer.config import Config
 from trainer.data import sources
 from trainer.reporting.console import Console
 from trainer.reporting.control import Control
+from trainer.reporting.phases import Phases
+from trainer.reporting.prometheus import Telemetry
 from trainer.storage.start import Start
 
 
@@ -46,6 +49,15 @@ def tiny(tmp_path):
 
 
 @pytest.fixture
+def gcs(monkeypatch):
+    """Starts a server of buckets, which the library uses instead of the service."""
+    world = fake_gcs.Server()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", world.url)
+    yield world
+    world.close()
+
+
+@pytest.fixture
 def run():
     """Returns a function that trains a configuration in this process and returns its output."""
 
@@ -58,27 +70,33 @@ def run():
         log_to(terminal)
         data = sources.load(config)
         config = sources.resolve_conditional(config, data)
-        control = Control(terminal=terminal, stop_requested=stop_requested)
+        labels, phases = {"run": config.run_dir, "worker": "0"}, Phases()
+        control = Control(
+            terminal=terminal, stop_requested=stop_requested, phases=phases,
+            telemetry=Telemetry(config.metrics_port, labels, phases=phases),
+        )  # fmt: skip
         train(config, data, control, options=StartOptions(**options))
         return stream.getvalue()
 
     return train_here
 
 
+@pytest.fixture(scope="session")
+def launcher():
+    """Starts the process from which the commands of tests are forked."""
+    started = Launcher()
+    yield started
+    started.close()
+
+
 @pytest.fixture
-def trainer(tmp_path):
+def trainer(launcher, tmp_path):
     """Returns a function that runs the trainer in a separate process and an empty folder."""
 
     def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, "-m", "trainer", *arguments],
-            cwd=tmp_path,
-            # Only tests that use the fixture data_dir read real data sets.
-            env={**os.environ, "TRAINER_DATA_DIR": "", **environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        # Only tests that use the fixture data_dir read real data sets.
+        env = {**os.environ, "TRAINER_DATA_DIR": "", **environment}
+        return launcher.run(arguments, cwd=tmp_path, env=env, timeout=120)
 
     return call
 

@@ -174,6 +174,7 @@ LIGHT = [
     "trainer.recipes",
     *(name for name in MODULES if name.startswith("trainer.data.named")),
     "trainer.data.sources",
+    "trainer.data.inspection",
     "trainer.training.loop",
 ]
 

@@ -13,7 +13,6 @@ Importing this module does not import TensorFlow.
 
 import dataclasses
 import functools
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 
 from trainer import recipes
 from trainer.config import Config
+from trainer.config.numbers import check_seed
 from trainer.config.operation_settings import FEATURES
 from trainer.config.settings import durations_of
 from trainer.data import sources
@@ -30,16 +30,15 @@ from trainer.errors import UsageError, one_of
 from trainer.generation.labels import Labels, class_numbers
 from trainer.machine import imports
 from trainer.machine.cluster import find_cluster
-from trainer.machine.signals import TimeLimit
-from trainer.recipes import files
 from trainer.reporting.console import Console, log_to
 from trainer.reporting.control import Control, saved_at_interrupt
+from trainer.reporting.heartbeat import Heartbeat
+from trainer.reporting.phases import Phases
 from trainer.run_dir.directory import RunDir
+from trainer.storage import attempts
 from trainer.storage.location import download_run, upload_outputs
 from trainer.storage.start import Start
 from trainer.storage.stored_config import add_environment, read_stored_config
-
-log = logging.getLogger(__name__)
 
 MIN_SAMPLES = 100  # of an evaluation
 
@@ -108,52 +107,64 @@ def train(
     if control is not None:
         return train_start(start, control)
     log_to(terminal := Console())
-    with saved_at_interrupt() as stop_requested:
-        return train_start(start, Control(terminal=terminal, stop_requested=stop_requested))
+    shown = Phases(Heartbeat(start.config.heartbeat)).shown()
+    with saved_at_interrupt() as stop_requested, shown as phases:
+        control = Control(terminal=terminal, stop_requested=stop_requested, phases=phases)
+        return train_start(start, control)
 
 
 def train_start(start: Start, control: Control) -> "Run":
-    """Trains a run as `train` does.
+    """Trains a run as `train` does, and returns it.
 
     Args:
       start: the configuration, and the run that is resumed.
       control: the console, and when to stop.
 
-    Returns:
-      The run.
-
     Raises:
       TrainerError: if the run cannot start or continue; a StoppedError after an early stop.
     """
-    start.check(sources.known_image_size(start.config))
+    with start.events().recorded_failure():
+        start.check(sources.known_image_sides(start.config))
+        with control.served(start.config, start.worker) as served:
+            return _train(start, served)
+
+
+def _train(start: Start, control: Control) -> "Run":
     start.check_destinations()
     config, is_resumed = start.config, start.stored is not None
-    if not is_resumed and {"run_dir", "recipe", "dataset"} & start.requested == {"run_dir"}:
-        log.warning(
-            "Starting a new run in %s. --recipe and --dataset are not given, so it trains %s "
-            "on %s.",
-            *(config.run_dir, files.shown_name(config.recipe), config.dataset),
-        )
-    # `adapt` checks the batch size: whether a smaller one may be used depends on `requested`.
-    data = _load_data(config, control)
-    config = sources.adapt(config, data, start.requested, is_resumed=is_resumed)
-    with imports.quiet():
-        from trainer import assembly  # late: importing TensorFlow takes seconds
+    start.warn_of_a_new_run()
+    with attempts.counted(config.run_dir, is_chief=start.is_chief) as attempt:
+        # `adapt` checks the batch size: whether a smaller one may be used depends on `requested`.
+        data = _load_data(config, control)
+        config = start.config_for(data.shape.sides)
+        config = sources.adapt(config, data, start.requested, is_resumed=is_resumed)
+        control.enter("starting")
+        with imports.quiet():
+            from trainer import assembly  # late: importing TensorFlow takes seconds
 
-    treatment = {"fresh": start.fresh, "accept_changed_data": start.accept_changed_data}
-    options = assembly.StartOptions(**treatment)
-    assembly.train(config, data, control, options=options, cluster=start.cluster)
+        options = assembly.StartOptions(
+            fresh=start.fresh, accept_changed_data=start.accept_changed_data, attempt=attempt
+        )
+        assembly.train(config, data, control, options=options, cluster=start.cluster)
     return Run(config.run_dir, devices=config.devices)
 
 
-def check(start: Start) -> None:
-    """Checks whether a run can start, without TensorFlow, and without reading images or buckets.
-
-    Raises:
-      TrainerError: as `train_start` does.
-    """
-    start.check(sources.known_image_size(start.config))
+def check(start: Start) -> Config:
+    """Returns the configuration of a run, or raises like `train_start`, without reading images."""
+    sides = sources.known_image_sides(start.config)
+    start.check(sides)
     sources.check(start.config, start.requested)
+    return start.config_for(sides)
+
+
+def cost(config: Config) -> str:
+    """Returns what a step costs, for the user; "" if only the images tell their shape."""
+    shape = sources.known_shape(config)
+    if shape is None:
+        return ""
+    with imports.quiet():  # late: importing TensorFlow takes seconds
+        from trainer import assembly
+    return assembly.cost(config, shape)
 
 
 def load(
@@ -188,7 +199,7 @@ class Run:
 
     Attributes:
       name: its directory as it was given.
-      checkpoint, devices, data_dir, split: as of `load`.
+      checkpoint, devices, data_dir, split: see `load`.
     """
 
     name: str
@@ -227,7 +238,7 @@ class Run:
           seed: seed of the latent vectors.
 
         Returns:
-          Images uint8 [num, H, W, C].
+          Images uint8 [num, H, W, C]; with C = 4, colours are not multiplied by alpha.
 
         Raises:
           UsageError: if a label is not a class of the run.
@@ -237,11 +248,10 @@ class Run:
             raise UsageError(f"--num={num} must be 1 or more.")
         check_seed(seed)
         classes = self.classes(labels)
-        with imports.quiet():
-            from trainer.generation import generate  # late: importing TensorFlow takes seconds
-
+        with imports.quiet():  # late: importing TensorFlow takes seconds
+            from trainer.generation import generate
         options = generate.GenerationOptions(num, classes, seed)
-        return generate.draw(self.run_dir, self.config, options, self.checkpoint)[0]
+        return generate.draw_visible(self.run_dir, self.config, options, self.checkpoint)
 
     def evaluate(
         self,
@@ -250,6 +260,8 @@ class Run:
         inception_path: str = "",
         seed: int = 0,
         out: str | os.PathLike[str] | None = None,
+        *,
+        inception_sha256: str = "",
     ) -> dict[str, Any]:
         """Measures the image quality, and writes evaluation.json and evaluation/.
 
@@ -259,6 +271,7 @@ class Run:
           inception_path: file of the Inception network; may be gs://BUCKET/PATH.
           seed: seed of the latent vectors.
           out: folder for the results; by default the run directory.
+          inception_sha256: SHA-256 that the graph of the Inception network must have.
 
         Returns:
           The metrics by name, and how they were measured; of the best checkpoint if `checkpoint`
@@ -274,14 +287,10 @@ class Run:
             )
         check_seed(seed)
         data = _load_data(self.config, Control(terminal=Console()))
-        with imports.quiet():
-            # Late: importing TensorFlow takes seconds.
+        with imports.quiet():  # late: importing TensorFlow takes seconds
             from trainer.evaluation.evaluator import EvaluationOptions
             from trainer.evaluation.finished_run import evaluate
-
-        options = EvaluationOptions(
-            features=features, inception_path=inception_path, num_samples=num_samples, seed=seed
-        )
+        options = EvaluationOptions(features, inception_path, num_samples, seed, inception_sha256)
         folder = None if out is None else Path(out)
         record = evaluate(self.run_dir, self.config, data, options, self.checkpoint, folder)
         if out is None:
@@ -301,9 +310,8 @@ class Run:
         Raises:
           TrainerError: if a file cannot be written, or does not draw the same images as the run.
         """
-        with imports.quiet():
-            from trainer.generation.export import export  # late: importing TensorFlow takes seconds
-
+        with imports.quiet():  # late: importing TensorFlow takes seconds
+            from trainer.generation.export import export
         export(self.run_dir, self.config, Path(out), self.checkpoint)
         return Path(out)
 
@@ -329,22 +337,10 @@ class Run:
         return class_numbers(labels, self.class_names, flag)
 
 
-def check_seed(seed: int) -> None:
-    """Raises a UsageError unless `seed` is a valid seed."""
-    if not 0 <= seed < 2**31:
-        raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
-
-
 def _load_data(config: Config, control: Control) -> sources.ImageSet:
     """Loads the images of a run, with a progress bar."""
-    stop = TimeLimit(0.0, control.stop_requested)
-
-    def report(share: float, what: str) -> None:
-        if stop():
-            raise stop.error("while reading the data. Run the same command again.")
-        control.terminal.bar(share, what)
-
+    control.enter("reading")
     try:
-        return sources.load(config.replace(batch_size=1), report)
+        return sources.load(config.replace(batch_size=1), control.report)
     finally:
         control.terminal.end_bar()

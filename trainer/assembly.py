@@ -11,21 +11,23 @@ import tensorflow as tf
 
 from trainer import recipes
 from trainer.config import Config
+from trainer.config.dataset import ImageShape
 from trainer.data.images import ImageSet
-from trainer.errors import StoppedError
 from trainer.evaluation import during_training
 from trainer.evaluation.during_training import EvaluatedModel
 from trainer.files.atomic import replacing
 from trainer.generation.export import export_to_model_dir, is_exported_to_model_dir
 from trainer.generation.sampler import write_gif
-from trainer.machine.batch import check_batch_size
+from trainer.machine import devices
+from trainer.machine.agreement import check_same_on_all_workers
+from trainer.machine.batch import check_batch_size, parse_devices
 from trainer.machine.cluster import Cluster
 from trainer.machine.replicas import Replicas, create_replicas
 from trainer.machine.signals import TimeLimit
 from trainer.models.plain import plain
 from trainer.recipes import files
+from trainer.recipes.networks import build_networks
 from trainer.reporting.control import Control
-from trainer.reporting.heartbeat import Heartbeat
 from trainer.reporting.prometheus import Telemetry
 from trainer.run_dir import provenance
 from trainer.run_dir.checkpoints import Checkpoints
@@ -34,8 +36,10 @@ from trainer.run_dir.directory import RunDir
 from trainer.run_dir.events import EventLog
 from trainer.run_dir.saver import NoSaver, Saver
 from trainer.storage import output_copies
+from trainer.storage.attempts import Attempt, Uncounted
 from trainer.storage.location import NoUploads, RunLocation, Uploads, download_run
 from trainer.training import fine_tuning, run_messages, transfer_report
+from trainer.training.cost import Cost
 from trainer.training.outputs import Outputs
 from trainer.training.run import Run
 from trainer.training.state import TrainState, create_state
@@ -50,10 +54,12 @@ class StartOptions:
     Attributes:
       fresh: whether to rename it and start a new run.
       accept_changed_data: whether to resume with changed images.
+      attempt: counts the starts that do not reach the run.
     """
 
     fresh: bool = False
     accept_changed_data: bool = False
+    attempt: Attempt = dataclasses.field(default_factory=Uncounted)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,11 +114,31 @@ def train(
     """
     config = config.with_spans_in_kimg(len(data))
     stop = TimeLimit(config.max_hours, control.stop_requested, control.clock)
-    location = RunLocation(config)
-    small_operations = recipes.get(config.networks).fully_connected
-    replicas = create_replicas(config, cluster, small_operations=small_operations)
+    if cluster is not None:
+        control.enter("waiting for peers")
+        options.attempt.withdraw()  # the other workers are the reason if this takes too long
+    late_end = EventLog(RunLocation(config).folder, cluster.index if cluster else 0).late_end
+    small = recipes.get(config.networks).fully_connected
+    replicas = create_replicas(config, cluster, small_operations=small, late_end=late_end)
+    if cluster is not None:
+        options.attempt.begin()
+    control.enter("starting")
     check_batch_size(config, replicas.num_replicas)
-    with replicas.scope():
+    with replicas.watched(config.step_timeout_secs, late_end) as watched:
+        _train_on(watched, config, data, control, options, stop)
+
+
+def _train_on(
+    replicas: Replicas,
+    config: Config,
+    data: ImageSet,
+    control: Control,
+    options: StartOptions,
+    stop: TimeLimit,
+) -> None:
+    """Trains a run to its end on some replicas."""
+    location = RunLocation(config)
+    with replicas.limited("building the networks with the other workers"), replicas.scope():
         state = create_state(config, data.shape, replicas.precision)
     during_training.check_settings(config, data)
     _check_workers(config, data, replicas)
@@ -124,32 +150,50 @@ def train(
         initialization = _copy_networks(config, data, state)
     session = _Session(config, data, replicas, state, initialization)
     # The directory is created last, so that wrong settings leave nothing behind.
+    control.enter("downloading" if location.is_mirrored else "starting")
     with _open_run_dir(config, replicas, location, options, control) as opened:
+        control.enter("restoring")
         run = _restore(session, opened, options, control, stop)
         if run is None:
             if opened.run_dir is not None and not is_exported_to_model_dir(config):
                 export_to_model_dir(opened.run_dir, config)
             return
-        try:
-            run.train(stop)
-        except StoppedError:
-            if opened.run_dir is not None:
-                with contextlib.suppress(OSError):  # the checkpoint is what matters
-                    write_gif(opened.run_dir.samples, opened.run_dir.gif)
-            raise
+        run.train(stop)
         if opened.run_dir is not None:
+            control.phases.enter("saving")
             _finish(config, state, opened.run_dir)
             run_messages.end(config, opened.run_dir)
             run.outputs.evaluations.log_best()
-        replicas.barrier()  # a worker that left early would end the chief, which still writes
+        replicas.leave()  # a worker that left early would end the chief, which still writes
+
+
+def cost(config: Config, shape: ImageShape) -> str:
+    """Returns what a step of a run costs, for the user, without using a GPU's memory.
+
+    Args:
+      config: the configuration of the run.
+      shape: the shape of its images.
+
+    Raises:
+      UsageError: if the networks cannot be built.
+    """
+    gpus = len(tf.config.get_visible_devices("GPU"))
+    count = parse_devices(config.devices).count or max(1, gpus)
+    share = config.batch_size // (count * max(1, len(config.workers.split(","))))
+    precision = devices.auto_precision() if config.precision == "auto" else config.precision
+    tf.config.set_visible_devices([], "GPU")
+    devices.set_number_format(precision)
+    networks = build_networks(config, shape)
+    return Cost.of(config, *networks).describe(
+        min(share, config.batch_per_replica or share), precision
+    )
 
 
 def _check_workers(config: Config, data: ImageSet, replicas: Replicas) -> None:
     """Raises a UsageError unless all workers have the same software, settings, data and devices."""
     settings = config.replace(precision=replicas.precision).shared_json()
-    num_devices = str(len(replicas.device_names))
-    inputs = "\n".join([settings, data.fingerprint, num_devices])
-    replicas.check_same_on_all_workers(provenance.describe_software(), inputs)
+    inputs = "\n".join([settings, data.fingerprint, str(len(replicas.device_names))])
+    check_same_on_all_workers(replicas, provenance.describe_software(), inputs)
 
 
 def _restore(
@@ -161,11 +205,11 @@ def _restore(
 ) -> Run | None:
     """Returns the run at its newest checkpoint, ready to train; None if it is complete."""
     config, replicas, state = session.config, session.replicas, session.state
-    run_dir, heartbeat = opened.run_dir, Heartbeat(config.heartbeat)
+    run_dir, phases = opened.run_dir, control.phases
 
     def upkeep() -> None:
         opened.check_ownership()
-        heartbeat.beat(session.done)
+        phases.progress(session.done)
 
     saver: Saver | NoSaver = NoSaver()
     definition, finished = None, False
@@ -186,19 +230,26 @@ def _restore(
         return None
     run_messages.start(config, replicas, state, session.data, last_step)
     model = EvaluatedModel(state.sampling_generator, state.trackables(), replicas)
-    evaluations = during_training.create(config, session.data, run_dir, model, stop, upkeep)
+    with phases.during("evaluating"):
+        evaluations = during_training.create(config, session.data, run_dir, model, stop, upkeep)
     evaluations.restore(done)
     if replicas.broadcast(int(evaluations.stopped_improving and finished)):
         log.info("%s is complete: it stopped improving by step %d.", config.run_dir, done)
         return None
-    labels = {"run": config.run_dir, "worker": str(replicas.worker_index)}
-    telemetry = Telemetry(config.metrics_port, labels)
-    if run_dir is not None:
-        started = run_dir.record_start(done)
+    telemetry = control.telemetry or Telemetry(0, {})
+    telemetry.set("step", done)
+    telemetry.set("target_step", last_step)
+    if run_dir is None:
+        folder = RunLocation(config).folder
+        EventLog(folder, replicas.worker_index).add_start(step=done, **_versions())
+    else:
+        started = run_dir.record_start(done, options.attempt.reached())
         telemetry.set("resumes", started)
-        EventLog(run_dir.path).add("start", step=done, starts=started + 1, **_versions())
+        if (saved := saver.last_step) is not None:
+            telemetry.restored(saved, run_dir.saved_at(saved))
+        EventLog(run_dir.path).add_start(step=done, starts=started + 1, **_versions())
     outputs = Outputs(run_dir, saver, opened.uploads, control.terminal, telemetry, evaluations)
-    return Run(config, session.data, replicas, state, outputs, upkeep)
+    return Run(config, session.data, replicas, state, outputs, upkeep, phases)
 
 
 def _restore_checkpoint(
@@ -258,7 +309,8 @@ def _open_run_dir(
             replicas.num_workers,
         )
         logging.getLogger("trainer").setLevel(logging.WARNING)
-        yield _Opened()
+        with EventLog(location.folder, replicas.worker_index).recorded_end():
+            yield _Opened()
         return
     run_dir, secs_left = RunDir(location.folder), control.secs_left
     if options.fresh:

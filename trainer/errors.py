@@ -17,7 +17,7 @@ class ExitCode(enum.IntEnum):
     STOPPED = 42  # stopped on request after a save, or a peer was lost: start again
     USAGE = 64  # the command line or the configuration is wrong
     DATA = 65  # the data set is unusable
-    DIVERGED = 70  # training diverged or collapsed
+    DIVERGED = 70  # training diverged or collapsed, or many starts made no progress
     CHECKPOINT = 73  # checkpoints exist that do not load or do not fit the run
     BUSY = 75  # another job holds the run directory: try later
     INTERRUPTED = 130  # ended by SIGINT (Ctrl-C) without a save
@@ -55,6 +55,12 @@ class DivergedError(TrainerError):
 
 class NotFiniteError(DivergedError):
     """A loss, a gradient or a weight is no longer finite."""
+
+
+class NoProgressError(TrainerError):
+    """Too many consecutive starts of a run made no progress."""
+
+    exit_code = ExitCode.DIVERGED
 
 
 class CheckpointError(TrainerError):

@@ -13,7 +13,9 @@ from trainer import recipes
 from trainer.config import Config
 from trainer.config.dataset import ImageShape
 from trainer.models import grouped, randomness
-from trainer.recipes import r3gan
+from trainer.models.objective import OBJECTIVES
+from trainer.recipes.builtin import r3gan
+from trainer.training import penalties
 
 BASIS = "MainLayers.0.Layers.0.Basis"
 Weights = list[tuple[str, keras.Variable]]  # names in the file, without param/G/ or param/D/
@@ -29,7 +31,7 @@ def compare(golden: Golden) -> None:
     classes = golden["in/c"].shape[1] if "in/c" in golden else 0
     latents, reals = tf.constant(golden["in/z"]), golden.images("in/real")
     labels = [tf.constant(golden["in/label"])] if classes else []
-    shape = ImageShape(reals.shape[1], reals.shape[-1], classes)
+    shape = ImageShape.square(reals.shape[1], reals.shape[-1], classes)
     config = recipes.resolve(dict(latent_dim=latents.shape[1], conditional=bool(classes)))
     config = config.replace(g_conditioning="embedding", d_conditioning="projection")
     generator, g_weights = _generator(golden, config, shape)
@@ -48,7 +50,11 @@ def compare(golden: Golden) -> None:
     golden.compare("out/D_real", discriminate(reals))
     _compare_stages(golden, generator, discriminator, [latents, *labels], [reals, *labels])
     with tf.GradientTape() as tape:
-        loss = _relativistic(golden, "Gstep/", discriminate(generate()) - discriminate(reals))
+        fake_logits, real_logits = discriminate(generate()), discriminate(reals)
+        golden.compare("Gstep/relativistic_logit", fake_logits - real_logits)
+        losses = OBJECTIVES["relativistic"].g_loss(real_logits, fake_logits)
+        golden.compare("Gstep/adv_per_sample", losses, GRADIENT)
+        loss = tf.reduce_mean(losses)
     golden.compare("Gstep/total", loss, GRADIENT)
     _compare_gradients(golden, "Gstep/grad/", tape.gradient(loss, _values(g_weights)), g_weights)
     _compare_discriminator(golden, discriminate, reals, fakes, d_weights)
@@ -59,42 +65,32 @@ def _compare_discriminator(
 ) -> None:
     """Compares the loss of D, its penalties and their gradients."""
     with tf.GradientTape(persistent=True) as tape:
-        loss = _relativistic(golden, "Dstep/", discriminate(reals) - discriminate(fakes))
+        real_logits, (at_reals,) = penalties.judge(lambda: discriminate(reals), [reals], half=False)
+        fake_logits, (at_fakes,) = penalties.judge(lambda: discriminate(fakes), [fakes], half=False)
+        golden.compare("Dstep/relativistic_logit", real_logits - fake_logits)
+        golden.compare_images("Dstep/dDreal_dimage", at_reals, GRADIENT)
+        losses = OBJECTIVES["relativistic"].d_loss(real_logits, fake_logits)
+        golden.compare("Dstep/adv_per_sample", losses, GRADIENT)
+        loss = tf.reduce_mean(losses)
         golden.compare("Dstep/adv_mean", loss, GRADIENT)
-        penalties = []
-        for name, images in (("r1", reals), ("r2", fakes)):
-            penalty, gradient = _penalty(discriminate, images)
-            golden.compare(f"Dstep/{name}_per_sample", penalty, GRADIENT)
-            if name == "r1":
-                golden.compare_images("Dstep/dDreal_dimage", gradient, GRADIENT)
-            penalties.append(tf.reduce_mean(penalty))
-            golden.compare(f"Dstep/{name}_mean", penalties[-1], GRADIENT)
-        total = loss + 0.5 * float(golden["in/gamma"]) * tf.add_n(penalties)
+        means = []
+        for penalty in penalties.PENALTIES:
+            if penalty.images == "between":
+                continue
+            # The file's are without the factor 1 / 2 that belongs to the weight.
+            each = 2.0 * penalty.of({"reals": at_reals, "fakes": at_fakes}[penalty.images])
+            golden.compare(f"Dstep/{penalty.setting}_per_sample", each, GRADIENT)
+            means.append(tf.reduce_mean(each))
+            golden.compare(f"Dstep/{penalty.setting}_mean", means[-1], GRADIENT)
+        total = loss + 0.5 * float(golden["in/gamma"]) * tf.add_n(means)
     golden.compare("Dstep/total", total, GRADIENT)
     values = _values(weights)
     for start, target in (
         ("Dstep/grad/", total),
-        ("Dstep/grad_r1_mean_only/", penalties[0]),
-        ("Dstep/grad_r2_mean_only/", penalties[1]),
+        ("Dstep/grad_r1_mean_only/", means[0]),
+        ("Dstep/grad_r2_mean_only/", means[1]),
     ):
         _compare_gradients(golden, start, tape.gradient(target, values), weights)
-
-
-def _relativistic(golden: Golden, start: str, margins: tf.Tensor) -> tf.Tensor:
-    """Returns the mean of softplus(-margin), equation 2 of arXiv:2501.05441."""
-    losses = tf.nn.softplus(-margins)
-    golden.compare(f"{start}relativistic_logit", margins)
-    golden.compare(f"{start}adv_per_sample", losses, GRADIENT)
-    return tf.reduce_mean(losses)
-
-
-def _penalty(discriminate: Any, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the squared norm of each image's gradient, [N], and the gradient."""
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        total = tf.reduce_sum(discriminate(images))
-    gradient = tape.gradient(total, images)
-    return tf.reduce_sum(tf.square(gradient), [1, 2, 3]), gradient
 
 
 def _compare_stages(
@@ -147,7 +143,7 @@ def _form(golden: Golden, start: str, network: str) -> grouped.Stages:
     expanded = golden[f"param/{network}/{inner[0].replace('LinearLayer2', 'LinearLayer3')}"]
     ordered = widths if network == "G" else widths[::-1]
     return grouped.Stages(
-        side=golden[start].shape[-1],
+        sides=golden[start].shape[-2:],
         widths=tuple(ordered),
         blocks=len(next(iter(by_stage.values()))),
         expansion=expanded.shape[1] // expanded.shape[0],

@@ -66,7 +66,7 @@ def _build(golden: Golden) -> tuple[keras.Model, keras.Model]:
     size, first = reals.shape[-1], golden["param/G/block2.c1.weight"].shape[1]
     last = golden[_last_dense(golden)].shape[-1]
     settings = dict(recipe="sngan", conditional=bool(classes), latent_dim=z.shape[1])
-    shape = ImageShape(size, reals.shape[1], classes)
+    shape = ImageShape.square(size, reals.shape[1], classes)
     for _ in range(2):  # first at the published width, then scaled to that of the file
         generator, discriminator = build_networks(recipes.resolve(settings), shape)
         g_whole = generator.get_layer("block0_norm1").output.shape[-1]

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 
 from benchmarks import gpu, gpu_runs, harness
 from benchmarks.harness import Measured
+from trainer import recipes
 from trainer.errors import TrainerError, UsageError
 from trainer.machine import doctor
 
@@ -16,6 +18,7 @@ TINY = gpu.Options(
     precisions=("float32", "bfloat16"),
     batches=(8,),
     steps=8,
+    repeat_steps=160,
     xla=("off",),
     settings=gpu.TINY,
     call=lambda name, **options: getattr(gpu_runs, name)(**options),
@@ -46,14 +49,10 @@ def test_kernels_run_in_every_format():
 
 
 def test_speed_is_measured_in_every_case():
-    rows = rows_of("speed")
-    assert [(row["recipe"], row["precision"]) for row in rows] == [
-        ("mlp", "float32"),
-        ("mlp", "bfloat16"),
-    ]
-    for row in rows:
-        assert row["ms_per_step"] == pytest.approx(8000 / row["images_per_sec"])
-        assert row["total_secs"] > 0
+    (row,) = rows_of("speed", precisions=("bfloat16",))
+    assert (row["recipe"], row["precision"]) == ("mlp", "bfloat16")
+    assert row["ms_per_step"] == pytest.approx(8000 / row["images_per_sec"])
+    assert row["total_secs"] > 0
 
 
 def test_a_case_that_fails_is_reported_and_the_next_one_runs():
@@ -63,15 +62,26 @@ def test_a_case_that_fails_is_reported_and_the_next_one_runs():
         return {"ms_per_step": 1.0}
 
     first, second = rows_of("speed", call=call)
+    assert [row["precision"] for row in (first, second)] == ["float32", "bfloat16"]
     assert (first["ok"], first["problem"]) == (False, "out of luck")
     assert second["ms_per_step"] == 1.0
 
 
 def test_losses_are_compared_with_the_cpu_and_with_one_device():
-    (same,) = rows_of("same")
+    known = {}
+
+    def call(name, **options):
+        """Runs equal calls only once."""
+        key = repr(options)
+        if key not in known:
+            known[key] = TINY.call(name, **options)
+        return known[key]
+
+    (same,) = rows_of("same", call=call)
     assert same == {"recipe": "mlp", "first_step": 0.0, "largest": 0.0, "ok": True}
-    (two,) = rows_of("two", recipes=("dcgan",))
+    (two,) = rows_of("two", call=call)
     assert two["ok"]
+    assert len(known) == 2
     assert 0 < two["largest"] < gpu.TWO_TOLERANCE
 
 
@@ -93,8 +103,14 @@ def test_deterministic_runs_end_with_the_same_bits_also_after_a_kill():
 
 
 def test_the_message_about_memory_is_that_of_the_trainer(monkeypatch):
+    def fit(run_dir, logical_mib, steps, **settings):
+        recipes.resolve(settings)  # the settings exist
+        return []
+
+    monkeypatch.setattr(gpu_runs, "train", fit)
     (fits,) = rows_of("memory")
     assert fits == {"message": "none: the batch fits", "ok": True}
+    assert not rows_of("memory", devices="gpu:0")[0]["ok"]
     message = "The device's memory is too small for 8 images at once."
 
     def fail(*args, **settings):
@@ -102,8 +118,6 @@ def test_the_message_about_memory_is_that_of_the_trainer(monkeypatch):
 
     monkeypatch.setattr(gpu_runs, "train", fail)
     assert rows_of("memory", devices="gpu:0") == [{"message": message, "ok": True}]
-    monkeypatch.setattr(gpu_runs, "train", lambda *args, **settings: [])
-    assert not rows_of("memory", devices="gpu:0")[0]["ok"]
 
 
 def test_the_trainer_is_measured_beside_eager_and_compiled_pytorch(monkeypatch):
@@ -116,6 +130,21 @@ def test_the_trainer_is_measured_beside_eager_and_compiled_pytorch(monkeypatch):
     rows = rows_of("torch")
     assert [row["recipe"] for row in rows] == ["dcgan", "dcgan", *["dcgan-conditional"] * 2]
     assert all(row["x_torch"] == row["x_compiled"] == 1.0 for row in rows)
+
+
+def test_variables_are_set_for_the_process_that_is_measured(monkeypatch):
+    names = [variable.partition("=")[0] for variable in gpu.VARIABLES]
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    seen = []
+
+    def call(function, **settings):
+        seen.append({name: os.environ[name] for name in names if name in os.environ})
+        return {"ms_per_step": 1.0}
+
+    rows = rows_of("environment", call=call, recipes=("dcgan",))
+    assert seen == [{}, {names[0]: "1"}, {names[1]: "gpu_private"}]
+    assert [row["variable"] for row in rows] == ["", *gpu.VARIABLES]
 
 
 def test_the_command_runs_the_parts_writes_their_rows_and_fails_if_one_does(

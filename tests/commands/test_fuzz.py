@@ -132,7 +132,7 @@ SETTINGS = st.fixed_dictionaries(
             name: st.sampled_from([0.0, 0.1, 0.5])
             for name in (
                 "smooth_real", "smooth_fake", "flip_labels", "d_input_noise", "d_layer_noise",
-                "gradient_penalty", "d_clip", "lr_decay_kimg", "g_lr_decay_per_kimg",
+                "gradient_penalty", "r1", "r2", "d_clip", "lr_decay_kimg", "g_lr_decay_per_kimg",
                 "d_lr_decay_per_kimg", "ema_half_life_kimg", "noise_decay_kimg",
             )
         },
@@ -145,6 +145,7 @@ SETTINGS = st.fixed_dictionaries(
         "batch_size": st.sampled_from([1, 2, 6]),
         "batch_per_replica": st.sampled_from([0, 1, 2]),
         "d_steps": st.sampled_from([1, 2]),
+        "penalty_every": st.sampled_from([1, 2]),
         "image_size": st.sampled_from([0, 4, 8, 9, 12, 20, 32, 64]),
         "networks": st.sampled_from(list(recipes.RECIPES)),
         "loss": st.sampled_from(list(OBJECTIVES)),

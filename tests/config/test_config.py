@@ -215,6 +215,37 @@ def test_recipes_have_their_published_settings():
             horizontal_flip=False,
             ema_half_life_kimg=0.0,
         ),
+        "r3gan": dict(
+            latent_dim=64,
+            g_conditioning="embedding",
+            d_conditioning="projection",
+            g_norm="none",
+            loss="relativistic",
+            update_rule="joint",
+            d_steps=1,
+            optimizer="adam",
+            beta1=0.0,
+            **{
+                name: Schedule("cosine", start, end, span_kimg=20000.0)
+                for name, start, end in (
+                    ("g_lr", 2e-4, 5e-5),
+                    ("d_lr", 2e-4, 5e-5),
+                    ("beta2", 0.9, 0.99),
+                    ("r1", 0.05, 0.005),
+                    ("r2", 0.05, 0.005),
+                    ("augment_strength", 0.0, 0.55),
+                    ("ema_half_life_kimg", 0.0, 5000.0),
+                )
+            },
+            ema_ramp=0.0,
+            penalty_every=1,
+            augment="ada",
+            augment_policy="blit,geometry,color:0.5,cutout",
+            batch_size=512,
+            length=Duration(250000, "kimg"),
+            conditional=False,
+            horizontal_flip=False,  # digits
+        ),
     }
     assert set(recipes.RECIPES) == {"dcgan", *expected}
     for name, settings in expected.items():
@@ -225,6 +256,25 @@ def test_recipes_have_their_published_settings():
             for k, v in settings.items()
         }, name
     assert recipes.resolve(dict(recipe="mlp", dataset="cifar10")).batch_size == 64
+
+
+def test_recipes_have_settings_for_image_sizes():
+    """Checks that sizes which are not published take the settings of the next smaller one."""
+
+    def gamma_and_batch(*sides, **given):
+        config = recipes.resolve(dict(recipe="r3gan", **given))
+        sized = recipes.adapt_to_size(config, sides, given)
+        assert sized.r1 == sized.r2 or "r1" in given
+        return str(sized.r1), sized.batch_size
+
+    at_32 = ("cosine 0.05 0.005 over 20000 kimg", 512)
+    at_64 = ("cosine 2 0.2 over 20000 kimg", 256)
+    assert [gamma_and_batch(28, 28), gamma_and_batch(32, 64)] == [at_32, at_32]
+    assert [gamma_and_batch(64, 64), gamma_and_batch(255, 300)] == [at_64, at_64]
+    assert gamma_and_batch(256, 256) == ("cosine 150 15 over 20000 kimg", 256)
+    assert gamma_and_batch(64, 64, r1=1.0, batch_size=32) == ("1.0", 32)
+    other = recipes.resolve(dict(recipe="r3gan", augment="diffaugment"))
+    assert recipes.adapt_to_size(other, (64, 64), {"augment"}).augment_strength == 1.0
 
 
 def test_networks_and_loop_are_independent():

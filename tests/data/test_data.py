@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from trainer import recipes
 from trainer.data import order, pipeline, sources
-from trainer.data.images import ImageSet, resize
+from trainer.data.form import Form, shape_arrays
+from trainer.data.images import ImageSet
 from trainer.errors import DataError, StorageError
 from trainer.machine import memory
 from trainer.training.data_wait import DataWaitTimer
@@ -155,8 +156,8 @@ def test_fewer_images_than_a_batch_is_an_error(tmp_path, gray):
 
 def test_resize_keeps_flat_images_flat():
     images = np.full((2, 8, 8, 3), 77, np.uint8)
-    assert (resize(images, 28) == 77).all()
-    assert resize(images, 28).shape == (2, 28, 28, 3)
+    assert (shape_arrays(images, Form(28, 28, 3)) == 77).all()
+    assert shape_arrays(images, Form(28, 28, 3)).shape == (2, 28, 28, 3)
 
 
 def take(dataset, count):

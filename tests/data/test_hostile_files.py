@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import zipfile
 import zlib
@@ -22,17 +23,15 @@ from PIL import Image
 
 from trainer import recipes
 from trainer.data import sources
+from trainer.data.form import FormOptions
+from trainer.data.preparing import prepare
+from trainer.data.preparing.part import Part, Settings
 from trainer.errors import DataError, ExitCode, TrainerError
 from trainer.files import array_cache
 from trainer.machine import memory
 from trainer.machine.memory import Budget
 
 GIB = 1 << 30
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 # Files that are small and would take gigabytes.
@@ -155,6 +154,8 @@ def settings_of(path):
     for name, dataset in (("mnist", "mnist"), ("cifar", "cifar10")):
         if path.startswith(name):
             return dict(dataset=dataset, data_dir=path.split("/")[0])
+    if path.startswith("prepared/"):
+        return dict(dataset="./prepared")
     return dict(dataset=f"./{path}")
 
 
@@ -272,6 +273,20 @@ def test_running_out_of_memory_names_the_data_set(monkeypatch):
 # Random damage to every kind of file.
 
 
+def prepared_files(pictures):
+    """Returns the content of the files of a prepared set by path."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "pics"
+        place.mkdir()
+        for name, data in pictures.items():
+            (place / name).write_bytes(data)
+        wanted = Settings(options=FormOptions((8, 8)))
+        prepare.prepare(str(place), f"{folder}/prepared", wanted, Part(), lambda *_: None)
+        prepare.join_parts(f"{folder}/prepared", lambda *_: None)
+        found = [path for path in (Path(folder) / "prepared").rglob("*") if path.is_file()]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
 def valid_files():
     """Returns the content of a valid file of each kind by path, and how it is packed."""
     rng = np.random.default_rng(0)
@@ -298,12 +313,21 @@ def valid_files():
     batches = {f"cifar/cifar-10-batches-py/data_batch_{k}": content for k in range(2, 6)}
     images = idx([2, 3, 3], bytes(18))
     labels = {"mnist/train-labels-idx1-ubyte.gz": gzip.compress(idx([2], bytes(2)))}
+    with tarfile.open(fileobj=(webdataset := io.BytesIO()), mode="w") as archive:
+        for name, data in {**pictures, **{f"{k}.cls": b"0" for k in "abcdef"}}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    prepared = prepared_files(pictures)
     none = {}
     return {
         **{f"pics/{name}": (data, bytes, none) for name, data in pictures.items()},
         "a.zip": (npz(pictures), bytes, none),
         "deflated.zip": (npz(pictures, zipfile.ZIP_DEFLATED), bytes, none),
         "a.npz": (arrays["savez"], bytes, none),
+        "a.tar": (webdataset.getvalue(), bytes, none),
+        **{name: (prepared[name], bytes, prepared) for name in prepared
+           if name.endswith(("manifest.json", "rows.npz", ".u8"))},
         "deflated.npz": (arrays["savez_compressed"], bytes, none),
         "mnist/train-images-idx3-ubyte.gz": (images, gzip.compress, labels),
         "mnist/mnist.npz": (npz({"x_train.npy": npy_header("(1, 4, 4)") + bytes(16),

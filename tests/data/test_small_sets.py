@@ -17,11 +17,6 @@ ROOT = Path(__file__).resolve().parents[2]
 LOGGERS = ("trainer.data.advice", "trainer.data.batch_size", "trainer.data.sources")
 
 
-@pytest.fixture(autouse=True)
-def cache_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """Makes the folder `pics` of the current folder."""
@@ -66,16 +61,18 @@ def the(messages, word):
 @pytest.mark.parametrize(
     ("sides", "given", "line"),
     [
-        ((40, 52), {}, "Image size 40 px: the smallest picture, a/00.png, is 40x52; pictures are"
-         " cropped to their central square (--image_size sets another size)"),
-        ((52, 31), {}, "Image size 28 px: the smallest picture, a/00.png, is 52x31, and the default"
-         " is a multiple of 4; pictures are"),
-        ((90, 70), {}, "Image size 64 px: the smallest picture, a/00.png, is 90x70, and the default"
-         " is at most 64 px; pictures are"),
-        ((5, 9), {}, "Image size 8 px: the smallest picture, a/00.png, is 5x9, and the default is"
-         " at least 8 px; pictures are"),
+        ((40, 52), {}, "Image size 40 px: the smallest picture, a/00.png, is 52x40 px"
+         " (height x width); pictures are cropped to their central square (--image_size"
+         " sets another size)"),
+        ((52, 31), {}, "Image size 28 px: the smallest picture, a/00.png, is 31x52 px"
+         " (height x width), and the default is a multiple of 4; pictures are"),
+        ((90, 70), {}, "Image size 64 px: the smallest picture, a/00.png, is 70x90 px"
+         " (height x width), and the default is at most 64 px; pictures are"),
+        ((5, 9), {}, "Image size 8 px: the smallest picture, a/00.png, is 9x5 px"
+         " (height x width), and the default is at least 8 px; pictures are"),
         ((40, 52), {"image_size": 32}, "Image size 32 px, set by --image_size: the smallest"
-         " picture, a/00.png, is 40x52; pictures are cropped to their central square"),
+         " picture, a/00.png, is 52x40 px (height x width); pictures are cropped to their"
+         " central square"),
     ],
 )  # fmt: skip
 def test_the_image_size_of_a_folder_is_explained(place, adapted, sides, given, line):
@@ -90,9 +87,10 @@ def test_the_image_size_of_a_folder_is_explained(place, adapted, sides, given, l
 def test_the_image_size_of_arrays_is_explained(place, adapted):
     np.savez(place / "x.npz", x=np.zeros((4, 52, 40), np.uint8))
     _, message = the(adapted(place / "x.npz")[1], "Image size")
-    assert message.startswith("Image size 40 px: all pictures are 40x52; pictures are cropped to")
+    told = "all pictures are 52x40 px (height x width); pictures are cropped to"
+    assert message.startswith(f"Image size 40 px: {told}")
     _, message = the(adapted(place / "x.npz", image_size=20)[1], "Image size")
-    assert message.startswith("Image size 20 px, set by --image_size: all pictures are 40x52;")
+    assert message.startswith(f"Image size 20 px, set by --image_size: {told}")
 
 
 def test_the_image_size_of_a_named_set_is_explained_if_it_is_changed(adapted):

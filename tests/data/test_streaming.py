@@ -6,29 +6,27 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.pictures import load
 from tests.helpers.runs import records
 from trainer import recipes
 from trainer.data import decoding, order, picture_cache, pipeline, sources, user_images
+from trainer.data.file_stores import Folder
 from trainer.data.images import ImageSet
+from trainer.data.listing import list_data_set
 from trainer.errors import StorageError
 from trainer.evaluation import classifier
 from trainer.evaluation.features import in_batches
-from trainer.files import mounts, shards, shared_entries
+from trainer.files import cache, mounts, shards, shared_entries
 from trainer.files.shards import Layout, MappedImages, MappedShards, ShardFolder
 from trainer.machine import memory
 
 COUNT = 40
-
-
-@pytest.fixture(autouse=True)
-def cache_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "gan-trainer"
 
 
 @pytest.fixture
@@ -49,10 +47,6 @@ def place(tmp_path):
 @pytest.fixture
 def streamed(monkeypatch):
     monkeypatch.setattr(user_images, "MAX_IN_MEMORY", 0)
-
-
-def load(path, **given):
-    return sources.load(recipes.resolve(dict(dataset=str(path), batch_size=1, **given)))
 
 
 def test_a_set_larger_than_memory_is_read_from_shards(place, small_shards, tmp_path, monkeypatch):
@@ -254,7 +248,9 @@ def test_a_run_from_shards_equals_one_from_memory(place, tiny, run, tmp_path, mo
     for k in range(COUNT):  # large enough for the networks
         path = place / "ab"[k % 2] / f"{k:02}.png"
         Image.new("L", (16, 16), 5 * k).save(path)
-    held = tiny(dataset=str(place), length="3 steps", run_dir=str(tmp_path / "held"))
+    held = tiny(
+        dataset=str(place), length="3 steps", log_every_steps=1, run_dir=str(tmp_path / "held")
+    )
     run(held)
     monkeypatch.setattr(user_images, "MAX_IN_MEMORY", 0)
     run(held.replace(run_dir=str(tmp_path / "streamed")))
@@ -309,4 +305,24 @@ def test_entries_of_the_cache_are_described(place, cache_home):
     load(place)
     (entry,) = cache_home.iterdir()
     plan = json.loads((entry / "plan.json").read_text())
-    assert (plan["rows"], plan["shape"], plan["version"]) == (COUNT, [8, 8, 1], 3)
+    assert (plan["rows"], plan["shape"], plan["version"]) == (COUNT, [8, 8, 1], 4)
+
+
+def test_listing_files_takes_little_memory(tmp_path):
+    """So five million pictures are listed within one gigabyte."""
+    count = 5_000
+    for number in range(count):
+        path = tmp_path / f"{number % 10}" / f"{number:08d}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    tracemalloc.start()
+    try:
+        store = Folder(tmp_path)
+        listing = list_data_set(store, tmp_path, "it")
+        listing.select("train")
+        cache.digest(f"{name} {store.stamp(name)}" for name in listing.names)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(listing.names) == count
+    assert peak < 220 * count

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import struct
+import tarfile
 import time
 import zipfile
 import zlib
@@ -12,31 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.pictures import load
 from trainer import recipes
 from trainer.commands.flags import config_flags
 from trainer.commands.flags.command_line import CommandLine
-from trainer.data import decoding, file_stores, sources
+from trainer.data import array_store, decoding, file_stores, sources, user_images
 from trainer.errors import DataError, ExitCode, StoppedError, UsageError
 from trainer.files import cache
+from trainer.files.shards import MappedImages
 from trainer.machine import memory
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
-
-
-@pytest.fixture(autouse=True)
-def cache_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "gan-trainer"
-
-
-@pytest.fixture
-def place(tmp_path):
-    (tmp_path / "pics").mkdir()
-    return tmp_path / "pics"
-
-
-def load(path, **given):
-    return sources.load(recipes.resolve(dict(dataset=str(path), batch_size=1, **given)))
 
 
 def picture(path, color=RED, size=(16, 16), mode="RGB", **options):
@@ -97,7 +84,8 @@ def test_formats_are_read(place, name):
 )
 def test_modes_are_converted(place, mode, color, expected):
     picture(place / "a.png", color, mode=mode)
-    assert tuple(load(place).images[0, 5, 5]) == expected
+    # Runs of earlier versions laid transparent pictures on white.
+    assert tuple(load(place, channels="opaque").images[0, 5, 5]) == expected
 
 
 def test_sixteen_bits_are_scaled_not_clipped(place):
@@ -406,7 +394,7 @@ X = np.zeros((4, 16, 16, 3), np.uint8)
         (dict(x=X.astype(np.uint16) + 65535), "Save (x / 65535 * 255).round()"),
         (dict(x=X.transpose(0, 3, 1, 2)), "Save x.transpose(0, 2, 3, 1)"),
         (dict(x=X[0, 0]), "x has shape [16, 3], not [N, H, W]"),
-        (dict(x=np.zeros((4, 16, 16, 4), np.uint8)), "Save gray or RGB images"),
+        (dict(x=np.zeros((4, 16, 16, 2), np.uint8)), "Save gray or RGB images"),
         (dict(x=X[:0]), "x contains no images"),
         (dict(x=np.array([X, None], object)), "x contains Python objects, which could run code"),
         (dict(images=X), "contains images. Name the array of images x"),
@@ -527,14 +515,51 @@ def test_progress_is_reported_and_may_stop_the_reading(place):
         sources.load(config.replace(image_size=8), stop)
 
 
-def test_arrays_larger_than_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
-    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 100 kB\n")
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    np.savez(tmp_path / "a.npz", x=np.zeros((20, 64, 64), np.uint8))
-    message = refused(tmp_path / "a.npz")
-    assert "20 images 64x64x1 need 0.0 GiB of memory" in message
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_arrays_larger_than_memory_are_read_when_needed(tmp_path, monkeypatch, channels):
+    rng = np.random.default_rng(0)
+    parts = {
+        "x_train": rng.integers(0, 256, (30, 24, 40, channels), np.uint8),
+        "y_train": np.arange(30) % 3,
+        "x_test": rng.integers(0, 256, (6, 24, 40, channels), np.uint8),
+        "y_test": np.arange(6) % 3,
+    }
+    np.savez(tmp_path / "a.npz", **parts)
+    for settings in ({}, {"split": "all", "image_size": 16}, {"image_size": "20x36"}):
+        held = load(tmp_path / "a.npz", **settings)
+        with monkeypatch.context() as scarce:
+            (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 4 kB\n")
+            scarce.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+            streamed = load(tmp_path / "a.npz", **settings)
+            assert isinstance(streamed.images, MappedImages)
+        np.testing.assert_array_equal(streamed.images[:], held.images)
+        assert streamed.describe() == held.describe()
+        assert streamed.size_message.partition(":")[0] == held.size_message.partition(":")[0]
+
+
+def test_arrays_are_unpacked_only_to_fill_the_cache(tmp_path, monkeypatch):
     np.savez(tmp_path / "a.npz", x=np.zeros((40, 64, 64), np.uint8))
-    assert "the arrays x need" in refused(tmp_path / "a.npz")
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 4 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    first = load(tmp_path / "a.npz")
+    monkeypatch.setattr(array_store.ArrayFile, "_unpack", None)
+    assert load(tmp_path / "a.npz").fingerprint == first.fingerprint
+
+
+def test_a_tar_is_read_as_the_folder_of_its_pictures(place):
+    classes(place, {"a": 3, "b": 2})
+    with tarfile.open(place.parent / "pics.tar", "w") as archive:
+        archive.add(place, arcname="")
+    one, other = load(place), load(place.parent / "pics.tar")
+    assert one.describe() == other.describe()
+    assert user_images.count(recipes.resolve(dict(dataset=str(place.parent / "pics.tar")))) == 5
+
+
+def test_archives_count_only_in_a_folder_without_pictures(place):
+    classes(place, {"a": 3, "b": 2})
+    with tarfile.open(place / "left.tar", "w"):
+        pass
+    assert len(load(place)) == 5
 
 
 def test_without_classes_only_an_explicit_conditional_is_an_error(place):
@@ -575,7 +600,7 @@ def test_paths_are_told_from_names(tmp_path, monkeypatch):
     for name, message in (
         ("here", "--dataset=here contains no images"),
         ("~/here", "--dataset=~/here contains no images"),
-        ("a/b", "--dataset=a/b does not exist. Set --dataset to a folder, a .zip or an .npz"),
+        ("a/b", "--dataset=a/b does not exist. Set --dataset to a folder or a .zip, .npz,"),
         ("new.zip", "--dataset=new.zip does not exist. Set --dataset to a folder"),
         ("mnits", "--dataset=mnits does not exist. Did you mean mnist? Set --dataset to a folder"),
         ("", "--dataset= does not exist. Set --dataset to a folder"),
@@ -609,8 +634,8 @@ def test_a_run_without_labels_is_unconditional_and_says_so(tiny, run, place):
 
 def test_a_size_that_the_networks_cannot_make_is_a_usage_error(tiny, run, place):
     classes(place, {"a": 5, "b": 5}, size=(40, 40))
-    with pytest.raises(UsageError, match="--image_size=30"):
-        run(tiny(dataset=str(place), image_size=30))
+    with pytest.raises(UsageError, match="--image_size=7"):
+        run(tiny(dataset=str(place), image_size=7))
     assert not (place.parent / "run").exists()  # so another size does not conflict with a run
 
 

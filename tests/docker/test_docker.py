@@ -31,9 +31,11 @@ def test_image_matches_the_manifests_and_is_labelled(path):
     assert instructions(path, "USER")[-1] == f"{user['runAsUser']}:{user['runAsGroup']}"
     assert json.loads(instructions(path, "ENTRYPOINT")[-1]) == ["python", "-m", "trainer"]
     labels = " ".join(instructions(path, "LABEL"))
-    for name in ("title", "description", "version", "revision", "licenses"):
+    for name in ("title", "description", "version", "revision", "base.name", "licenses"):
         assert f"org.opencontainers.image.{name}=" in labels
     assert len(instructions(path, "FROM")) == 2, "the build stage is not part of the image"
+    build, _ = re.split(r"^FROM \$\{BASE_IMAGE\}$", path.read_text(), flags=re.M)
+    assert build.rstrip().endswith("uninstall --yes setuptools wheel")
     assert not re.search(r"^#\s*syntax", path.read_text(), re.M), (
         "the builder would pull the syntax image"
     )
@@ -93,7 +95,8 @@ def test_requirements_pin_every_package_with_hashes(name):
         assert exact.operator == "=="
         pinned[requirement.name] = Version(exact.version)
     assert {"setuptools", "wheel"} <= pinned.keys(), "the trainer's own wheel is built with them"
-    assert ("nvidia-cudnn-cu12" in pinned) == (name == "requirements-gpu.txt")
+    for package in ("nvidia-cudnn-cu12", "nvidia-ml-py"):
+        assert (package in pinned) == (name == "requirements-gpu.txt"), package
 
     for required in cluster_requirements():
         package = LISTS[name] if required.name == "tensorflow" else required.name

@@ -15,7 +15,6 @@ import time
 import numpy as np
 import pytest
 
-from tests.helpers import fake_gcs
 from tests.helpers.fake_gcs import Fault
 from tests.helpers.runs import TINY_FLAGS, Process, assert_same_run, records, variables
 from trainer.errors import ExitCode
@@ -40,14 +39,6 @@ def emulator(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield fake
     fake.stop()
-
-
-@pytest.fixture
-def server(monkeypatch):
-    fake = fake_gcs.Server()
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.url)
-    yield fake
-    fake.close()
 
 
 def test_run_killed_repeatedly_without_local_files_is_identical_to_an_uninterrupted_run(
@@ -128,7 +119,7 @@ def test_commands_read_a_run_in_a_bucket(emulator, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["hangs", "refuses", "is gone"])
-def test_sigterm_stops_the_run_while_the_bucket_fails(server, tmp_path, kind):
+def test_sigterm_stops_the_run_while_the_bucket_fails(gcs, tmp_path, kind):
     arguments = [
         *TINY_FLAGS,
         "--steps=1000000",
@@ -139,11 +130,11 @@ def test_sigterm_stops_the_run_while_the_bucket_fails(server, tmp_path, kind):
     process = Process(tmp_path, *arguments, run_dir=RUN)
     process.wait_for("images/s")
     if kind == "hangs":
-        server.faults = [Fault("slow", secs=100.0)]
+        gcs.faults = [Fault("slow", secs=100.0)]
     elif kind == "refuses":
-        server.faults = [Fault(503)]
+        gcs.faults = [Fault(503)]
     else:
-        server.close()
+        gcs.close()
     time.sleep(1)
     began = time.monotonic()
     process.popen.send_signal(signal.SIGTERM)
@@ -153,7 +144,7 @@ def test_sigterm_stops_the_run_while_the_bucket_fails(server, tmp_path, kind):
     assert "Traceback" not in process.output
     if kind == "is gone":
         return
-    server.faults = []
+    gcs.faults = []
     resumed = Process(tmp_path, *arguments, run_dir=RUN)
     resumed.wait_for("holds the checkpoint of step")
     resumed.wait_for("images/s")
@@ -162,7 +153,7 @@ def test_sigterm_stops_the_run_while_the_bucket_fails(server, tmp_path, kind):
     assert f"All files of the run are in {RUN}" in resumed.output
 
 
-def test_only_one_job_holds_a_run_in_a_bucket(server, tmp_path):
+def test_only_one_job_holds_a_run_in_a_bucket(gcs, tmp_path):
     arguments = [*TINY_FLAGS, "--steps=1000000", "--devices=cpu", "--log_every_secs=0"]
     first = Process(tmp_path, *arguments, "--scratch_dir=a", run_dir=RUN)
     first.wait_for("images/s")
@@ -182,7 +173,7 @@ def test_only_one_job_holds_a_run_in_a_bucket(server, tmp_path):
     assert fourth.wait() == ExitCode.STOPPED
 
 
-def test_run_survives_random_failures_of_the_bucket(server, tmp_path):
+def test_run_survives_random_failures_of_the_bucket(gcs, tmp_path):
     """Checks that all files are uploaded despite random failures and a kill."""
     arguments = [
         *TINY_FLAGS, "--steps=3000", "--devices=cpu", "--checkpoint_every_kimg=0.4",
@@ -198,7 +189,7 @@ def test_run_survives_random_failures_of_the_bucket(server, tmp_path):
             method = rng.choice(["upload", "download", "delete", "list", "get"])
             if (kind, method) not in (("corrupt", "get"), ("cut", "delete")):
                 times = rng.randint(1, 4)
-                server.faults = [Fault(kind, method, "", times, secs=rng.uniform(0, 1))]
+                gcs.faults = [Fault(kind, method, "", times, secs=rng.uniform(0, 1))]
 
     process = Process(tmp_path, *arguments, run_dir=RUN)
     process.wait_for("Run directory")
@@ -211,7 +202,7 @@ def test_run_survives_random_failures_of_the_bucket(server, tmp_path):
     code = resumed.wait()
     ended.set()
     thread.join()
-    server.faults = []
+    gcs.faults = []
     if code:  # the download or the final uploads failed
         resumed = Process(tmp_path, *arguments, run_dir=RUN)
         code = resumed.wait()
@@ -221,7 +212,7 @@ def test_run_survives_random_failures_of_the_bucket(server, tmp_path):
         if path.is_file() and path.suffix in (".png", ".jsonl", ".json", ".index", ".keras"):
             name = path.relative_to(folder).as_posix()
             if not name.startswith((".", "lock")) and "checkpoints/ckpt" not in name:
-                uploaded = server.objects["bucket"][f"runs/one/{name}"].content
+                uploaded = gcs.objects["bucket"][f"runs/one/{name}"].content
                 assert uploaded == path.read_bytes(), name
     shutil.rmtree(tmp_path / "s")
     reader = Process(tmp_path, *arguments, run_dir=RUN)

@@ -30,6 +30,8 @@ def test_length_below_the_steps_done_is_a_usage_error_and_changes_no_file(traine
         assert f"{length} is " in shorter.stderr
         assert "run has already trained 6 steps (0.048 kimg)" in shorter.stderr
         assert shorter.stderr.count("\n") == 1
+    events = tmp_path / "run" / "events.jsonl"  # to which refused starts are added
+    assert events.read_bytes().startswith(before.pop(events)[0])
     for path, (content, modified) in before.items():
         assert path.read_bytes() == content, path
         assert path.stat().st_mtime_ns == modified, path

@@ -11,6 +11,7 @@ from tests.helpers import manifests as k8s
 from tests.helpers.job_controller import Job, Pod
 from tests.helpers.runs import DATA_DIR, records, variables
 from trainer.errors import ExitCode
+from trainer.run_dir.events import read_newest
 
 pytestmark = pytest.mark.faults
 
@@ -136,6 +137,8 @@ def test_evicted_and_killed_pods_resume_without_losing_steps(cluster):
     assert "Resuming from" in job.ended[1].output
     assert "Resuming from" in job.ended[2].output
     check_complete(cluster.run())
+    kinds = [event["event"] for event in read_newest(cluster.run(), 9)]
+    assert kinds == ["start", "stop", "start", "lost", "start", "complete"]
     assert cluster.smoke(name="uninterrupted").wait().condition == "Complete"
     assert_equal_variables(cluster.run("uninterrupted"), cluster.run())
 

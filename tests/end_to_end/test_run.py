@@ -1,6 +1,7 @@
 """Whole runs: their files, metrics, resuming, stopping, errors and generated images."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -141,7 +142,7 @@ def test_starting_a_complete_run_trains_no_further(tiny, run):
 
 
 def test_requested_stop_saves_a_checkpoint(tiny, run):
-    stop_requests = iter([False, False, False, True, True])
+    stop_requests = itertools.chain([False] * 6, itertools.repeat(True))  # 3 of them at the start
     config = tiny(length=steps(100000))
     with pytest.raises(StoppedError, match="Running the same command again resumes from step"):
         run(config, stop_requested=lambda: next(stop_requests))
@@ -308,7 +309,7 @@ def test_generated_images_do_not_depend_on_their_number(tiny, run):
     from trainer.config.dataset import ImageShape
     from trainer.recipes.networks import build_networks
 
-    generator, _ = build_networks(config, ImageShape(28, 1, 10))
+    generator, _ = build_networks(config, ImageShape.square(28, 1, 10))
     sampler = Sampler(config, generator)
     few = np.concatenate(list(sampler.draw(3, seed=5)))
     many = np.concatenate(list(sampler.draw(130, seed=5)))
@@ -330,7 +331,7 @@ def test_replicas_generate_the_images_of_one_replica(tiny):
     numbers = tf.function(lambda: devices.run_on_local_replicas(lambda number: number + 0))()
     assert [number.numpy() for number in numbers] == [0, 1]
     with devices.scope():
-        generator, _ = build_networks(config, ImageShape(28, 1, 10))
+        generator, _ = build_networks(config, ImageShape.square(28, 1, 10))
     labels = np.arange(330) % 10
     one = list(Sampler(config, generator).draw(330, 5, labels))
     two = list(Sampler(config, generator, devices).draw(330, 5, labels))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.inception_graph import small_graph
 from tests.helpers.runs import variables
 from trainer import recipes
 from trainer.config.settings import Duration
@@ -434,3 +435,19 @@ def test_too_few_real_images_are_refused(tiny):
     options = evaluator.EvaluationOptions("auto", "", num_samples=100, seed=0)
     with pytest.raises(DataError, match=r"split of digits has 5 images, but .* needs 6 or more"):
         evaluator.create_evaluator(tiny(split="test"), few, options)
+
+
+def test_a_run_is_not_resumed_with_another_inception_network(evaluating, run, tmp_path):
+    for number in (0, 1):
+        (tmp_path / f"{number}.pb").write_bytes(small_graph(classes=7 + number))
+    config = evaluating(
+        recipe="mlp-small", length=steps(2), inception_path=str(tmp_path / "0.pb"),
+        evaluate_features="inception",
+    )  # fmt: skip
+    assert "Inception network in" in run(config)
+    other = config.replace(length=steps(4), inception_path=str(tmp_path / "1.pb"))
+    with pytest.raises(UsageError, match=r"--inception_path: the SHA-256 .* Use the same file\."):
+        run(other)
+    demanded = other.replace(inception_path=config.inception_path, inception_sha256="0" * 64)
+    with pytest.raises(UsageError, match="--inception_sha256=0"):
+        run(demanded)

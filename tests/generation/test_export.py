@@ -77,8 +77,10 @@ def test_both_formats_draw_the_same_without_this_package(tiny, run, tmp_path, se
     plain = np.load(tmp_path / "drawn.npz")
     assert plain["served"].dtype == np.uint8
     # A normalized kernel is exported in its normalized form, which may differ in the last bit.
+    # In bfloat16 a bit is a level of the picture, and on some CPUs another process rounds
+    # otherwise.
     levels = np.abs(plain["served"].astype(int) - images)
-    assert levels.max() <= ("g_weights" in settings)
+    assert levels.max() <= ("g_weights" in settings or config.precision == "bfloat16")
     assert levels.mean() < 1e-3
     assert plain["few"].shape == (3, 28, 28, channels)  # any number of images
     low = -1.0 if config.image_range == "tanh" else 0.0

@@ -50,7 +50,8 @@ class Fault:
       kind: an HTTP status; "cut" closes the connection in the middle of the body, "corrupt"
         changes a byte of the content, "lost" executes the request but responds with a 503, and
         "slow" delays the response.
-      method: "list", "upload", "download", "delete", "get" or "copy"; "" matches all.
+      method: "list", "upload", "download", "delete", "get", "copy" or
+        "compose"; "" matches all.
       name: regular expression that the object's name must contain; for "list", the prefix.
       times: number of requests that it affects.
       secs: delay of "slow" in seconds.
@@ -70,6 +71,7 @@ class Server:
       objects: the stored objects, by bucket and name.
       faults: the faults to inject; the first that matches a request applies.
       log: the method and object name of each request that may have a fault.
+      received: bytes of content that were sent to each object.
       payer: project that each request must name, as for a bucket with Requester Pays.
       url: address of the server.
     """
@@ -78,6 +80,7 @@ class Server:
         self.objects: dict[str, dict[str, Object]] = {"bucket": {}}
         self.faults: list[Fault] = []
         self.log: list[tuple[str, str]] = []
+        self.received: dict[str, int] = {}
         self.payer = ""
         self.lock = threading.RLock()
         self.generations = itertools.count(1000)
@@ -245,7 +248,8 @@ class Handler(BaseHTTPRequestHandler):
     def _download(self, there: Object, fault: Fault | None):
         content, code = there.content, 200
         if byte_range := self.headers.get("Range"):
-            content, code = content[int(re.search(r"bytes=(\d+)-", byte_range)[1]) :], 206
+            first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", byte_range).groups()
+            content, code = content[int(first) : int(last) + 1 if last else None], 206
         if fault and fault.kind == "corrupt":
             content = bytes([content[0] ^ 1]) + content[1:]
         headers = {
@@ -262,6 +266,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         if self.target:
             self._rewrite()
+        elif self.object_name.endswith("/compose"):
+            self._compose(self.object_name.removesuffix("/compose"))
         elif self.query["uploadType"] == "multipart":
             boundary = re.search(r'boundary="?([^";]+)', self.headers["Content-Type"])[1].encode()
             _, about, content, _ = self.body.split(b"--" + boundary)
@@ -288,6 +294,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _store(self, about: dict, content: bytes):
         name = about["name"]
+        self.world.received[name] = self.world.received.get(name, 0) + len(content)
         fault = self._fault("upload", name)
         if fault and fault.kind == "cut":
             self.connection.shutdown(2)
@@ -323,6 +330,32 @@ class Handler(BaseHTTPRequestHandler):
             "kind": "storage#rewriteResponse", "done": True, "objectSize": size,
             "totalBytesRewritten": size, "resource": new.describe(self.bucket, name),
         })  # fmt: skip
+
+    def _compose(self, name: str):
+        fault = self._fault("compose", name)
+        if fault and fault.kind not in ("corrupt", "lost"):
+            return
+        with self.world.lock:
+            objects = self.world.objects[self.bucket]
+            sources = json.loads(self.body)["sourceObjects"]
+            if any(source["name"] not in objects for source in sources):
+                self._fail(404, "No such object")
+                return
+            wanted = [s.get("objectPreconditions", {}).get("ifGenerationMatch") for s in sources]
+            found = [objects[source["name"]].generation for source in sources]
+            if any(w and int(w) != f for w, f in zip(wanted, found, strict=True)):
+                self._fail(412, "At least one of the pre-conditions you specified did not hold.")
+                return
+            if not self._preconditions_hold(name):
+                return
+            content = b"".join(objects[source["name"]].content for source in sources)
+            if fault and fault.kind == "corrupt":
+                content = content[:-1] + bytes([content[-1] ^ 1])
+            stored = self.world.put(name, content, self.bucket)
+        if fault and fault.kind == "lost":
+            self._fail(503)
+        else:
+            self._send(200, stored.describe(self.bucket, name))
 
     def _delete(self):
         objects = self._objects()

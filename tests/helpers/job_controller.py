@@ -2,9 +2,9 @@
 
 It models the properties of a cluster that affect a trainer: environment variables and arguments,
 volumes (claims persist, all others are deleted with their Pod), host names of workers,
-completion indices, the Pod failure policy, the back-off, Pod replacement, and SIGTERM followed by
-SIGKILL after the grace period. It does not model the isolation of containers, so mount paths are
-replaced with local paths.
+completion indices, the Pod failure policy, the back-off, Pod replacement, container restart rules,
+and SIGTERM followed by SIGKILL after the grace period. It does not model the isolation of
+containers, so mount paths are replaced with local paths.
 """
 
 import contextlib
@@ -24,6 +24,9 @@ from tests.helpers import manifests as k8s
 
 # Kubernetes: 10 s, doubled with each failure since the last success, up to 10 minutes.
 BACKOFF_SECS, MAX_BACKOFF_SECS = 0.2, 12.0
+# The kubelet restarts a container at once for the first time, and then after 10 s, doubled each
+# time up to 5 minutes. A container that has run for 10 minutes starts anew.
+MAX_RESTART_SECS, RESET_SECS = 6.0, 12.0
 
 
 @dataclasses.dataclass(eq=False)
@@ -31,7 +34,7 @@ class Pod:
     """One Pod: an attempt to complete one index of the Job."""
 
     index: int
-    popen: subprocess.Popen
+    launch: Callable[[], subprocess.Popen]
     log: Path
     scratch: Path
     probes: dict[str, list[str]]
@@ -39,6 +42,13 @@ class Pod:
     conditions: set[str] = dataclasses.field(default_factory=set)
     kill_at: float | None = None
     exit_code: int | None = None
+    restarts: int = 0  # of its container
+    restarts_in_a_row: int = 0
+    restarted_at: float = 0.0
+    restart_at: float | None = None
+
+    def __post_init__(self) -> None:
+        self.popen = self.launch()
 
     @property
     def output(self) -> str:
@@ -73,8 +83,11 @@ class Pod:
         if code is None:
             return False
         self.exit_code = code if code >= 0 else 128 - code
-        shutil.rmtree(self.scratch, ignore_errors=True)
         return True
+
+    def remove(self) -> None:
+        """Removes the volumes that exist as long as the Pod."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 def backoff_secs(failures: int, first: float = BACKOFF_SECS, limit: float = MAX_BACKOFF_SECS):
@@ -85,8 +98,15 @@ def backoff_secs(failures: int, first: float = BACKOFF_SECS, limit: float = MAX_
 class Job:
     """A Job and its Pods. Each call of `step` is one iteration of the controller."""
 
-    def __init__(self, manifests: k8s.Manifests, claims: Path, scratch: Path) -> None:
+    def __init__(
+        self,
+        manifests: k8s.Manifests,
+        claims: Path,
+        scratch: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._manifests, self._claims, self._scratch = manifests, claims, scratch
+        self._clock = clock
         self.name = k8s.one_of(manifests, "Job")["metadata"]["name"]
         self.spec = k8s.one_of(manifests, "Job")["spec"]
         self.grace_secs = k8s.pod_of(manifests)["terminationGracePeriodSeconds"]
@@ -95,7 +115,7 @@ class Job:
         self._hosts = self._worker_addresses(count)
         self._waiting = set(range(count))  # indexes without a Pod
         self._failures, self._failed_at = 0, 0.0  # since the last success, ignored ones too
-        self._began = time.monotonic()
+        self._began = clock()
         self.running: dict[int, Pod] = {}
         self.ended: list[Pod] = []
         self.failed = 0  # failures that count towards backoffLimit
@@ -105,15 +125,16 @@ class Job:
 
     def step(self) -> None:
         for index, pod in list(self.running.items()):
-            if pod.has_ended():
+            if pod.has_ended() and not self._restarts_in_place(pod):
+                pod.remove()
                 del self.running[index]
                 self.ended.append(pod)
                 if not self.condition:
                     self._handle_exit(pod)
-        if time.monotonic() - self._began > self.spec["activeDeadlineSeconds"]:
+        if self._clock() - self._began > self.spec["activeDeadlineSeconds"]:
             self._fail("DeadlineExceeded")
         due = self._failed_at + backoff_secs(self._failures)
-        if not self.condition and time.monotonic() >= due:
+        if not self.condition and self._clock() >= due:
             for index in sorted(self._waiting):
                 self.running[index] = self._start(index)
             self._waiting.clear()
@@ -149,7 +170,7 @@ class Job:
             self._failures = 0
             return
         # The delay before new Pods of any index counts failures that the policy ignores as well.
-        self._failures, self._failed_at = self._failures + 1, time.monotonic()
+        self._failures, self._failed_at = self._failures + 1, self._clock()
         action = self._action(pod)
         if action == "FailJob":
             self._fail("PodFailurePolicy")
@@ -182,6 +203,28 @@ class Job:
 
     # The kubelet.
 
+    def _restarts_in_place(self, pod: Pod) -> bool:
+        """Restarts the container of a Pod once it is due; returns False if the Pod has ended."""
+        if pod.kill_at is not None or pod.conditions or not self._is_restarted(pod.exit_code):
+            return False
+        now = self._clock()
+        if pod.restart_at is None:
+            if now - pod.restarted_at >= RESET_SECS:
+                pod.restarts_in_a_row = 0
+            pod.restart_at = now + backoff_secs(pod.restarts_in_a_row, limit=MAX_RESTART_SECS)
+        if now >= pod.restart_at:
+            pod.restart_at, pod.restarted_at, pod.exit_code = None, now, None
+            pod.restarts, pod.restarts_in_a_row = pod.restarts + 1, pod.restarts_in_a_row + 1
+            pod.popen = pod.launch()
+        return True
+
+    def _is_restarted(self, code: int) -> bool:
+        """Returns whether a rule of the container restarts it: the first that matches decides."""
+        for rule in k8s.trainer_of(self._manifests).get("restartPolicyRules", []):
+            if (code in rule["exitCodes"]["values"]) == (rule["exitCodes"]["operator"] == "In"):
+                return rule["action"] == "Restart"
+        return False  # as the policy of the Pod, Never
+
     def _start(self, index: int) -> Pod:
         scratch = self._scratch / f"{self.name}-{index}-{len(self.ended)}"
         mounts = self._mounts(scratch)
@@ -205,11 +248,14 @@ class Job:
             for name in ("startupProbe", "livenessProbe")
         }
         log = self._scratch / f"{scratch.name}.log"
-        with open(log, "w") as file:
-            popen = subprocess.Popen(
-                [*command, *arguments], env=environment, cwd=scratch, stdout=file, stderr=file
-            )
-        return Pod(index, popen, log, scratch, probes, environment)
+
+        def launch() -> subprocess.Popen:
+            with open(log, "a") as file:
+                return subprocess.Popen(
+                    [*command, *arguments], env=environment, cwd=scratch, stdout=file, stderr=file
+                )
+
+        return Pod(index, launch, log, scratch, probes, environment)
 
     def _mounts(self, scratch: Path) -> dict[str, Path]:
         """Creates the volumes and returns the local folders by their mount paths."""

@@ -13,10 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config.settings import Duration
-from trainer.data import pipeline, sources
+from trainer.data import sources
 from trainer.machine import replicas
 from trainer.run_dir.checkpoint_files import list_checkpoints
-from trainer.training import state, step
+from trainer.training import feed, state
 from trainer.training.compiled_steps import compile_steps
 
 DATA_DIR = os.environ.get("TRAINER_DATA_DIR", "")
@@ -116,19 +116,9 @@ def trajectory(config, steps=STEPS):
     devices = replicas.create_replicas(config)
     with devices.scope():
         variables = state.create_state(config, data.shape, devices.precision)
-    plan = pipeline.BatchPlan(
-        seed=config.seed,
-        batch_size=config.batch_size,
-        batches_per_step=step.real_batches_per_step(config),
-    )
-    batches = devices.make_iterator(
-        lambda replicas: pipeline.batches(
-            data, plan, replicas=replicas, num_replicas=devices.num_replicas
-        )
-    )
-    run_steps = compile_steps(
-        config, devices, variables, data.shape.classes, lambda k: next(batches)
-    )
+    resident = feed.resident_images(config, data, devices)
+    source = feed.open_feed(config, data, devices, first_step=0, resident=resident)
+    run_steps = compile_steps(config, devices, variables, source, xla=config.xla == "on")
     return run_steps(steps), variables
 
 

@@ -30,6 +30,32 @@ PodMonitor:  # of the Prometheus Operator
         properties:
           port: {type: string}
           interval: {type: string, pattern: "^[0-9]+(ms|s|m|h)$"}
+PrometheusRule:  # of the Prometheus Operator
+  api: monitoring.coreos.com/v1
+  type: object
+  additionalProperties: false
+  required: [groups]
+  properties:
+    groups:
+      type: array
+      items:
+        type: object
+        additionalProperties: false
+        required: [name, rules]
+        properties:
+          name: {type: string}
+          rules:
+            type: array
+            items:
+              type: object
+              additionalProperties: false
+              required: [alert, expr]
+              properties:
+                alert: {type: string, pattern: "^[A-Za-z]+$"}
+                expr: {type: string}
+                for: {type: string, pattern: "^[0-9]+(s|m|h)$"}
+                labels: {type: object, additionalProperties: {type: string}}
+                annotations: {type: object, additionalProperties: {type: string}}
 PodMonitoring:  # of Google Cloud Managed Service for Prometheus
   api: monitoring.googleapis.com/v1
   type: object

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from tests.helpers import manifests as k8s
 from tests.helpers import schemas
 from trainer import __version__
 from trainer.commands import train
+from trainer.config.operation_settings import Limits
 from trainer.errors import ExitCode
-from trainer.machine.signals import GRACE_SECS
 
 VERSIONS = ["1.31", "1.34", "1.37"]
 GPU = "nvidia.com/gpu"
@@ -169,7 +170,7 @@ def test_job_has_a_deadline_and_replaces_failed_pods(manifests):
 
 def test_grace_period_exceeds_the_trainers_and_fits_spot_nodes(manifests):
     pod = k8s.pod_of(manifests)
-    assert pod["terminationGracePeriodSeconds"] >= GRACE_SECS + 3
+    assert pod["terminationGracePeriodSeconds"] >= Limits().grace_secs + 3
     if "cloud.google.com/gke-spot" in pod["nodeSelector"]:
         assert pod["terminationGracePeriodSeconds"] <= 15
         assert any(t["key"] == "cloud.google.com/gke-spot" for t in pod["tolerations"])
@@ -411,7 +412,8 @@ def test_probes_read_the_trainers_heartbeat(manifests):
         assert heartbeat in probe["exec"]["command"]
         assert probe["timeoutSeconds"] >= 10, "the start of Python takes seconds"
     startup = container["startupProbe"]
-    assert startup["periodSeconds"] * startup["failureThreshold"] >= 1800
+    limit = startup["periodSeconds"] * startup["failureThreshold"]
+    assert 60 <= limit <= 300, "Kueue's waitForPodsReady expects ready Pods within 5 minutes"
 
 
 def test_liveness_probe_fails_without_and_succeeds_with_a_heartbeat(tmp_path):
@@ -493,12 +495,52 @@ def apply(
 
 
 def test_failed_submission_prints_the_applied_objects(tmp_path):
-    script = '[ "$*" = "apply -f -" ] && { echo job created; echo no quota >&2; exit 1; }'
+    script = '[ "$1 $2" = "apply -f" ] && { echo job created; echo no quota >&2; exit 1; }'
     done = apply(fake_cluster(tmp_path, script))
     assert done.returncode == ExitCode.USAGE
     assert done.stdout == "Context: production, namespace: gan\njob created\n"
     assert "no quota" in done.stderr
-    assert re.search(r"instance=gan-cpu-smoke-\w{6}$", done.stderr)
+    assert re.search(
+        r"kubectl --context=production --namespace=gan get pods -l \S+=gan-cpu-smoke-\w{6}$",
+        done.stderr,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "context", "namespace"),
+    [
+        ([], "production", "gan"),  # the current ones, which may change between two calls
+        (["--context=team a+b,c@d"], "team a+b,c@d", "gan"),
+        (["--context=gke_p_z_c", "--namespace=team-a"], "gke_p_z_c", "team-a"),
+    ],
+)
+def test_every_call_names_the_context_and_the_namespace(tmp_path, given, context, namespace):
+    done = apply(fake_cluster(tmp_path, ""), *given)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"Context: {context}, namespace: {namespace}\n")
+    calls = (tmp_path / "calls").read_text().splitlines()
+    calls = [call for call in calls if not call.startswith("config ")]
+    assert [call.split()[0] for call in calls] == ["get", "apply", "apply"]
+    flags = [f"--context={context}", f"--namespace={namespace}"]
+    assert all(call.endswith(" ".join(flags)) for call in calls)
+    command = done.stdout.partition("To follow the log: kubectl ")[2]
+    assert shlex.split(command)[:3] == [*flags, "logs"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--context=nope", r"error: CONTEXT=nope .*not found.*`kubectl config get-contexts` lists"),
+        ("--namespace=--all", "error: NAMESPACE=--all is invalid. Use at most 63 lower-case"),
+    ],
+)
+def test_an_invalid_context_or_namespace_is_a_one_line_error(tmp_path, given, message):
+    script = '[ "$1 $2" = "config view" ] && { echo not found >&2; exit 1; }'
+    done = apply(fake_cluster(tmp_path, script), given)
+    assert done.returncode == ExitCode.USAGE
+    assert re.match(message, done.stderr)
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout
 
 
 def test_nothing_is_applied_if_the_cluster_rejects_an_object(tmp_path):
@@ -508,14 +550,14 @@ def test_nothing_is_applied_if_the_cluster_rejects_an_object(tmp_path):
     assert done.returncode == ExitCode.USAGE
     assert "no matches for kind" in done.stderr
     assert "Nothing was applied" in done.stderr
-    assert "apply -f -" not in (tmp_path / "calls").read_text().splitlines()
+    assert "apply -f" not in (tmp_path / "calls").read_text()
 
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_claims_are_created_only_if_they_are_absent(tmp_path, exists):
     """An existing claim may be larger than the manifest's, and claims cannot shrink."""
     found = '[ "$2 $3" = "pvc gan-runs-smoke" ] && echo persistentvolumeclaim/gan-runs-smoke'
-    script = f'{found if exists else ""}\n[ "$*" = "apply -f -" ] && cat > "${{0%/*}}/applied"'
+    script = f'{found if exists else ""}\n[ "$1 $2" = "apply -f" ] && cat > "${{0%/*}}/applied"'
     done = apply(fake_cluster(tmp_path, script))
     assert done.returncode == 0, done.stderr
     assert ("existing claim gan-runs-smoke" in done.stdout) == exists
@@ -566,17 +608,27 @@ def test_jobset_recreates_the_job_without_a_back_off(components):
 
 
 def test_resources_follow_the_number_of_gpus():
+    shm = []
+
     def resources(*arguments: str) -> dict:
-        return k8s.trainer_of(k8s.submit("--overlay=single-node", *arguments))["resources"]
+        manifests = k8s.submit("--overlay=single-node", *arguments)
+        (volume,) = (v for v in k8s.pod_of(manifests)["volumes"] if v["name"] == "shm")
+        shm.append(size(volume["emptyDir"]["sizeLimit"]) / 2**30)
+        return k8s.trainer_of(manifests)["resources"]
 
     assert resources()["requests"].items() >= {"cpu": "3", "memory": "12Gi"}.items()
-    assert resources("--gpus=8")["requests"].items() >= {"cpu": "24", "memory": "96Gi"}.items()
+    eight = resources("--gpus=8")
+    assert eight["requests"].items() >= {"cpu": "24", "memory": "96Gi"}.items()
+    assert shm == [3, 4]  # GiB: a quarter of the memory, at most 4
+    for found in (resources(), eight):
+        assert found["limits"]["memory"] == found["requests"]["memory"]
     given = resources("--gpus=2", "--cpus=40", "--memory=100Gi")
     assert given["requests"].items() >= {"cpu": "40", "memory": "100Gi"}.items()
     assert given["limits"].items() >= {"cpu": "40", "memory": "100Gi", GPU: 2}.items()
     mig = resources("--gpu_resource=nvidia.com/mig-1g.10gb")["limits"]
     assert mig["nvidia.com/mig-1g.10gb"] == 1
     assert GPU not in mig
+    assert resources("--gpu_resource=example.com/vgpu")["limits"]["example.com/vgpu"] == 1
 
 
 def test_each_submission_creates_a_new_job_for_the_same_run():
@@ -618,6 +670,7 @@ def test_image_setting_replaces_name_and_tag(image, becomes):
         ),
         (["--overlay=spot", "--memory=12GB"], "a size such as 24Gi"),
         (["--overlay=spot", "--gpus=2", "--gpu_resource=nvidia.com/mig-1g.5gb"], "one MIG device"),
+        (["--overlay=spot", "--gpu_resource=gpu"], "such as nvidia.com/gpu"),
         (["--overlay=spot", "--name=My_Run"], "lower-case letters"),
     ],
 )
@@ -633,7 +686,9 @@ def test_invalid_submission_is_a_one_line_error(given, message):
 
 def test_make_passes_only_the_given_settings():
     command = ["make", "--dry-run", "k8s-submit", "OVERLAY=spot", "DATASET=mnist", "GPUS=2"]
+    command.append("CONTEXT=team a+b,c@d")
     done = subprocess.run(command, cwd=k8s.ROOT, text=True, capture_output=True, timeout=60)
-    words = done.stdout.split()
-    assert {"--overlay=spot", '--dataset="mnist"', '--gpus="2"'} <= set(words), done
+    words = shlex.split(done.stdout)
+    given = {"--overlay=spot", "--dataset=mnist", "--gpus=2", "--context=team a+b,c@d"}
+    assert given <= set(words), done
     assert not any(word.startswith(("--recipe", "--length", "--apply")) for word in words)

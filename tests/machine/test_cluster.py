@@ -17,6 +17,7 @@ from tests.helpers.runs import records
 from trainer import __version__
 from trainer.errors import ExitCode, PeerError, PeerLostError, UsageError
 from trainer.machine import cluster, replicas
+from trainer.machine.agreement import check_same_on_all_workers
 from trainer.machine.cluster import Cluster
 from trainer.run_dir import provenance
 from trainer.run_dir.checkpoint_files import list_checkpoints
@@ -153,9 +154,11 @@ def test_two_machines_train_as_one_does(tmp_path, trainer):
     for single, double in pairs:
         for name in ("d_loss", "g_loss", "d_acc", "g_acc"):
             assert double[name] == pytest.approx(single[name], rel=2e-3, abs=1e-4), name
-    # Only the chief writes to the run directory, and nothing of the other worker is left.
+    # Only the chief writes to the run directory, except for the events of the other worker.
     names = {path.name for path in (tmp_path / "two").iterdir()}
-    assert names == {path.name for path in (tmp_path / "one").iterdir()}
+    assert names == {path.name for path in (tmp_path / "one").iterdir()} | {"events-1.jsonl"}
+    others = [json.loads(line) for line in (tmp_path / "two/events-1.jsonl").open()]
+    assert [(e["event"], e["worker"]) for e in others] == [("start", 1), ("complete", 1)]
     assert "Samples" in outputs[0]
     assert "Samples" not in outputs[1]
     # A checkpoint of several workers can be resumed on one machine.
@@ -242,9 +245,29 @@ def test_a_worker_of_a_former_version_ends_before_it_is_named(monkeypatch):
     def lost(self, value):
         raise PeerLostError("Stopped: another worker was lost")
 
-    monkeypatch.setattr(replicas.Replicas, "_sum_over_workers", lost)
+    monkeypatch.setattr(replicas.Replicas, "sum_over_workers", lost)
     with pytest.raises(UsageError, match="worker 0 has version 1, and another worker has ended"):
-        two.check_same_on_all_workers("version 1", "flags")
+        check_same_on_all_workers(two, "version 1", "flags")
+
+
+def test_a_worker_that_has_left_is_missed_only_before_all_have_met(monkeypatch):
+    """Whoever passes a barrier may end while others still receive its last message."""
+    two = replicas.Replicas(None, ("CPU:0",), "float32", True, num_workers=2)
+    met = []
+
+    def barrier(self):
+        met.append(None)
+        if len(met) == lost_at:
+            raise PeerLostError("Stopped: another worker was lost")
+
+    monkeypatch.setattr(replicas.Replicas, "barrier", barrier)
+    lost_at = 2
+    two.leave()
+    assert len(met) == 2
+    met.clear()
+    lost_at = 1
+    with pytest.raises(PeerLostError):
+        two.leave()
 
 
 @pytest.mark.faults

@@ -4,6 +4,8 @@ import dataclasses
 import io
 import os
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import keras
@@ -36,10 +38,16 @@ def explain(tmp_path, **given):
     return nvidia.explain_unlisted_gpus(given.pop("files", ["/dev/nvidia0"]), **{**usual, **given})
 
 
-def test_it_shows_the_machine(trainer):
+def run_doctor(folder, *flags):
+    """Runs the command in a process that imports TensorFlow itself."""
+    command = [sys.executable, "-m", "trainer", "doctor", *flags]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_it_shows_the_machine(tmp_path):
     if nvidia.device_files():
         pytest.skip("this machine has a GPU")
-    answer = trainer("doctor")
+    answer = run_doctor(tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert answer.stderr == ""
     lines = dict(re.findall(r"^(\S+) +(.+)$", answer.stdout, re.M))
@@ -55,7 +63,7 @@ def test_it_shows_the_machine(trainer):
         lines["Self-test"],
     )
     assert len(re.findall(r"^Disk .* GiB free of .* in (\S+)$", answer.stdout, re.M)) == 2
-    assert trainer("doctor", "--nonsense").returncode == ExitCode.USAGE
+    assert run_doctor(tmp_path, "--nonsense").returncode == ExitCode.USAGE
 
 
 def test_a_gpu_that_tensorflow_does_not_list_is_a_failure():
@@ -319,9 +327,9 @@ def test_a_container_limit_is_shown(monkeypatch, tmp_path):
     assert memory.available_bytes() <= 2**31  # checks of data sets use the same limit
 
 
-def test_without_tensorflow_it_says_so(trainer, tmp_path):
+def test_without_tensorflow_it_says_so(tmp_path):
     (tmp_path / "tensorflow.py").write_text("raise ImportError('libbroken.so is missing')\n")
-    answer = trainer("doctor")  # runs in tmp_path, whose modules come first
+    answer = run_doctor(tmp_path)  # the modules of its folder come first
     assert answer.returncode == ExitCode.CRASH
     assert "cannot be imported (libbroken.so is missing): pip install" in answer.stderr
     assert answer.stderr.count("\n") == 1

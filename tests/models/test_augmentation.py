@@ -207,7 +207,7 @@ def test_strength_zero_changes_nothing_and_probabilities_are_met():
         ("ada", "blit:2", "--augment_policy=blit:2 is not valid at 'blit:2'. Write NAME or NAME:F"),
         ("ada", "blit:x", "is not valid at 'blit:x'"),
         ("ada", "blit:0", "--augment_policy=blit:0 has no transformation. Use --augment=none"),
-        ("none", "blit", "--augment_policy=blit needs an augmentation. Add --augment="),
+        ("none", "blit", "--augment_policy='blit' needs an augmentation. Add --augment="),
     ],
 )
 def test_policies_that_are_wrong_are_named(augment, policy, message):

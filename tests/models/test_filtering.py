@@ -10,7 +10,7 @@ from trainer.config.dataset import ImageShape
 from trainer.errors import UsageError
 from trainer.models import convolutions, grouped_convolution
 from trainer.models.filtering import Downsample, Upsample
-from trainer.models.grouped_convolution import GroupedConv2D, by_matrices
+from trainer.models.grouped_convolution import GroupedConv2D, one_by_one
 from trainer.models.plain import plain
 from trainer.models.resize_convolution import ResizeConv2D
 from trainer.models.spectral import SpectralConv2D
@@ -105,10 +105,10 @@ def test_a_penalty_has_gradients_through_groups_and_downsampling(monkeypatch, pr
     np.testing.assert_allclose(penalty(groups), expected, atol=tolerance * np.abs(expected).max())
 
 
-def test_grouped_convolution_by_matrices_equals_the_operation():
+def test_grouped_convolution_one_by_one_equals_the_operation():
     values, kernel = images(2, 5, 3, 12), images(3, 3, 4, 6)
     expected = tf.nn.conv2d(values, kernel, 1, "SAME")
-    np.testing.assert_allclose(by_matrices(values, kernel), expected, atol=1e-4)
+    np.testing.assert_allclose(one_by_one(values, kernel), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [3, 4, 5])
@@ -140,7 +140,7 @@ def test_resize_convolution_maps_a_uniform_image_to_a_uniform_one():
 
 def test_resizing_replaces_the_transposed_convolutions_of_dcgan():
     config = recipes.resolve(dict(recipe="dcgan", g_upsampling="resize", g_width=0.1))
-    generator, _ = build_networks(config, ImageShape(32, 3, 10))
+    generator, _ = build_networks(config, ImageShape.square(32, 3, 10))
     kinds = [type(layer) for layer in generator.layers]
     assert kinds.count(ResizeConv2D) == 3
     assert convolutions.Conv2DTranspose not in kinds

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.models.objective import OBJECTIVES, share_real
+from trainer.models.objective import OBJECTIVES, verdicts
 
 LOG3 = math.log(3.0)  # sigmoid(log 3) = 3/4
 
@@ -36,11 +36,32 @@ def test_hinge_loss_is_zero_beyond_the_margin():
     np.testing.assert_allclose(OBJECTIVES["hinge"].d_fake(logits), [0.0, 1.0, 3.0])
 
 
-def test_losses_of_large_logits_are_finite():
+def test_relativistic_loss_depends_on_the_margin_of_pairs():
+    reals, fakes = tf.constant([5.0 + LOG3, 2.0]), tf.constant([5.0, 2.0 + LOG3])
+    objective = OBJECTIVES["relativistic"]
+    right, wrong = -math.log(0.75), -math.log(0.25)
+    np.testing.assert_allclose(objective.d_loss(reals, fakes), [right, wrong], rtol=1e-5)
+    np.testing.assert_allclose(objective.g_loss(reals, fakes), [wrong, right], rtol=1e-5)
+    margins = objective.margins(tf.stack([reals, fakes]))
+    np.testing.assert_array_equal(verdicts(margins), [[1, -1], [-1, 1]])
+
+
+def test_losses_of_sums_are_those_of_reals_and_of_fakes():
+    reals, fakes = tf.constant([0.5, -2.0]), tf.constant([3.0, 0.25])
     for objective in OBJECTIVES.values():
-        for loss in (objective.d_real, objective.d_fake, objective.g_fake):
-            assert np.isfinite(loss(tf.constant([-1e4, 1e4]))).all()
+        if not objective.on_pairs:
+            expected = objective.d_real(reals) + objective.d_fake(fakes)
+            np.testing.assert_array_equal(objective.d_loss(reals, fakes), expected)
+            expected = objective.g_fake(fakes)
+            np.testing.assert_array_equal(objective.g_loss(None, fakes), expected)
+
+
+def test_losses_of_large_logits_are_finite():
+    logits = tf.constant([-1e4, 1e4])
+    for objective in OBJECTIVES.values():
+        for loss in (objective.d_loss, objective.g_loss):
+            assert np.isfinite(loss(logits, -logits)).all()
 
 
 def test_a_positive_logit_means_real():
-    np.testing.assert_array_equal(share_real(tf.constant([-1.0, 0.5])), [0.0, 1.0])
+    np.testing.assert_array_equal(verdicts(tf.constant([-1.0, 0.5, 0.0])), [-1.0, 1.0, 0.0])

@@ -11,21 +11,15 @@ from trainer.errors import UsageError
 from trainer.models import grouped
 from trainer.models.plain import plain
 from trainer.models.spectral import SpectralConv2D
-from trainer.recipes import files, r3gan
-from trainer.recipes.builtin import sngan
+from trainer.recipes.builtin import r3gan, sngan
 from trainer.recipes.networks import build_networks
 
 IMAGENET = dict(g_width=2.0, d_width=2.0)
 
 
-@pytest.fixture(autouse=True)
-def _with_r3gan(monkeypatch):
-    monkeypatch.setitem(recipes.RECIPES, "r3gan", files.of_module(r3gan, "r3gan"))
-
-
 def build(recipe, side, channels=3, classes=0, **given):
     config = recipes.resolve(dict(recipe=recipe, conditional=bool(classes), **given))
-    return build_networks(config, ImageShape(side, channels, classes))
+    return build_networks(config, ImageShape.square(side, channels, classes))
 
 
 def count(network):
@@ -57,7 +51,7 @@ def test_networks_have_the_published_number_of_parameters(recipe, side, classes,
 def test_imagenet_networks_have_the_published_number_of_parameters(side, widest, counts):
     given = dict(IMAGENET, hyperparameters=f"group_size=32,widest_side={widest}")
     config = recipes.resolve(dict(recipe="r3gan", **given))
-    form = r3gan.stages(config, ImageShape(side, 3, 1000), 2.0)
+    form = r3gan.stages(config, ImageShape.square(side, 3, 1000), 2.0)
     width, blocks = form.widths[0], form.blocks * len(form.widths)
     assert set(form.widths) == {1536}
     assert 2 * width // form.group_size == 96
@@ -232,5 +226,5 @@ def test_generators_have_an_equivalent_of_keras_layers(recipe, classes, tmp_path
 
 
 def test_stages_scale_initial_values_by_the_number_of_blocks():
-    form = grouped.Stages(4, (768,) * 4)
+    form = grouped.Stages((4, 4), (768,) * 4)
     assert form.gain == pytest.approx((2 / 1.04) ** 0.5 * 8**-0.25)

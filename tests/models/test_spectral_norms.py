@@ -1,11 +1,13 @@
 """Compares spectral norms that are computed together with those of each layer by itself."""
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from trainer.models import kernels
 from trainer.models.spectral import SpectralConv2D
 from trainer.models.spectral_norms import SpectralNorms
+from trainer.training.buffer import Buffer
 
 
 def layers():
@@ -24,23 +26,21 @@ def layers():
 
 def test_kernels_and_gradients_equal_those_of_each_layer():
     made = layers()
-    parameters = [layer.kernel.value for layer in made]
-    factors = [tf.random.stateless_normal(p.shape, [1, k]) for k, p in enumerate(parameters)]
-    with tf.GradientTape(persistent=True) as tape:
-        together = SpectralNorms(made).kernels()
-        alone = {id(layer): layer.normalized_kernel() for layer in made}
-        losses = [
-            tf.add_n(
-                [
-                    tf.reduce_sum(factor * found[id(layer)])
-                    for layer, factor in zip(made, factors, strict=True)
-                ]
-            )
-            for found in (together, alone)
-        ]
-    for layer in made:
-        np.testing.assert_allclose(together[id(layer)], alone[id(layer)], rtol=1e-5)
-    for one, other in zip(*(tape.gradient(loss, parameters) for loss in losses), strict=True):
+    others = [keras.Variable(tf.ones([n])) for n in (3, 40)]  # weights that are not normalized
+    buffer = Buffer.create([others[0], *(layer.kernel for layer in made), others[1]], "weights")
+    buffer.load()
+    together = SpectralNorms(made, buffer.places()).normalize(buffer.value())
+    factors = [tf.random.stateless_normal(v.shape, [1, k]) for k, v in enumerate(buffer.variables)]
+    with tf.GradientTape() as tape:
+        alone = [tf.convert_to_tensor(others[0])]
+        alone += [layer.normalized_kernel() for layer in made]
+        alone.append(tf.convert_to_tensor(others[1]))
+        loss = tf.add_n([tf.reduce_sum(f * w) for f, w in zip(factors, alone, strict=True)])
+    for one, other in zip(buffer.parts(together.weights), alone, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    expected = tape.gradient(loss, [v.value for v in buffer.variables])
+    found = buffer.parts(together.weight_gradient(buffer.join(factors)))
+    for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
 
 
@@ -60,4 +60,5 @@ def test_power_iterations_equal_those_of_each_layer():
 def test_networks_without_spectral_norm_need_nothing():
     norms = SpectralNorms([kernels.NormalizedDense(3, norm="weight")])
     norms.iterate()
-    assert norms.kernels() == {}
+    weights = tf.ones([16])
+    assert norms.normalize(weights).weights is weights

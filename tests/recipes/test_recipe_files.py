@@ -135,7 +135,7 @@ def test_changed_or_missing_recipe_files_are_checkpoint_errors(trainer, recipe_f
         ),
         (
             "layers.discriminator_inputs(config, shape)\n",
-            "layers.discriminator_inputs(config, type(shape)(16, 1, 10))\n",
+            "layers.discriminator_inputs(config, type(shape).square(16, 1, 10))\n",
             "first input of the discriminator must have the shape (None, 8, 8, 1), not (None, 16,",
         ),
         ('name="discriminator")', 'name="discriminator"), None', "(None,), not tuple"),
@@ -145,7 +145,7 @@ def test_invalid_recipe_files_are_one_line_usage_errors(recipe_file, old, new, m
     assert old in RECIPE
     recipe_file.write_text(RECIPE.replace(old, new))
     with pytest.raises(UsageError) as error:
-        build_networks(recipes.resolve(dict(recipe=str(recipe_file))), ImageShape(8, 1, 10))
+        build_networks(recipes.resolve(dict(recipe=str(recipe_file))), ImageShape.square(8, 1, 10))
     assert str(error.value).startswith(f"--recipe={recipe_file}")
     assert message in str(error.value)
     assert "\n" not in str(error.value)

@@ -1,23 +1,32 @@
 """Monitoring: JSON log lines, heartbeat, status, Prometheus and the limit on repeated starts."""
 
+import errno
 import json
 import os
+import re
+import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from trainer.config.settings import Duration
-from trainer.errors import ExitCode, StoppedError, StorageError, UsageError
+from trainer.errors import ExitCode, NoProgressError, StoppedError, StorageError, UsageError
 from trainer.reporting import console, heartbeat, prometheus, status
 from trainer.reporting.heartbeat import Heartbeat
+from trainer.reporting.phases import Phases
 from trainer.reporting.prometheus import Telemetry
-from trainer.run_dir import directory, events
+from trainer.run_dir import events, starts
 from trainer.run_dir.directory import RunDir
 from trainer.run_dir.events import EventLog
+from trainer.storage import run_layout
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     "--recipe=mlp", "--g_width=0.05", "--d_width=0.05", "--batch_size=8", "--sample_grid=2",
     "--devices=cpu", "--run_dir=run",
@@ -38,22 +47,26 @@ def test_json_lines_heartbeat_and_status(trainer, tmp_path):
     labels = [line["logging.googleapis.com/labels"] for line in lines]
     assert {(each["run"], each["worker"]) for each in labels} == {("run", "0")}
     assert any(each.get("step") == "3" for each in labels)
+    beat = json.loads((tmp_path / "beat").read_text())
+    assert (beat["step"], beat["phase"]) == (3, "saving")
+    shown = trainer("status", "--run_dir=run", "--json")
+    actual = json.loads(shown.stdout)
     conflict = trainer(*command, "--steps=4", "--g_lr=0.5")
     assert conflict.returncode == ExitCode.CHECKPOINT
+    refused = events.read_newest(tmp_path / "run", 1)[0]
+    assert (refused["event"], refused["code"]) == ("failure", ExitCode.CHECKPOINT)
+    assert "g_lr: " in refused["reason"]
     last = json.loads(conflict.stdout.splitlines()[-1])
     assert last["severity"] == "ERROR"
     assert "g_lr: " in last["message"]
 
-    assert json.loads((tmp_path / "beat").read_text())["step"] >= 0
     liveness = ["doctor", "--liveness", "--heartbeat=beat"]
     assert trainer(*liveness).returncode == 0
     os.utime(tmp_path / "beat", (0, time.time() - 700))
     stale = trainer(*liveness)
     assert stale.returncode == ExitCode.CRASH
-    assert "700 s old, more than --max_age_secs=600" in stale.stderr
+    assert "700 s old (starting), more than --max_age_secs=600" in stale.stderr
 
-    shown = trainer("status", "--run_dir=run", "--json")
-    actual = json.loads(shown.stdout)
     assert (actual["state"], actual["step"], actual["last_step"]) == ("complete", 3, 3)
     assert (actual["checkpoint_step"], actual["starts"], actual["health"]) == (3, 1, [])
     start, complete = actual["events"]
@@ -66,7 +79,11 @@ def test_json_lines_heartbeat_and_status(trainer, tmp_path):
     assert trainer("status", "--run_dir=nowhere").returncode == ExitCode.USAGE
 
 
-def test_events_record_how_a_run_ended(tmp_path):
+def raise_stale_handle(*arguments, **options):
+    raise OSError(errno.ESTALE, "Stale file handle")
+
+
+def test_events_record_how_a_run_ended(tmp_path, monkeypatch):
     log = EventLog(tmp_path)
     log.add("start")
     assert events.read_newest(tmp_path, 5) == []  # there is no run in the folder
@@ -75,11 +92,68 @@ def test_events_record_how_a_run_ended(tmp_path):
         with pytest.raises(type(error)), log.recorded_end():
             raise error
     found = [(e["event"], e["code"], e["reason"]) for e in events.read_newest(tmp_path, 5)]
+    with pytest.raises(UsageError), log.recorded_failure(), log.recorded_end():
+        raise UsageError("recorded once")
+    assert len(events.read_newest(tmp_path, 9)) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", raise_stale_handle)
+        with pytest.raises(StorageError, match="no space"), log.recorded_end():
+            raise StorageError("no space")
+    EventLog(tmp_path, worker=2).add("start", step=3)
+    (other,) = (e for e in events.read_newest(tmp_path, 9) if e.get("worker") == 2)
+    assert (tmp_path / "events-2.jsonl").exists()
+    assert not run_layout.is_ours("events-2.jsonl")
+    assert status._shown(other).endswith("(worker 2)")
     assert found == [
         ("stop", ExitCode.STOPPED, "on request"),
         ("failure", ExitCode.CRASH, "no space"),
         ("failure", ExitCode.CRASH, "ValueError: odd"),
     ]
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from trainer.run_dir.events import EventLog
+log = EventLog(pathlib.Path(sys.argv[1]))
+log.add_start(step=3)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def killed_at_start(add):
+    def killed(event, **fields):
+        if event == "start":
+            raise KeyboardInterrupt
+        add(event, **fields)
+
+    return killed
+
+
+def test_the_next_start_records_an_end_that_was_not_recorded(tmp_path, monkeypatch):
+    (tmp_path / "config.json").touch()
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    log = EventLog(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "add", killed_at_start(log.add))
+        with pytest.raises(KeyboardInterrupt):
+            log.add_start(step=3)
+    with pytest.raises(UsageError), log.recorded_failure():
+        raise UsageError("another process was refused meanwhile")
+    with (tmp_path / events.NAME).open("a") as file:
+        file.write('{"time": "2026-01-01T00:')  # torn by the loss of power
+    for end in (StoppedError("on request"), StorageError("no space")):
+        log.add_start(step=3)
+        with pytest.raises(type(end)), log.recorded_end():
+            raise end
+    found = events.read_newest(tmp_path, 9)
+    kinds = [event["event"] for event in found]
+    assert kinds == ["start", "lost", "failure", "start", "stop", "start", "failure"]
+    started, here = found[0]["time"], socket.gethostname()
+    assert status._shown(found[1]).endswith(
+        f" lost on {here}: No end was recorded for the start of {started} on {here}. The process "
+        "was probably killed, ran out of memory or lost power."
+    )
 
 
 def test_status_of_running_and_killed_runs(tiny, run, tmp_path):
@@ -195,11 +269,60 @@ def test_prometheus_exports_the_latest_metrics(tiny, run, monkeypatch):
     assert float(values[f"gan_trainer_checkpoint_step{label}"]) == 3
     assert 0 < float(values[f"gan_trainer_data_wait{label}"]) < 1
     assert float(values[f"gan_trainer_checkpoint_time_seconds{label}"]) > time.time() - 60
+    assert float(values[f"gan_trainer_step_time_seconds{label}"]) > time.time() - 60
+    assert float(values[f"gan_trainer_target_step{label}"]) == 3
+    assert 0 <= float(values[f"gan_trainer_checkpoint_age_seconds{label}"]) < 60
+    assert float(values[f'gan_trainer_phase{{phase="saving",{label[1:]}']) == 1
+    assert sum(name.startswith("gan_trainer_build_info{") for name in values) == 1
+    assert {name.partition("{")[0] for name in values} <= set(prometheus.NAMES)
     with pytest.raises(UsageError, match=f"--metrics_port={port} cannot be opened"):
         Telemetry(port, {"run": "x", "worker": "0"})
     monkeypatch.setitem(prometheus.__dict__["__builtins__"], "__import__", _no_prometheus)
     with pytest.raises(UsageError, match=r"pip install 'gan-trainer\[prometheus\]'"):
         Telemetry(1, {})
+
+
+def test_prometheus_shows_quality_gpus_and_phase_before_the_run_begins(monkeypatch):
+    nvml = SimpleNamespace(
+        NVMLError=OSError, nvmlInit=lambda: None, nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetMemoryInfo=lambda device: SimpleNamespace(used=5 * 2**30),
+        nvmlDeviceGetUtilizationRates=lambda device: SimpleNamespace(gpu=75),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    phases = Phases()
+    telemetry = Telemetry(port, {"run": "x"}, "127.0.0.1", phases)
+    telemetry.evaluation({"fid": 7.5, "evaluate_secs": 3.0}, 100)
+    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+    telemetry.close_endpoint()
+    for line in (
+        'phase{phase="starting",run="x"} 1.0', 'phase{phase="training",run="x"} 0.0',
+        'quality{metric="fid",run="x"} 7.5', 'gpu_utilisation{gpu="0",run="x"} 0.75',
+        'gpu_memory_bytes{gpu="0",run="x"} 5.36870912e+09',
+    ):  # fmt: skip
+        assert f"gan_trainer_{line}\n" in page
+    assert "evaluate_secs" not in page
+    Telemetry(port, {"run": "x"}, "127.0.0.1").close_endpoint()  # the port is free again
+    with pytest.raises(UsageError, match="--metrics_port=1 cannot be opened"):
+        Telemetry(1, {"run": "x"}, "192.0.2.1")
+
+
+@pytest.mark.parametrize("name", ["components/prometheus/rules.yaml", "grafana-dashboard.json"])
+def test_alerts_and_dashboard_use_metrics_that_exist(name):
+    used = set(re.findall(r"gan_trainer_\w+", (ROOT / "k8s" / name).read_text(encoding="utf-8")))
+    assert len(used) > 5
+    assert used <= set(prometheus.NAMES)
+
+
+def test_run_book_names_every_alert():
+    alerts = re.findall(
+        r"alert: (\w+)", (ROOT / "k8s/components/prometheus/rules.yaml").read_text(encoding="utf-8")
+    )
+    book = (ROOT / "docs/kubernetes.md").read_text(encoding="utf-8")
+    assert [alert for alert in alerts if f"`{alert}`" not in book] == []
 
 
 def _no_prometheus(name, *rest):
@@ -209,10 +332,12 @@ def _no_prometheus(name, *rest):
 def test_starts_without_progress_are_limited(tmp_path):
     run_dir = RunDir(tmp_path)
     assert [run_dir.record_start(0) for _ in range(3)] == [0, 1, 2]
-    assert [run_dir.record_start(5) for _ in range(directory.MAX_STARTS)] == list(range(3, 23))
-    with pytest.raises(StorageError, match="20 consecutive starts made no progress beyond step 5"):
+    assert [run_dir.record_start(5) for _ in range(starts.MAX_STARTS)] == list(range(3, 23))
+    refusal = "20 consecutive starts made no progress beyond step 5"
+    with pytest.raises(NoProgressError, match=refusal) as error:
         run_dir.record_start(5)
-    Path(run_dir.starts).unlink()
+    assert error.value.exit_code == ExitCode.DIVERGED == 70
+    (tmp_path / starts.NAME).unlink()
     assert run_dir.record_start(5) == 0
 
 

@@ -8,13 +8,13 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from google.auth.exceptions import RefreshError, TransportError
 
-from tests.helpers import fake_gcs
 from tests.helpers.fake_gcs import Fault
 from tests.helpers.runs import variables
 from trainer import recipes
@@ -31,12 +31,14 @@ from trainer.errors import (
 )
 from trainer.evaluation import evaluator
 from trainer.files.atomic import write_text
+from trainer.run_dir import events
 from trainer.run_dir.checkpoint_files import (
     checkpoint_step,
     files_of,
     list_checkpoints,
     write_manifest,
 )
+from trainer.run_dir.events import EventLog, read_newest
 from trainer.storage import bucket as bucket_module
 from trainer.storage import dataset_download, lease, location, mirror
 from trainer.storage.address import Address
@@ -49,10 +51,8 @@ CONTENT = bytes(range(256)) * 40
 
 
 @pytest.fixture
-def server(monkeypatch, tmp_path):
+def server(gcs, monkeypatch, tmp_path):
     """A fake server with a bucket named "bucket", short retries and an empty cache."""
-    world = fake_gcs.Server()
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", world.url)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(bucket_module, "FIRST_WAIT_SECS", 0.01)
     monkeypatch.setattr(bucket_module, "MAX_WAIT_SECS", 0.05)
@@ -60,8 +60,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setattr(mirror, "FINAL_RETRY_SECS", 0.05)
     monkeypatch.setattr(lease, "BEAT_SECS", 0.2)
     monkeypatch.setattr(lease, "WATCH_SECS", 1.0)
-    yield world
-    world.close()
+    return gcs
 
 
 def bucket(path="runs/one"):
@@ -215,11 +214,11 @@ def test_unreadable_credentials_are_an_error_and_none_are_anonymous(monkeypatch,
     with pytest.raises(UsageError, match=r"GOOGLE_APPLICATION_CREDENTIALS=.*no.json cannot be"):
         bucket()
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
-    assert bucket()._anonymous
+    assert bucket()._errors.anonymous
 
 
 def test_an_unreachable_metadata_server_is_a_transient_fault(server):
-    there = bucket()
+    there = bucket()._errors
     away = RefreshError("no token")
     away.__cause__ = TransportError("no metadata server")
     assert isinstance(there._converted(away, "storage.objects.get", "x"), StorageError)
@@ -366,7 +365,9 @@ def test_retention_applies_to_the_bucket(server):
         assert job.resumed == 3
         job.save(4, uploaded=True)
     assert saved(server) == [3, 4]
-    deletes = [n for n, (method, _) in enumerate(server.log) if method == "delete"]
+    deletes = [
+        n for n, entry in enumerate(server.log) if entry[0] == "delete" and "ckpt" in entry[1]
+    ]
     commits = [n for n, entry in enumerate(server.log) if entry[1].endswith("ckpt-4.json")]
     assert max(commits) > min(deletes)  # step 1 is deleted after step 3 was uploaded
     assert server.log[deletes[0]][1].endswith("ckpt-1.json")  # the manifest first
@@ -517,6 +518,26 @@ def test_a_machine_with_an_old_copy_downloads_the_newer_checkpoint(server):
     with job.working():
         assert job.resumed == 3
         assert (job.folder / "metrics.jsonl").read_text().count("\n") == 3
+
+
+def test_an_end_that_was_not_uploaded_is_kept(server, monkeypatch):
+    job = Job().run(1)
+    (job.folder / "config.json").write_text("{}")
+    log = EventLog(job.folder)
+    log.add_start(step=1)
+    with job.working():
+        pass  # uploads the start
+    log.add_end(ExitCode.TERMINATED, "not done within 12 s")
+    uploaded = server.objects["bucket"]["runs/one/events.jsonl"].content
+    with monkeypatch.context() as patch:  # killed after the download of the events
+        patch.setattr(events, "add_missing", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt), job.working():
+            pass
+    with job.working():
+        local = (job.folder / "events.jsonl").read_bytes()
+        assert local.startswith(uploaded)
+        assert [event["event"] for event in read_newest(job.folder, 5)] == ["start", "stop"]
+    assert server.objects["bucket"]["runs/one/events.jsonl"].content == local
 
 
 def test_the_scratch_folder_of_another_run_is_moved_aside(server, caplog):

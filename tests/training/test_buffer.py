@@ -52,6 +52,20 @@ def test_stored_values_are_not_changed_by_later_updates_of_the_buffer():
     np.testing.assert_allclose(buffer.parts()[0], 0.5 * before[0])
 
 
+def test_tensors_of_several_formats_are_summed_in_float32():
+    made = variables()
+    buffer = Buffer.create(made, "buffer")
+    value = tf.random.stateless_normal([buffer.flat.shape[0]], seed=[1, 2])
+    first = buffer.parts(tf.cast(tf.cast(value, tf.bfloat16), tf.float32))
+    halves = [tf.cast(part, tf.bfloat16) if k % 2 else part for k, part in enumerate(first)]
+    second = [part + 1.0 for part in first]
+    joined = buffer.join_sum([halves, [*second[:3], None, tf.cast(second[4], tf.float16)]])
+    second[3:] = [tf.zeros_like(second[3]), tf.cast(tf.cast(second[4], tf.float16), tf.float32)]
+    assert joined.dtype == tf.float32
+    for part, one, other in zip(buffer.parts(joined), first, second, strict=True):
+        np.testing.assert_array_equal(part, one + other)
+
+
 def test_an_empty_buffer_does_nothing():
     buffer = Buffer.create([], "empty")
     buffer.load()

@@ -25,6 +25,7 @@ from trainer.machine import replicas
 from trainer.run_dir.checkpoint_files import list_checkpoints
 from trainer.run_dir.checkpoints import Checkpoints
 from trainer.run_dir.directory import RunDir
+from trainer.run_dir.events import read_newest
 from trainer.training import run as run_module
 from trainer.training import state
 from trainer.training.divergence import CollapseDetector, check_finite
@@ -39,8 +40,8 @@ def make_weight_nan(monkeypatch):
         real = run_module.compile_steps
         remaining = [times]
 
-        def make(config, devices, variables, *rest):
-            run_steps = real(config, devices, variables, *rest)
+        def make(config, devices, variables, *rest, **more):
+            run_steps = real(config, devices, variables, *rest, **more)
 
             def with_bad_weight(count):
                 done = variables.steps_done(config.batch_size)
@@ -92,11 +93,12 @@ def test_run_stops_after_too_many_rollbacks(tiny, run, make_weight_nan):
     assert [line["step"] for line in records(config.run_dir)][-1] <= 5
 
 
-@pytest.mark.parametrize("replica", [0, 1])
-def test_gradients_not_finite_on_one_replica_change_no_weights(tiny, replica):
-    devices = replicas.create_replicas(tiny(recipe="mlp", devices="cpu:2"))
+def update_with_bad_gradient(config, replica):
+    """Updates G with a gradient that is not finite on one replica; returns its norm and state."""
+    devices = replicas.create_replicas(config)
     with devices.scope():
-        variables = state.create_state(tiny(recipe="mlp"), sources.load(tiny()).shape, "float32")
+        shape = sources.load(config).shape
+        variables = state.create_state(config, shape, devices.precision)
     before = [variable.numpy() for variable in variables.generator.variables]
 
     @tf.function
@@ -107,24 +109,41 @@ def test_gradients_not_finite_on_one_replica_change_no_weights(tiny, replica):
             g = TracedNetwork(variables.g)
             gradients = [tf.zeros_like(w) for w in g.weights]
             gradients[3] += tf.where(bad, np.inf, 0.0)
-            norm = g.apply(gradients, 0)
+            half_square = g.apply(variables.g.weights.join(gradients), 0)
             variables.store()
-            return norm
+            return half_square
 
         return devices.run_and_sum(on_replica)
 
-    assert not np.isfinite(update().numpy())
+    return update().numpy(), before, variables
+
+
+@pytest.mark.parametrize("replica", [0, 1])
+def test_gradients_not_finite_on_one_replica_change_no_weights(tiny, replica):
+    config = tiny(recipe="mlp", precision="float16", devices="cpu:2")
+    half_square, before, variables = update_with_bad_gradient(config, replica)
+    assert not np.isfinite(half_square)
     for old, new in zip(before, variables.generator.variables, strict=True):
         np.testing.assert_array_equal(new.numpy(), old)
     assert int(variables.g.optimizer.iterations.numpy()) == 0
+
+
+def test_gradients_not_finite_are_found_on_all_replicas_without_loss_scales(tiny):
+    """Checks that the replicas stay equal, and that the run sees what it rolls back from."""
+    half_square, _, variables = update_with_bad_gradient(tiny(recipe="mlp", devices="cpu:2"), 1)
+    assert not np.isfinite(half_square)
+    for variable in variables.generator.trainable_variables:
+        one, two = (copy.numpy() for copy in variable.value.values)
+        np.testing.assert_array_equal(one, two)
+    assert not np.isfinite(variables.generator.trainable_variables[3].numpy()).any()
 
 
 def test_weights_that_are_not_finite_stop_the_run(tiny, run, monkeypatch):
     """Checks batch-norm statistics: they have no gradient and do not affect the training losses."""
     real = run_module.compile_steps
 
-    def make(config, devices, variables, *rest):
-        run_steps = real(config, devices, variables, *rest)
+    def make(config, devices, variables, *rest, **more):
+        run_steps = real(config, devices, variables, *rest, **more)
 
         def with_bad_weight(count):
             statistics = variables.generator.non_trainable_variables[0]
@@ -205,11 +224,13 @@ def test_changed_data_are_an_error_unless_accepted(tiny, run, tmp_path):
 
 
 ENDLESS_DEVICE_CALL = """
-import sys, time
+import pathlib, sys, time
 from trainer.machine import signals
-signals.GRACE_SECS = float(sys.argv[1])
+from trainer.run_dir.events import EventLog
+signals.RECORD_SECS = 20.0  # the machine of a test may be busy
 stop = signals.StopRequest()
-stop.allow_graceful_stop()
+log = EventLog(pathlib.Path(sys.argv[2]))
+stop.allow_graceful_stop(float(sys.argv[1]), record_end=log.add_end)
 import tensorflow as tf
 
 @tf.function
@@ -228,10 +249,11 @@ spin()
 @pytest.mark.parametrize("times", [1, 2])
 def test_signals_stop_a_process_in_an_endless_device_call(tmp_path, number, times):
     grace = 1 if times == 1 else 60
+    (tmp_path / "config.json").touch()
     script = tmp_path / "endless.py"  # a file, because TensorFlow reads the source of spin
     script.write_text(ENDLESS_DEVICE_CALL)
     process = subprocess.Popen(
-        [sys.executable, str(script), str(grace)],
+        [sys.executable, str(script), str(grace), str(tmp_path)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     process.stdout.readline()
@@ -242,10 +264,13 @@ def test_signals_stop_a_process_in_an_endless_device_call(tmp_path, number, time
         time.sleep(0.2)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 30
     how = "without a save: not done within 1 s." if times == 1 else "by a second signal, without"
     assert how in errors
     assert "Running the same command again resumes from the last checkpoint." in errors
+    (event,) = read_newest(tmp_path, 5)
+    assert (event["event"], event["code"]) == ("stop", 128 + number)
+    assert event["reason"] in errors
 
 
 def test_run_fails_if_its_last_checkpoint_cannot_be_saved(tiny, run, monkeypatch):

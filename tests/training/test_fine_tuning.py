@@ -157,8 +157,7 @@ def test_hyperparameters_and_channels_that_do_not_fit_are_named(old, start, tmp_
         start(source, dataset=str(tmp_path / "rgb.npz"))
     assert str(error.value).endswith(
         "(channels: 1 -> 3). That run draws grayscale images and cannot be fine-tuned to colour "
-        "images. Save your pictures in grayscale, for example with Pillow's image.convert('L'), "
-        "name a run on colour images, or leave out --init_from."
+        "images. Use --channels=1, name a run on colour images, or leave out --init_from."
     )
     # Another recipe whose weights have the same shapes; the old one is loaded from its copy.
     monkeypatch.setattr(files, "_loaded", {})
@@ -173,10 +172,10 @@ def test_colour_pictures_fit_a_grayscale_run_as_documented(old, start, tmp_path,
         path = tmp_path / "my-pictures" / "cat" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8, 3), (9 * number, 0, 200), np.uint8)).save(path)
-    monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs/fine-tuning.md").read_text(encoding="utf-8")
-    exec(re.search(r"```python\n(.*?)```", page, re.S)[1], {})
-    start(source, dataset="./my-pictures-gray")
+    (channels,) = re.findall(r"`--channels=(\d)` converts the pictures to grayscale", page)
+    monkeypatch.chdir(tmp_path)
+    start(source, dataset="./my-pictures", channels=channels)
 
 
 def test_a_damaged_source_is_no_mismatch(old, start, tmp_path):
@@ -304,7 +303,7 @@ def test_from_conditional_to_unconditional_and_back(old, start, conditional):
 def test_layers_match_from_the_image(sizes):
     """The kernels next to the image are the same at every size, so they match each other."""
     config = recipes.resolve(dict(recipe="dcgan", conditional=True))
-    old, new = (build_networks(config, ImageShape(size, 3, 10)) for size in sizes)
+    old, new = (build_networks(config, ImageShape.square(size, 3, 10)) for size in sizes)
     for k, image_first in ((0, False), (1, True)):
         layers = [matching.weight_layers(pair[k]) for pair in (old, new)]
         pairs = matching.match(*layers, image_first=image_first)
@@ -420,7 +419,7 @@ def test_the_norm_of_a_frozen_kernel_becomes_exact(tiny):
 def test_class_embeddings_at_the_image_are_trained(tiny):
     """A new class would keep random values if the embedding before the image were frozen."""
     config = tiny(recipe="cgan")
-    _, discriminator = build_networks(config, ImageShape(8, 1, 3))
+    _, discriminator = build_networks(config, ImageShape.square(8, 1, 3))
     freeze(discriminator, 2)
     layers = [layer for layer in discriminator.layers if layer.weights]
     assert [layer.trainable for layer in layers] == [True, False, False, False, True, True, True]

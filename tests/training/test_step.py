@@ -16,17 +16,25 @@ from trainer.machine import replicas
 from trainer.models import randomness
 from trainer.models.objective import OBJECTIVES
 from trainer.models.randomness import Draws
-from trainer.training import state, step
+from trainer.training import state, step, updates
+from trainer.training.forward import Forward
+from trainer.training.position import Start
 from trainer.training.updates import TracedNetwork
 
 
 @pytest.mark.parametrize("recipe", recipes.RECIPES)
 def test_two_replicas_have_the_losses_of_one(tiny, recipe):
-    # Each update of D is traced on its own: two of them test as much as sngan's five.
-    given = dict(recipe=recipe, **(dict(d_steps=2) if recipe == "sngan" else {}))
+    # Each update of D is traced on its own: two of them test as much as sngan's five. So do fewer
+    # blocks. Augmentation has a test of its own.
+    cheaper = {
+        "dcgan-studiogan": dict(d_steps=2, image_size=8),
+        "sngan": dict(d_steps=2, image_size=8),
+        "r3gan": dict(augment="none", image_size=8, hyperparameters="blocks=1"),
+    }
+    given = dict(recipe=recipe, **cheaper.get(recipe, {}))
     one, first = trajectory(tiny(**given))
     two, second = trajectory(tiny(**given, devices="cpu:2"))
-    assert one.shape == (STEPS, len(step.metric_names("float32")))
+    assert one.shape == (STEPS, len(step.metric_names(tiny(**given), "float32")))
     assert np.isfinite(one).all()
     np.testing.assert_allclose(two[:, :5], one[:, :5], rtol=2e-3, atol=2e-3)
     # Gradient norms are more sensitive to rounding in Adam's first steps than losses are.
@@ -41,14 +49,31 @@ def test_another_seed_changes_the_metrics(tiny):
     assert np.abs(one - other).max() > 1e-3
 
 
-@pytest.mark.parametrize("recipe", ["dcgan", "mlp"])
-def test_bfloat16_trains_with_float32_weights(tiny, recipe):
-    metrics, variables = trajectory(tiny(recipe=recipe, precision="bfloat16", devices="cpu:2"))
+def test_bfloat16_trains_with_float32_weights(tiny):
+    metrics, variables = trajectory(tiny(precision="bfloat16", devices="cpu:2"), 2)
     assert np.isfinite(metrics).all()
     assert variables.generator.compute_dtype == "bfloat16"
     assert {v.dtype for v in variables.generator.trainable_variables} == {"float32"}
-    full, _ = trajectory(tiny(recipe=recipe, devices="cpu:2"))
+    full, _ = trajectory(tiny(), 1)
     np.testing.assert_allclose(metrics[0, :2], full[0, :2], rtol=0.05, atol=0.02)
+
+
+def test_weights_that_are_cast_together_give_the_bits_of_those_cast_alone(tiny, monkeypatch):
+    config = tiny(recipe="mlp", precision="bfloat16", d_weights="spectral")
+    found, read_in_half = [], updates._read_in_half
+
+    def recorded(*arguments):
+        found.append(read_in_half(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(updates, "_read_in_half", recorded)
+    together, state = trajectory(config, steps=1)
+    assert all(found)  # in both networks
+    monkeypatch.setattr(updates, "_read_in_half", lambda *_: set())
+    alone, other = trajectory(config, steps=1)
+    np.testing.assert_array_equal(together, alone)
+    for network in ("generator", "discriminator"):
+        np.testing.assert_array_equal(*(weights(getattr(s, network)) for s in (state, other)))
 
 
 class CallCounter:
@@ -83,6 +108,10 @@ class CallCounter:
         (dict(update_rule="joint-reuse", batch_per_replica=4), [8, 8, 4, 4], 1, [4] * 4),
         (dict(update_rule="separate-simultaneous"), [8, 8], 1, [8]),
         (dict(update_rule="joint-simultaneous"), [16], 1, [8]),
+        # The generator's update has reals of its own, or those of its pairs.
+        (dict(update_rule="separate", loss="relativistic"), [8] * 4, 1, [8, 8]),
+        (dict(update_rule="joint-reuse", loss="relativistic"), [16, 16], 1, [8]),
+        (dict(update_rule="joint-simultaneous", loss="relativistic"), [16], 1, [8]),
     ],
 )
 def test_update_rules_call_and_update_the_networks_as_often_as_specified(
@@ -97,9 +126,10 @@ def test_update_rules_call_and_update_the_networks_as_often_as_specified(
     d = CallCounter(monkeypatch, variables.discriminator, variables.d)
     g = CallCounter(monkeypatch, variables.generator, variables.g)
     replica_step = step.Step(config, variables, data.shape.classes, 1)
-    reals = tf.constant(data.images[: 8 * config.d_steps].reshape(-1, 8, 28, 28, 1))
-    labels = tf.zeros([config.d_steps, 8], tf.int32)
-    position = step.Position.of(config, variables.images, variables.rollbacks)
+    batches = step.real_batches_per_step(config)
+    reals = tf.constant(data.images[: 8 * batches].reshape(-1, 8, 28, 28, 1))
+    labels = tf.zeros([batches, 8], tf.int32)
+    position = Start.read(variables).after(config, 0)
     tf.function(replica_step)(reals, labels, position)
     assert (d.calls, d.updates) == (d_calls, d_updates)
     assert (g.calls, g.updates) == (g_calls, 1)
@@ -117,6 +147,40 @@ def test_separate_discriminator_loss_is_twice_the_joint_loss(tiny):
 def test_each_d_step_draws_its_own_reals_unless_repeated(tiny):
     assert step.real_batches_per_step(tiny(d_steps=3)) == 3
     assert step.real_batches_per_step(tiny(d_steps=3, repeat_reals=True)) == 1
+
+
+@pytest.mark.parametrize("rule", ["separate", "joint-reuse"])
+def test_fakes_have_the_labels_of_their_reals_in_a_loss_on_pairs(tiny, monkeypatch, rule):
+    """Checks that each update judges reals with their labels, and fakes drawn with these."""
+    drawn, judged, read = [], [], []
+    for name, record in (
+        ("generate", lambda labels, draws: drawn.append(labels)),
+        ("discriminate_both", lambda reals, fakes, labels, draws: judged.append(labels)),
+        ("to_reals", lambda images, draws: read.append(images)),
+    ):
+        original = getattr(Forward, name)
+
+        def recorded(own, *args, original=original, record=record):
+            record(*args)
+            return original(own, *args)
+
+        monkeypatch.setattr(Forward, name, recorded)
+    config = tiny(recipe="mlp", conditional=True, loss="relativistic", update_rule=rule)
+    assert np.isfinite(trajectory(config, 1)[0]).all()
+    own = rule == "separate"  # has fakes and reals of its own for the generator
+    assert step.real_batches_per_step(config) == 1 + own
+
+    def source(tensor):
+        while tensor.op.type == "Identity":
+            tensor = tensor.op.inputs[0]
+        if tensor.op.type == "StridedSlice":  # a batch of the step's
+            return tensor.op.inputs[0].name, str(tf.get_static_value(tensor.op.inputs[1]))
+        return tensor.name
+
+    drawn, judged, read = ([source(x) for x in each] for each in (drawn, judged, read))
+    assert len(judged) == 2
+    assert drawn == judged[: 1 + own]
+    assert len({*judged}) == len({*read}) == 1 + own
 
 
 def test_simultaneous_gradients_come_from_the_same_weights(tiny):
@@ -161,15 +225,15 @@ def test_fused_optimizers_equal_those_of_keras():
         keras_optimizer.build([keras_variable])
         for k in range(5):
             gradient = tf.constant(np.cos(start * (k + 1)))
-            own_optimizer.iterations.assign_add(1)
             before = [v.numpy() for v in (own_variable, *own_slots)]
-            for finite in (False, True):
-                gradient_or_none = gradient if finite else tf.zeros_like(gradient)
+            for finite in (tf.constant(False), tf.constant(True) if k % 2 else None):
+                skipped = finite is not None and not finite
+                gradient_or_none = tf.zeros_like(gradient) if skipped else gradient
                 update = optimizers.Update(
-                    own_variable.value, own_slots, gradient_or_none, tf.constant(finite), 0
+                    own_variable.value, own_slots, gradient_or_none, 0, k + 1, finite
                 )
                 own_optimizer.update(update)
-                if not finite:  # nothing changes but RMSprop's second slot, which is never read
+                if skipped:  # nothing changes but RMSprop's second slot, which is never read
                     after = [v.numpy() for v in (own_variable, *own_slots)]
                     kept = 2 if config["optimizer"] == "rmsprop" else len(after)
                     np.testing.assert_array_equal(after[:kept], before[:kept])
@@ -191,7 +255,7 @@ def test_ema_half_life_is_measured_in_images(tiny):
         variable.assign_add(tf.ones_like(variable))
     variables.load()
     whole = step.Step(config, variables, data.shape.classes, 1)
-    position = step.Position.of(config, variables.images, variables.rollbacks)
+    position = Start.read(variables).after(config, 0)
     tf.function(lambda: step.ReplicaStep(whole, position).update_ema())()
     variables.store()
     for old, new in zip(before, variables.ema_generator.variables, strict=True):

@@ -31,6 +31,7 @@ def main(arguments: list[str], _: StopRequest) -> None:
         values["inception_path"] or "",
         values["seed"],
         out,
+        inception_sha256=values["inception_sha256"] or "",
     )
 
 
@@ -50,6 +51,7 @@ def _command_line() -> CommandLine:
         "path of classify_image_graph_def.pb, or of inception-2015-12-05.tgz which contains it; "
         "may be gs://BUCKET/PATH",
     )
+    parser.text("inception_sha256", "SHA-256 that the graph of the Inception network must have")
     runs.define_checkpoint(parser, more="all")
     parser.integer("seed", "seed of the latent vectors", default=0)
     parser.text("split", "split of the real images: train, test or all (default: the run's split)")

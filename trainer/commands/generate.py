@@ -6,6 +6,7 @@ import math
 from trainer import api
 from trainer.commands.flags import runs
 from trainer.commands.flags.command_line import CommandLine
+from trainer.config.numbers import check_seed
 from trainer.errors import UsageError
 from trainer.machine import imports
 from trainer.machine.signals import StopRequest
@@ -37,7 +38,7 @@ def main(arguments: list[str], _: StopRequest) -> None:
     values = parser.parse(arguments)
     if values["num"] < 1:
         raise UsageError(f"--num={values['num']} must be 1 or more.")
-    api.check_seed(values["seed"])
+    check_seed(values["seed"])
     if values["truncation"] is not None and not 0 < values["truncation"] < math.inf:
         raise UsageError(f"--truncation={values['truncation']:g} must be a number above 0.")
     out = runs.output_path(values, "generated.png")

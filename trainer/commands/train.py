@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from trainer.machine.cluster import find_cluster
 from trainer.machine.signals import StopRequest
 from trainer.reporting.console import Console, log_to
 from trainer.reporting.control import Control
+from trainer.reporting.heartbeat import Heartbeat
+from trainer.reporting.phases import COMPILING, Phases
 from trainer.storage.address import is_bucket
 from trainer.storage.start import Start
 from trainer.storage.stored_config import read_stored_config
@@ -26,14 +29,29 @@ SUMMARY = "Trains a recipe on a data set.  Running the same command again resume
 def main(arguments: list[str], stop_requested: StopRequest) -> None:
     """Runs the command; `arguments` are those after its name."""
     values = _command_line().parse(arguments, settings_help.help_details)
-    start = _resolve(values)
     if values["dry_run"]:
-        api.check(start)
-        print(start.config.to_json(), end="")
+        config = api.check(_resolve(values))
+        print(config.to_json(), end="", flush=True)
+        if cost := api.cost(config):
+            print(f"{cost}.", file=sys.stderr)
         return
+    with Phases(Heartbeat(values["heartbeat"] or "")).shown() as phases:
+        _train(values, phases, stop_requested)
+
+
+def _train(values: Mapping[str, Any], phases: Phases, stop_requested: StopRequest) -> None:
+    """Trains with the values of the flags."""
+    start = _resolve(values)
     config = start.config
     cluster = find_cluster(config.workers, values["worker_index"], os.environ)
-    stop_requested.allow_graceful_stop()
+
+    def nothing_is_lost() -> bool:
+        # The run has been restored or saved before its steps are compiled.
+        return phases.name == COMPILING and not phases.is_overdue
+
+    start = dataclasses.replace(start, cluster=cluster)
+    record_end = start.events().add_end
+    stop_requested.allow_graceful_stop(config.grace_secs, nothing_is_lost, record_end)
     as_json = config.log_format == "json"
     terminal = Console(plain=as_json)
     worker = str(cluster.index if cluster else 0)
@@ -41,9 +59,12 @@ def main(arguments: list[str], stop_requested: StopRequest) -> None:
     for warning in config_flags.warnings_of_replaced_flags(values, config):
         log.warning("%s", warning)
     control = Control(
-        terminal=terminal, stop_requested=stop_requested, secs_left=stop_requested.secs_left
+        terminal=terminal,
+        stop_requested=stop_requested,
+        secs_left=stop_requested.secs_left,
+        phases=phases,
     )
-    api.train_start(dataclasses.replace(start, cluster=cluster), control)
+    api.train_start(start, control)
 
 
 def _command_line() -> CommandLine:
@@ -57,7 +78,8 @@ def _command_line() -> CommandLine:
     parser.boolean(
         "dry_run",
         "check the flags, the run directory and that the data set exists, print the resolved "
-        "configuration as JSON and stop; no image is read, and nothing from buckets",
+        "configuration as JSON and what a step costs, and stop; no image is read, and nothing from "
+        "buckets",
         default=False,
     )
     parser.boolean(

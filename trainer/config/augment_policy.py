@@ -49,7 +49,8 @@ def parse(augment: str, text: str) -> dict[str, float]:
         name, colon, factor = (piece.strip() for piece in part.partition(":"))
         if augment == "none":
             raise UsageError(
-                f"--augment_policy={text} needs an augmentation. Add --augment=diffaugment or ada."
+                f"--augment_policy={text!r} needs an augmentation. Add --augment=diffaugment or "
+                "ada."
             )
         one_of(f"--augment_policy of {augment}: name", name, names)
         try:

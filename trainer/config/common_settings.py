@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from trainer.config.image_size import MAX_SIDE, ImageSize
 from trainer.config.settings import Duration, FilePath, setting
 
 
@@ -18,8 +19,10 @@ class Common:
         "digits",
         "data set: a name, or the path of your own images: a "
         "folder or .zip (folders train/ and test/ are splits, the folders below them are classes, "
-        "transparent pixels become white), or an .npz (arrays x and y, or x_train, y_train, "
-        "x_test and y_test). The path may be gs://BUCKET/PATH",
+        "unless dataset.json, labels.csv or metadata.jsonl states the labels; transparent pixels "
+        "become white), an .npz (arrays x and y, or x_train, y_train, "
+        "x_test and y_test), or .tar files (as of WebDataset) or .parquet files. The path may be "
+        "gs://BUCKET/PATH",
     )
     length: Duration = setting(
         Duration(300, "kimg"), "length of training", bounds=(0, None), scope="resume"
@@ -27,12 +30,13 @@ class Common:
     batch_size: int = setting(
         64, "global batch size: images per step over all replicas", bounds=(1, None)
     )
-    image_size: int = setting(
+    image_size: int | ImageSize = setting(
         0,
-        "height and width of the training images in pixels. 0 keeps the size of a named data set, "
-        "and selects the smallest side of your own pictures, rounded down to a multiple of 4 and "
-        "limited to 8 to 64",
-        bounds=(0, 1024),
+        "height and width of the training images in pixels, as one number for squares or as "
+        "HEIGHTxWIDTH, such as 96x64. 0 keeps the size of a named data set, and selects the "
+        "smallest side of your own pictures, rounded down to a multiple of 4 and limited to 8 to "
+        "64",
+        bounds=(0, MAX_SIDE),
     )
     conditional: bool = setting(
         False, "train a conditional GAN, which draws images of a requested class"

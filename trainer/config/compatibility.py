@@ -9,6 +9,8 @@ from trainer.config.all_settings import AllSettings
 from trainer.config.update_rule import UpdateRule
 from trainer.errors import UsageError
 
+PENALTIES = ("gradient_penalty", "r1", "r2")  # on the gradient of the discriminator
+
 
 def check_together(config: AllSettings) -> None:
     """Raises a UsageError that names settings which do not fit together."""
@@ -23,20 +25,26 @@ def check_together(config: AllSettings) -> None:
             f"--g_upsampling=resize needs kernels without normalisation. It excludes "
             f"--g_weights={config.g_weights}."
         )
-    if config.gradient_penalty and config.d_norm == "batch":
-        raise UsageError(
-            "--gradient_penalty needs the gradient of single images, which --d_norm=batch mixes. "
-            "Use --d_norm=layer, instance or none."
-        )
-    if config.gradient_penalty and rule.batches == "sequential":
-        raise UsageError(
-            "--gradient_penalty needs reals and fakes in one update. Use --update_rule="
-            "separate or joint."
-        )
+    for name in PENALTIES:
+        if getattr(config, name) and config.d_norm == "batch":
+            raise UsageError(
+                f"--{name} needs the gradient of single images, which --d_norm=batch mixes. "
+                "Use --d_norm=layer, instance or none."
+            )
+        if getattr(config, name) and rule.batches == "sequential":
+            raise UsageError(
+                f"--{name} needs reals and fakes in one update. Use --update_rule="
+                "separate or joint."
+            )
     if config.d_freeze_layers and not config.init_from:
         raise UsageError(
             f"--d_freeze_layers={config.d_freeze_layers} keeps weights of another run. Name that "
             "run with --init_from."
+        )
+    if config.class_balance == "equal" and config.shuffle == "blocks":
+        raise UsageError(
+            "--class_balance=equal reads the images of each class at random. It excludes "
+            "--shuffle=blocks."
         )
     augment_policy.parse(config.augment, config.augment_policy)
     if config.augment_strength == "adaptive" and config.augment == "none":

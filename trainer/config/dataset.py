@@ -5,20 +5,53 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.config import image_size
+from trainer.config.image_size import ImageSize
+from trainer.errors import UsageError
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageShape:
     """The shape of the images that networks generate and judge.
 
     Attributes:
-      size: height and width in pixels.
-      channels: 1 (grayscale) or 3 (RGB).
+      height: height in pixels.
+      width: width in pixels.
+      channels: 1 (grayscale), 3 (RGB) or 4 (RGB premultiplied by alpha, and alpha).
       classes: number of classes; 0 for a data set without labels.
+      crop: height and width of the images if the networks are built for larger ones, whose
+        middle they are; None if the networks are built for the images.
     """
 
-    size: int
+    height: int
+    width: int
     channels: int
     classes: int
+    crop: tuple[int, int] | None = None
+
+    @classmethod
+    def square(cls, size: int, channels: int, classes: int) -> "ImageShape":
+        """Returns the shape of squares."""
+        return cls(size, size, channels, classes)
+
+    @property
+    def size(self) -> int:
+        """The side of squares in pixels.
+
+        Raises:
+          UsageError: if the images are no squares.
+        """
+        if self.height != self.width:
+            raise UsageError(
+                f"--image_size={self.height}x{self.width}: these networks make squares only. Use "
+                f"--image_size={min(self.height, self.width)}, or --networks of another recipe."
+            )
+        return self.height
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +60,15 @@ class DatasetDescription:
 
     Attributes:
       images: number of images.
-      size: height and width in pixels.
-      channels: 1 (grayscale) or 3 (RGB).
+      size: height and width in pixels, as one number for squares.
+      channels: 1 (grayscale), 3 (RGB) or 4 (RGBA).
       classes: number of classes; 0 for a data set without labels.
       class_names: names of the classes in the order of their labels.
       fingerprint: hash of all pixels and labels.
     """
 
     images: int
-    size: int
+    size: int | ImageSize
     channels: int
     classes: int
     class_names: tuple[str, ...]
@@ -44,7 +77,7 @@ class DatasetDescription:
     @property
     def shape(self) -> ImageShape:
         """Size, channels and classes."""
-        return ImageShape(self.size, self.channels, self.classes)
+        return ImageShape(*image_size.sides_of(self.size), self.channels, self.classes)
 
     def has_same_form(self, other: "DatasetDescription") -> bool:
         """Returns whether the networks of one data set fit the other."""
@@ -52,7 +85,9 @@ class DatasetDescription:
 
     def to_json(self) -> str:
         """Returns the content of data.json."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        values = dataclasses.asdict(self)
+        values["size"] = image_size.size_as_json(self.size)
+        return json.dumps(values, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "DatasetDescription":
@@ -65,4 +100,5 @@ class DatasetDescription:
         wanted = {field.name for field in dataclasses.fields(cls)}
         if set(values) != wanted:
             raise ValueError(f"it has {sorted(values)}")
-        return cls(**{**values, "class_names": tuple(values["class_names"])})
+        size = image_size.parse(str(values["size"]))
+        return cls(**{**values, "size": size, "class_names": tuple(values["class_names"])})

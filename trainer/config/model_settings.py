@@ -22,6 +22,22 @@ class Data:
     skip_bad_images: bool = setting(
         False, "skip pictures of your own that cannot be read instead of stopping"
     )
+    fit: str = setting(
+        "auto",
+        "how pictures of other proportions are brought to the image size: crop uses their middle, "
+        "pad adds black borders (transparent ones with 4 channels), stretch changes their "
+        "proportions, and auto means pad if pictures are transparent, and crop otherwise",
+        choices=("auto", "crop", "pad", "stretch"),
+        legacy="crop",
+    )
+    channels: str = setting(
+        "auto",
+        "channels of the images: 1 for gray, 3 for RGB, 4 for RGB and alpha, opaque for 1 if all "
+        "pictures are gray and 3 otherwise, and auto for 4 if most pictures are transparent and "
+        "opaque otherwise. Without alpha, transparent pixels become white",
+        choices=("auto", "opaque", "1", "3", "4"),
+        legacy="opaque",
+    )
     horizontal_flip: bool = setting(False, "flip each training image horizontally at random")
     shuffle: str = setting(
         "auto",
@@ -30,6 +46,14 @@ class Data:
         "from a network disk during training, and full otherwise",
         choices=("auto", "full", "blocks"),
         legacy="full",
+    )
+    class_balance: str = setting(
+        "none",
+        "how often the classes of an uneven data set are shown: none shows every image once per "
+        "epoch, equal shows all classes equally often, so that images of small classes are "
+        "repeated",
+        choices=("none", "equal"),
+        legacy="none",
     )
     cache_dir: FilePath = setting(
         "",
@@ -54,6 +78,14 @@ class Networks:
 
     networks: FilePath = setting(
         "", "recipe whose networks to train under this recipe's loop (default: its own)"
+    )
+    uneven_sides: str = setting(
+        "crop",
+        "what networks do whose stages double the side, if a side of the images is not 4, 5, 6 or "
+        "7 times a power of two: crop builds them for the next such side and crops their images, "
+        "keep begins with what is left when the side, a multiple of 4, cannot be halved",
+        choices=("crop", "keep"),
+        legacy="keep",
     )
     hyperparameters: str = setting(
         "",
@@ -164,6 +196,26 @@ class Objective:
         "weight of the penalty on the norm of the discriminator's gradient at points between "
         "reals and fakes (WGAN-GP uses 10); 0 disables it",
         bounds=(0, None),
+    )
+    r1: Value = setting(
+        0.0,
+        "weight gamma of the penalty R1: gamma / 2 times the squared norm of the discriminator's "
+        "gradient at the reals; 0 disables it",
+        bounds=(0, None),
+        legacy=0.0,
+    )
+    r2: Value = setting(
+        0.0,
+        "weight gamma of the penalty R2, the same at the fakes; 0 disables it",
+        bounds=(0, None),
+        legacy=0.0,
+    )
+    penalty_every: int = setting(
+        1,
+        "steps from one with --gradient_penalty, --r1 and --r2 to the next, in which they weigh "
+        "so many times as much",
+        bounds=(1, 1000),
+        legacy=1,
     )
     d_clip: float = setting(
         0.0,

@@ -61,6 +61,13 @@ class Evaluation:
         scope="resume",
         legacy="",
     )
+    inception_sha256: str = setting(
+        "",
+        "SHA-256 that the graph of the Inception network must have, in 64 hexadecimal digits; "
+        "empty for any",
+        scope="resume",
+        legacy="",
+    )
     best_metric: str = setting(
         "fid", "metric that selects the best checkpoint", scope="resume", legacy="fid"
     )
@@ -101,11 +108,27 @@ class Computation:
     )
     xla: str = setting(
         "auto",
-        "compile the training step with XLA. auto measures on one GPU whether it is faster, and "
-        "means off on CPUs, on several GPUs and with --deterministic",
+        "compile the training step with XLA: into one program on one device, in parts on several. "
+        "auto measures on one GPU whether it is faster, keeps the result for the run, and means "
+        "off on CPUs, on several GPUs and with --deterministic",
         choices=("auto", "on", "off"),
         scope="resume",
         legacy="auto",
+    )
+    data_on_device: str = setting(
+        "auto",
+        "keep the images in the memory of each device, which gives the same result. auto does so "
+        "on GPUs if they take at most a quarter of the memory of each",
+        choices=("auto", "on", "off"),
+        scope="resume",
+        legacy="auto",
+    )
+    time_data_wait: bool | None = setting(
+        None,
+        "measure which share of the time the steps wait for their data, which delays each step on "
+        "GPUs (default: on for CPUs, off for GPUs)",
+        scope="resume",
+        legacy=None,
     )
     operation_threads: int = setting(
         0,
@@ -158,7 +181,8 @@ class Output:
     )
     heartbeat: FilePath = setting(
         "",
-        "file that the training loop updates about every second, for `doctor --liveness`",
+        "file that shows `doctor --liveness` that the process is alive, and its phase. During "
+        "training only the training loop updates it",
         scope="start",
         legacy="",
     )
@@ -168,6 +192,12 @@ class Output:
         bounds=(0, 65535),
         scope="start",
         legacy=0,
+    )
+    metrics_address: str = setting(
+        "",
+        "address on which the metrics endpoint listens, such as 127.0.0.1 (default: all)",
+        scope="start",
+        legacy="",
     )
     profile: int = setting(
         0,
@@ -188,6 +218,25 @@ class Limits:
         "no limit",
         bounds=(0, None),
         scope="start",
+    )
+    grace_secs: float = setting(
+        12.0,
+        "seconds in which a stop on request saves a checkpoint and uploads it to a bucket, before "
+        "the process is ended; clusters allow 15 seconds on spot nodes and usually 30 elsewhere",
+        bounds=(1, 3600),
+        scope="start",
+        legacy=12.0,
+    )
+    step_timeout_secs: float = setting(
+        600.0,
+        "seconds after which a call of the training steps, which takes about half a second or one "
+        "step, counts as hung: the process ends with exit code 42. Compiling, and waiting for a "
+        "worker that restores, evaluates or saves, may take two hours; in a Pod the liveness probe "
+        "ends a start that compiles or restores for more than an hour. 0 disables these limits, "
+        "and a process that trains alone on one CPU device has none, because it waits for nothing",
+        bounds=(0, None),
+        scope="start",
+        legacy=600.0,
     )
     max_failed_saves: int = setting(
         3,

@@ -12,9 +12,10 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.config import hyperparameters, replaced, schedules
+from trainer.config import hyperparameters, image_size, replaced, schedules
 from trainer.config.all_settings import AllSettings, scheduled, value_types
 from trainer.config.compatibility import check_together
+from trainer.config.image_size import ImageSize
 from trainer.config.schedules import Schedule
 from trainer.config.settings import Duration
 from trainer.config.update_rule import UpdateRule
@@ -37,6 +38,11 @@ class Config(AllSettings):
         return UpdateRule.parse(self.update_rule)
 
     @property
+    def image_sides(self) -> tuple[int, int]:
+        """Height and width of the images in pixels; (0, 0) if the data set determines them."""
+        return image_size.sides_of(self.image_size)
+
+    @property
     def hyperparameter_values(self) -> dict[str, Any]:
         """The recipe's own hyper-parameters by name."""
         return hyperparameters.parse(self.hyperparameters)
@@ -57,7 +63,7 @@ class Config(AllSettings):
     def as_dict(self) -> dict[str, Any]:
         """Returns the settings by name, durations and schedules as text."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        as_text = (Duration, Schedule)
+        as_text = (Duration, ImageSize, Schedule)
         return {k: str(v) if isinstance(v, as_text) else v for k, v in values.items()}
 
     @classmethod
@@ -143,15 +149,20 @@ class Config(AllSettings):
 def _parse(field: "dataclasses.Field[Any]", kinds: tuple[type, ...], value: Any) -> Any:
     """Returns the value of a setting, which may be given as text."""
     if not isinstance(value, str):
-        return value
+        # Choices may look like numbers, as those of --channels do.
+        return str(value) if str(value) in field.metadata["choices"] else value
     try:
         if Duration in kinds:
             return Duration.parse(value)
+        if ImageSize in kinds:
+            return image_size.parse(value)
         if Schedule in kinds and value not in field.metadata["choices"]:
             return schedules.parse(value)
     except ValueError as error:
         if Duration in kinds:
             raise UsageError(f"{field.name}: {error}.") from None
+        if ImageSize in kinds:
+            raise UsageError(f"--{field.name}={value}: {error}.") from None
         forms = ", ".join(repr(form) for form in (*field.metadata["choices"], *schedules.SYNTAX))
         raise UsageError(
             f"--{field.name}={value!r} is not valid ({error}). Give a number or one of the forms "

@@ -6,6 +6,7 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
+from trainer.config.image_size import ImageSize
 from trainer.config.numbers import shortest
 from trainer.config.schedules import Schedule
 from trainer.errors import UsageError, one_of
@@ -136,6 +137,8 @@ def _numbers(value: Any) -> tuple[float, ...]:
     """Returns the numbers that a value consists of."""
     if isinstance(value, Duration):
         return (value.value,)
+    if isinstance(value, ImageSize):
+        return (value.height, value.width)
     if isinstance(value, Schedule):
         return value.values()
     return (value,) if isinstance(value, (int, float)) else ()

@@ -19,6 +19,8 @@ def log_advice(config: Config, data: ImageSet) -> None:
     """Logs the reason for the image size, and warns about small data sets and small classes."""
     if data.size_message:
         log.info("%s", data.size_message)
+    for note in data.notes:
+        log.info("%s", note)
     if len(data) < FEW_IMAGES:
         flip = "" if config.horizontal_flip else "set --horizontal_flip if mirroring suits them, "
         log.warning(

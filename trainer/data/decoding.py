@@ -1,4 +1,4 @@
-"""Reads the header of an image file, and decodes its pixels to a square, without TensorFlow."""
+"""Reads the header of an image file, and decodes its pixels, without TensorFlow."""
 
 import contextlib
 import dataclasses
@@ -8,6 +8,8 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from trainer.config.image_size import shown
+from trainer.data.form import OPAQUE, Form, shape_picture
 from trainer.machine.memory import Budget
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -16,6 +18,8 @@ MAX_PIXELS = 100_000_000
 # Memory for decoding: the pixels in the file's mode, rotated and converted (4 bytes each).
 BYTES_PER_PIXEL = 16
 MIN_SIDE, MAX_SIDE = 8, 64  # range of the default image size
+ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "TIFF")  # a JPEG may hold previews of itself
+ORIENTATION = 0x0112  # an EXIF tag
 GRAY_MODES = ("1", "L", "LA", "La", "I", "F")
 
 
@@ -28,14 +32,18 @@ class Header:
     """Properties of an image file that its header states.
 
     Attributes:
-      width: width in pixels, before a rotation that the EXIF data request.
+      width: width in pixels, after the rotation that the EXIF data request.
       height: height in pixels, likewise.
       is_gray: whether the pixels are stored as gray values, with or without alpha.
+      has_alpha: whether pixels may be transparent.
+      is_animated: whether the file has several frames, of which only the first is used.
     """
 
     width: int
     height: int
     is_gray: bool
+    has_alpha: bool = False
+    is_animated: bool = False
 
     @property
     def side(self) -> int:
@@ -44,48 +52,78 @@ class Header:
 
 
 def read_header(file: IO[bytes]) -> Header:
-    """Reads the size and colour mode of an image from its header.
+    """Reads the size, the rotation and the colour mode of an image from its header.
 
     Raises:
       ImageFileError: if the file is not an image or has more than MAX_PIXELS pixels.
     """
     with _opened(file) as image:
-        return Header(*image.size, _is_gray(image))
+        width, height = reversed(image.size) if _is_on_its_side(image) else image.size
+        return Header(
+            width,
+            height,
+            _is_gray(image),
+            image.has_transparency_data,
+            image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False),
+        )
 
 
-def decode(file: IO[bytes], size: int, channels: int, budget: Budget) -> np.ndarray:
-    """Decodes an image file to [size, size, channels] uint8.
+def decode(file: IO[bytes], form: Form, budget: Budget) -> np.ndarray:
+    """Decodes an image file to uint8 [form.height, form.width, form.channels].
 
-    The image is rotated according to its EXIF data, its transparent pixels become white, and its
-    central square is resized with antialiasing. Only the first of several frames is used.
+    The image is rotated according to its EXIF data. Without an alpha channel in the form, its
+    transparent pixels become white. Only the first of several frames is used.
 
     Args:
       file: the image file.
-      size: height and width of the result in pixels.
-      channels: 1 for gray, 3 for RGB.
+      form: the form of the result.
       budget: memory for the pixels of the file, which all threads share.
 
     Raises:
       ImageFileError: if the file cannot be decoded.
     """
+    with _decoded(file, budget, (2 * form.height, 2 * form.width)) as picture:
+        return shape_picture(picture, form)
+
+
+def is_transparent(file: IO[bytes], budget: Budget) -> bool:
+    """Returns whether any pixel of an image is not opaque.
+
+    Raises:
+      ImageFileError: if the file cannot be decoded.
+    """
+    with _decoded(file, budget, None) as picture:
+        if not picture.has_transparency_data:
+            return False
+        low, _ = picture.convert("RGBA").getchannel("A").getextrema()
+        return float(low) < OPAQUE  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _decoded(
+    file: IO[bytes], budget: Budget, sides: tuple[int, int] | None
+) -> Iterator[Image.Image]:
+    """Decodes an image to 8 bits per channel, upright, and as JPEG no larger than needed.
+
+    Args:
+      file: the image file.
+      budget: memory for its pixels.
+      sides: least height and width; None for the size of the file.
+    """
     with _opened(file) as image:
-        # Decodes a JPEG that is much larger than needed at a reduced size, which is faster.
-        image.draft(None, (2 * size, 2 * size))
+        if sides is not None:
+            height, width = reversed(sides) if _is_on_its_side(image) else sides
+            # Decodes a JPEG that is much larger than needed at a reduced size, which is faster.
+            image.draft(None, (width, height))
         with budget.reserved(image.width * image.height * BYTES_PER_PIXEL):
-            return _decode_square(image, size, channels)
+            yield _to_8_bits(ImageOps.exif_transpose(image), image.format)
 
 
-def _decode_square(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """Decodes an open image to [size, size, channels] uint8."""
-    upright = _to_8_bits(ImageOps.exif_transpose(image), image.format)
-    opaque = _without_transparency(upright, channels)
-    width, height = opaque.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    square = opaque.resize(
-        (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
-    )
-    return np.asarray(square).reshape(size, size, channels)
+def _is_on_its_side(image: Image.Image) -> bool:
+    """Returns whether the EXIF data request a rotation by 90 degrees."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return False  # Pillow would decode the pixels to look for EXIF data behind them
+    return image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
 
 
 def default_size(side: int) -> int:
@@ -93,26 +131,32 @@ def default_size(side: int) -> int:
     return max(MIN_SIDE, min(MAX_SIDE, side // 4 * 4))
 
 
-def explain_size(size: int, pictures: str, side: int, *, is_default: bool) -> str:
+def explain_size(form: Form, pictures: str, side: int, *, is_default: bool) -> str:
     """Returns a log message that states the image size and why it was chosen.
 
     Args:
-      size: the image size in pixels.
+      form: the form of the images.
       pictures: a clause that states the size of the pictures, such as "all pictures are 40x52".
       side: the shortest side of the pictures in pixels.
       is_default: whether `default_size` chose the size, rather than --image_size.
     """
-    crop = "pictures are cropped to their central square"
+    is_square = form.height == form.width
+    how = {
+        "crop": "are cropped to their central square" if is_square else "are cropped to this shape",
+        "pad": "get borders to this shape",
+        "stretch": "are stretched to this shape",
+    }[form.fit]
+    size = shown(form.height, form.width)
     if not is_default:
-        return f"Image size {size} px, set by --image_size: {pictures}; {crop}"
+        return f"Image size {size}, set by --image_size: {pictures}; pictures {how}"
     limit = ""
     if side < MIN_SIDE:
         limit = f", and the default is at least {MIN_SIDE} px"
     elif side > MAX_SIDE:
         limit = f", and the default is at most {MAX_SIDE} px"
-    elif side > size:
+    elif side > form.height:
         limit = ", and the default is a multiple of 4"
-    return f"Image size {size} px: {pictures}{limit}; {crop} (--image_size sets another size)"
+    return f"Image size {size}: {pictures}{limit}; pictures {how} (--image_size sets another size)"
 
 
 @contextlib.contextmanager
@@ -153,11 +197,3 @@ def _to_8_bits(image: Image.Image, form: str | None) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ImageFileError("it has 32 bits per sample, but only 8 and 16 are supported")
     return image
-
-
-def _without_transparency(image: Image.Image, channels: int) -> Image.Image:
-    """Returns the image on a white background, in gray (1 channel) or RGB (3 channels)."""
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if channels == 1 else "RGB")

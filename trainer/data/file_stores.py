@@ -1,13 +1,19 @@
 """Folders and zip archives as sets of named files that several threads can read."""
 
+import bisect
+import errno
 import io
 import os
 import re
 import stat
 import threading
 import zipfile
+from array import array
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol, runtime_checkable
+
+import numpy as np
 
 from trainer.data.decoding import ImageFileError
 from trainer.errors import DataError
@@ -24,28 +30,67 @@ def printable(name: str | Path) -> str:
     return text if text.isprintable() else repr(text)
 
 
+class Store(Protocol):
+    """A set of named files that several threads can read."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of the files, with slashes."""
+
+    def stamp(self, name: str) -> str:
+        """Returns a text that changes if the file changes."""
+
+    def open(self, name: str) -> IO[bytes]:
+        """Opens a file for reading; raises an ImageFileError if it cannot be read."""
+
+    def memory(self, name: str) -> int:
+        """Returns the bytes of memory that opening a file takes."""
+
+    def close(self) -> None:
+        """Closes what is open."""
+
+
+@runtime_checkable
+class RemoteStore(Store, Protocol):
+    """A store whose files are elsewhere until they are fetched."""
+
+    def fetch(self, names: Collection[str], report: Callable[[float, str], None]) -> None:
+        """Brings some files to this machine."""
+
+
 class Folder:
     """The files below a folder.
 
+    It holds about 100 bytes per file, because a folder may have millions.
+
     Attributes:
-      stamps: for each file, a string that changes if the file changes. The keys are paths
-        relative to the folder, with slashes.
+      names: paths of the files relative to the folder, sorted, with slashes.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self.stamps: dict[str, str] = {}
+        names, stamps = list[str](), array("q")
         seen = {os.path.realpath(root)}
         for folder, folders, files in os.walk(root, onerror=_raise_unlistable, followlinks=True):
             # Links to folders are followed, but each folder is read only once.
             real = {name: os.path.realpath(os.path.join(folder, name)) for name in folders}
             folders[:] = sorted(name for name in folders if real[name] not in seen)
             seen |= set(real.values())
+            prefix = "" if folder == str(root) else f"{os.path.relpath(folder, root)}/"
             for name in files:
-                path = os.path.join(folder, name)
-                stamp = _stamp(path)
+                stamp = _stamp(os.path.join(folder, name))
                 if stamp is not None:
-                    self.stamps[Path(os.path.relpath(path, root)).as_posix()] = stamp
+                    names.append(prefix + name)
+                    stamps.extend(stamp)
+        order = np.argsort(np.array(names, object))
+        self.names = [names[n] for n in order]
+        self._stamps = np.array(stamps, np.int64).reshape(-1, 2)[order]
+
+    def stamp(self, name: str) -> str:
+        """Returns the size and modification time of a file, or why it cannot be read."""
+        number = bisect.bisect_left(self.names, name)
+        size, time_ns = self._stamps[number].tolist()
+        return f"{size} {time_ns}" if size >= 0 else str(-size)
 
     def open(self, name: str) -> IO[bytes]:
         """Opens a file for reading.
@@ -72,20 +117,23 @@ def _raise_unlistable(error: OSError) -> None:
     )
 
 
-def _stamp(path: str) -> str | None:
-    """Returns the size and modification time of a file, or None if it is not a file."""
+def _stamp(path: str) -> tuple[int, int] | None:
+    """Returns the size and modification time of a file, or None if it is not a file.
+
+    If the file cannot be read, the size is the negative number of the error.
+    """
     try:
         status = os.stat(path)
     except OSError as error:  # for example a broken link; opening it reports the error
-        return str(error.errno)
-    return f"{status.st_size} {status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else None
+        return -(error.errno or errno.EIO), 0
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 class Archive:
     """The files of a zip archive, which are read without unpacking the archive to disk.
 
     Attributes:
-      stamps: see `Folder`. All files have the stamp of the archive.
+      names: paths of the files in the archive, with slashes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,7 +141,7 @@ class Archive:
         self._per_thread = threading.local()  # holds a ZipFile for each thread
         self._all: list[zipfile.ZipFile] = []
         status = path.stat()
-        stamp = f"{status.st_size} {status.st_mtime_ns}"
+        self._stamp = f"{status.st_size} {status.st_mtime_ns}"
         try:
             with zipfile.ZipFile(path) as archive:
                 infos = packed.members(archive)
@@ -111,7 +159,11 @@ class Archive:
         for info in infos:
             _check_name(path, info.filename)
         self._members = {info.filename.replace("\\", "/"): info for info in infos}
-        self.stamps = dict.fromkeys(self._members, stamp)
+        self.names = self._members.keys()
+
+    def stamp(self, name: str) -> str:
+        """Returns the size and modification time of the archive."""
+        return self._stamp
 
     def open(self, name: str) -> IO[bytes]:
         """Opens a file for reading.

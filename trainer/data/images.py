@@ -5,9 +5,9 @@ import functools
 import hashlib
 
 import numpy as np
-from PIL import Image
 
 from trainer.config.dataset import DatasetDescription, ImageShape
+from trainer.config.image_size import size_of
 from trainer.errors import DataError
 from trainer.files.shards import MappedImages
 
@@ -22,12 +22,16 @@ class ImageSet:
       class_names: names of the classes; () if the images have no labels.
       size_message: log message that states why the images have this size; "" if they have the
         usual size of a named data set.
+      notes: further log messages about how the images were made.
+      known_fingerprint: the fingerprint, if it was computed before; "" otherwise.
     """
 
     images: np.ndarray | MappedImages
     labels: np.ndarray
     class_names: tuple[str, ...]
     size_message: str = ""
+    notes: tuple[str, ...] = ()
+    known_fingerprint: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -35,12 +39,14 @@ class ImageSet:
     @property
     def shape(self) -> ImageShape:
         """Image size, number of channels and number of classes."""
-        _, height, _, channels = self.images.shape
-        return ImageShape(height, channels, len(self.class_names))
+        _, height, width, channels = self.images.shape
+        return ImageShape(height, width, channels, len(self.class_names))
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 prefix over shape, class names, pixels and labels."""
+        if self.known_fingerprint:
+            return self.known_fingerprint
         about = f"{self.images.shape} {self.class_names}".encode()
         labels = np.ascontiguousarray(self.labels, np.int32).tobytes()
         images = self.images
@@ -68,24 +74,12 @@ class ImageSet:
         """Returns the description of the data set that is stored in the run directory."""
         return DatasetDescription(
             images=len(self),
-            size=self.shape.size,
+            size=size_of(*self.shape.sides),
             channels=self.shape.channels,
             classes=self.shape.classes,
             class_names=self.class_names,
             fingerprint=self.fingerprint,
         )
-
-
-def resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Resizes [N, H, W, C] uint8 to [N, size, size, C], antialiased (Lanczos)."""
-    if images.shape[1:3] == (size, size):
-        return images
-    resized = np.empty((len(images), size, size, images.shape[3]), np.uint8)
-    for source, target in zip(images, resized, strict=True):
-        picture = Image.fromarray(source[..., 0] if source.shape[-1] == 1 else source)
-        scaled = np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS))
-        target[...] = scaled.reshape(target.shape)
-    return resized
 
 
 def check_arrays(images: np.ndarray, labels: np.ndarray, classes: int, source: str) -> None:

@@ -6,17 +6,23 @@ replicas. Steps cross epoch boundaries, so no image is dropped and every batch i
 
 The permutation is of single images (`permutation`), or of blocks of neighbouring images, which are
 mixed within a window of some blocks (`block_permutation`): a disk then reads whole blocks.
+
+`BalancedOrder` shows all classes equally often instead.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 without_autograph = tf.autograph.experimental.do_not_convert  # AutoGraph would take a second
 # They distinguish the seeds of shuffles from those of other draws.
 SHUFFLE, WITHIN_WINDOW = 0x5A1, 0x5A2
+CLASSES = 0x5A3
+IMAGES_OF_CLASS = 1 << 31  # plus the class
 BLOCK_BYTES = 1 << 20  # size of a block: reading it costs little more than finding it
+SHUFFLE_ROUNDS = 8  # of the cipher that permutes the images of a class
 WINDOW_BLOCKS = 256  # blocks whose images are mixed
 
 
@@ -93,3 +99,68 @@ def steps(
     nothing = (tf.constant(-1, tf.int64), tf.zeros([epochs * size], tf.int32))
     last = tf.constant(2**62 // per_step, tf.int64)
     return tf.data.Dataset.range(first_step, last).scan(nothing, next_state)
+
+
+class BalancedOrder:
+    """An order in which each of the K classes that have images is shown equally often.
+
+    Each block of K positions holds every class once, in a permuted order. Block b shows image
+    b mod n of permutation number b div n of a class with n images. Any position is computed
+    directly, as a function of the seed and the position.
+    """
+
+    def __init__(self, seed: int, labels: np.ndarray) -> None:
+        """Creates the order.
+
+        Args:
+          seed: seed of the run.
+          labels: [N] int32, the class of each image.
+        """
+        counts = np.bincount(labels)
+        counts = counts[counts > 0]
+        self._seed = seed
+        self._by_class = tf.constant(np.argsort(labels, kind="stable"), tf.int32)
+        self._counts = tf.constant(counts, tf.int64)
+        self._starts = tf.constant(np.cumsum(counts) - counts, tf.int64)
+
+    def images(self, positions: tf.Tensor) -> tf.Tensor:
+        """Returns the images [P] int32 at positions [P] int64."""
+        classes = len(self._counts)
+        block, place = positions // classes, positions % classes
+        number = self._shuffled(place, classes, tf.constant(CLASSES, tf.int64), block)
+        count = tf.gather(self._counts, number)
+        place = self._shuffled(block % count, count, number + IMAGES_OF_CLASS, block // count)
+        return tf.gather(self._by_class, tf.gather(self._starts, number) + place)
+
+    def _shuffled(
+        self, place: tf.Tensor, size: tf.Tensor | int, purpose: tf.Tensor, number: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns what permutations have at some places.
+
+        Args:
+          place: [P] int64, the places.
+          size: [P] int64 or a number, the sizes of the permutations.
+          purpose: [P] int64 or a scalar, what the permutations are for.
+          number: [P] int64, the numbers of the permutations.
+        """
+        parts = (tf.constant(self._seed, tf.int64), purpose, number)
+        key = tf.stack([tf.broadcast_to(part, tf.shape(place)) for part in parts], 1)
+        # The public function takes no seed per element.
+        return tf.raw_ops.RandomIndexShuffle(
+            index=place,
+            seed=tf.cast(key & 0xFFFFFFFF, tf.uint32),
+            max_index=tf.broadcast_to(tf.cast(size, tf.int64), tf.shape(place)) - 1,
+            rounds=SHUFFLE_ROUNDS,
+        )
+
+    def steps(
+        self, per_step: int, first_step: int, element: Callable[[tf.Tensor], Any] = tf.identity
+    ) -> tf.data.Dataset:
+        """Returns an infinite dataset with one element per step, as the function `steps` does."""
+
+        @without_autograph
+        def of_step(step: tf.Tensor) -> Any:
+            positions = step * per_step + tf.range(per_step, dtype=tf.int64)
+            return element(tf.ensure_shape(self.images(positions), [per_step]))
+
+        return tf.data.Dataset.range(first_step, 2**62 // per_step).map(of_step)

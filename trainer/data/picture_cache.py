@@ -19,6 +19,7 @@ import numpy as np
 from trainer.config import Config
 from trainer.data import decoding
 from trainer.data.decoding import ImageFileError
+from trainer.data.form import Form, FormOptions
 from trainer.data.picture_plan import Plan, make_plan, read_plan, write_plan
 from trainer.data.reader import Reader
 from trainer.errors import StorageError
@@ -52,7 +53,7 @@ class Decoded:
       kept: [N] int64, the position of each image in the listing.
       skipped: the pictures that cannot be read, each as "name (reason)".
       enlarged: number of pictures that were enlarged.
-      smallest, smallest_side: as of `Plan`.
+      smallest, smallest_side, form, notes: see `Plan`.
     """
 
     images: MappedImages | np.ndarray
@@ -61,6 +62,8 @@ class Decoded:
     enlarged: int
     smallest: str
     smallest_side: int
+    form: Form
+    notes: tuple[str, ...]
 
 
 def load(reader: Reader, key: str, config: Config) -> Decoded:
@@ -83,7 +86,7 @@ def load(reader: Reader, key: str, config: Config) -> Decoded:
         return _Entry(entry, shared_entries.open_entry(entry), reader, config).load()
     except (OSError, shared_entries.NoRoomError) as error:
         reason = getattr(error, "strerror", None) or error
-        plan = make_plan(reader, config.image_size)
+        plan = make_plan(reader, FormOptions.of(config))
         free = memory.available_bytes()
         if free is not None and memory.COPIES * plan.layout.nbytes > free:
             raise StorageError(
@@ -115,11 +118,10 @@ def decode_rows(
       DataError: if one cannot be decoded and bad ones are not skipped.
     """
     images = np.zeros((len(rows), *plan.layout.shape), np.uint8)
-    size, _, channels = plan.layout.shape
     total = plan.layout.rows
 
     def decode_into_row(number: int, file: IO[bytes]) -> None:
-        images[number] = decoding.decode(file, size, channels, reader.pixels)
+        images[number] = decoding.decode(file, plan.form, reader.pixels)
 
     def progress(count: int) -> None:
         reader.report((done + count) / total, f"Decoding {total:,} images")
@@ -129,7 +131,7 @@ def decode_rows(
     errors = [(n, e) for n, e in enumerate(results) if isinstance(e, ImageFileError)]
     is_decoded = np.ones(len(rows), bool)
     is_decoded[[n for n, _ in errors]] = False
-    is_small = plan.sides[rows.start : rows.stop] < size
+    is_small = plan.is_small[rows.start : rows.stop]
     names = [reader.name_skipped(int(positions[n]), error) for n, error in errors]
     return images, {
         "enlarged": int((is_small & is_decoded).sum()),
@@ -150,6 +152,8 @@ def _decoded(plan: Plan, images: MappedShards | np.ndarray, facts: list[dict[str
         sum(fact["enlarged"] for fact in facts),
         plan.smallest,
         plan.smallest_side,
+        plan.form,
+        plan.notes,
     )
 
 
@@ -211,7 +215,7 @@ class _Entry:
                 return read_plan(self._path)
             with shared_entries.claimed(self._path, "plan") as is_mine:
                 if is_mine:
-                    plan = make_plan(self._reader, self._config.image_size)
+                    plan = make_plan(self._reader, FormOptions.of(self._config))
                     write_plan(self._path, plan)
                     return plan
             self._reader.report(0.0, WAITING)

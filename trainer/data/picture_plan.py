@@ -1,46 +1,61 @@
-"""Which pictures of a listing are decoded, and to what shape, as their headers tell."""
+"""Which pictures of a listing are decoded, and to what form, as their headers tell."""
 
 import dataclasses
 import json
 import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
+from trainer.config import image_size
 from trainer.data import decoding
-from trainer.data.decoding import Header, ImageFileError
+from trainer.data.decoding import ImageFileError
 from trainer.data.file_stores import printable
+from trainer.data.form import Form, FormOptions
 from trainer.data.reader import Reader
 from trainer.errors import DataError
 from trainer.files.atomic import replacing, write_text
 from trainer.files.shards import FORMAT_VERSION, PLAN, DamagedShardError, Layout, read_json
 
-ROWS = "rows.i64"  # the file that holds the positions and sides of the images of a plan
+ROWS = "rows.i64"  # the file that holds the positions of the images of a plan, and which are small
+
+
+EXAMINED = 100  # pictures with an alpha channel that are searched for transparent pixels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """Which pictures of a listing are decoded, and to what shape.
+    """Which pictures of a listing are decoded, and to what form.
 
     Attributes:
       layout: the number of images, their shape and their division into shards.
+      fit: how the pictures are brought to this shape.
       positions: [N] int64, the positions of the pictures in the listing.
-      sides: [N] int64, their shorter sides in pixels.
+      is_small: [N] bool, whether they have fewer pixels than their images on a side.
       smallest: the picture with the shortest side, as "NAME, is WIDTHxHEIGHT".
       smallest_side: its shorter side in pixels.
       skipped: the pictures whose headers cannot be read, each as "name (reason)".
+      notes: log messages about the choice of the form.
     """
 
     layout: Layout
+    fit: str
     positions: np.ndarray
-    sides: np.ndarray
+    is_small: np.ndarray
     smallest: str
     smallest_side: int
     skipped: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def form(self) -> Form:
+        """The form of the images."""
+        return Form(*self.layout.shape, self.fit)
 
 
-def make_plan(reader: Reader, image_size: int) -> Plan:
-    """Reads the headers of all pictures and decides on the image size and the channels.
+def make_plan(reader: Reader, options: FormOptions) -> Plan:
+    """Reads the headers of all pictures and decides on the form of the images.
 
     Raises:
       DataError: if none can be read, or one cannot and bad ones are not skipped.
@@ -51,29 +66,109 @@ def make_plan(reader: Reader, image_size: int) -> Plan:
     def progress(done: int) -> None:
         reader.report(done / count, f"Reading the headers of {count:,} images")
 
-    headers = reader.map(range(count), lambda _, file: decoding.read_header(file), progress)
-    good = {n: header for n, header in enumerate(headers) if isinstance(header, Header)}
-    if not good:
+    headers = _Headers(count)
+    results = reader.map(range(count), headers.read, progress)
+    if not headers.is_read.any():
         raise DataError(
             f"{listing.source}: none of the {count:,} images can be read. Replace the files."
         )
-    smallest = min(good, key=lambda n: good[n].side)
-    header = good[smallest]
-    size = image_size or decoding.default_size(header.side)
-    channels = 1 if all(header.is_gray for header in good.values()) else 3
-    skipped = (
-        reader.name_skipped(n, error)
-        for n, error in enumerate(headers)
-        if isinstance(error, ImageFileError)
-    )
+    sides = np.minimum(headers.heights, headers.widths)
+    smallest = int(np.argmin(np.where(headers.is_read, sides, np.iinfo(sides.dtype).max)))
+    height, width = int(headers.heights[smallest]), int(headers.widths[smallest])
+    form, notes = _choose_form(reader, options, headers, min(height, width))
+    errors = ((n, error) for n, error in enumerate(results) if isinstance(error, ImageFileError))
+    skipped = tuple(reader.name_skipped(n, error) for n, error in errors)
+    positions = np.flatnonzero(headers.is_read)
     return Plan(
-        Layout.of(len(good), (size, size, channels)),
-        np.fromiter(good, np.int64, len(good)),
-        np.fromiter((header.side for header in good.values()), np.int64, len(good)),
-        f"{printable(listing.names[smallest])}, is {header.width}x{header.height}",
-        header.side,
-        tuple(skipped),
+        Layout.of(len(positions), form.shape),
+        form.fit,
+        positions,
+        form.enlarges(headers.heights[positions], headers.widths[positions]),
+        f"{printable(listing.names[smallest])}, is {image_size.shown(height, width)}",
+        min(height, width),
+        skipped,
+        tuple(notes),
     )
+
+
+class _Headers:
+    """What the headers of pictures state, in arrays, because there may be millions.
+
+    Attributes:
+      is_read: [N] bool, whether the header of a picture could be read.
+      heights, widths: [N] int32, in pixels.
+      is_gray, has_alpha, is_animated: [N] bool, see `Header`.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.is_read, self.is_gray = np.zeros(count, bool), np.zeros(count, bool)
+        self.has_alpha, self.is_animated = np.zeros(count, bool), np.zeros(count, bool)
+        self.heights, self.widths = np.zeros(count, np.int32), np.zeros(count, np.int32)
+
+    def read(self, number: int, file: IO[bytes]) -> None:
+        """Reads the header of a picture."""
+        header = decoding.read_header(file)
+        self.heights[number], self.widths[number] = header.height, header.width
+        self.is_gray[number], self.has_alpha[number] = header.is_gray, header.has_alpha
+        self.is_animated[number] = header.is_animated
+        self.is_read[number] = True
+
+    def __len__(self) -> int:
+        """Returns the number of pictures whose headers could be read."""
+        return int(self.is_read.sum())
+
+
+def _choose_form(
+    reader: Reader, options: FormOptions, headers: _Headers, smallest_side: int
+) -> tuple[Form, list[str]]:
+    """Returns the form that suits pictures, and log messages about the choice.
+
+    Args:
+      reader: reads the pictures.
+      options: what is asked of the form.
+      headers: what their headers state.
+      smallest_side: the shortest side of all pictures in pixels.
+    """
+    side = decoding.default_size(smallest_side)
+    height, width = options.sides if any(options.sides) else (side, side)
+    channels, notes = _choose_channels(reader, options, headers)
+    fit = options.fit
+    if fit == "auto":
+        fit = "pad" if channels == 4 else "crop"
+    form, total = Form(height, width, channels, fit), len(headers)
+    if animated := int(headers.is_animated.sum()):
+        notes.append(
+            f"{animated:,} of {total:,} pictures have several frames, of which only the first is "
+            "used"
+        )
+    return form, notes
+
+
+def _choose_channels(
+    reader: Reader, options: FormOptions, headers: _Headers
+) -> tuple[int, list[str]]:
+    """Returns the number of channels, and log messages about the choice."""
+    if options.channels not in ("auto", "opaque"):
+        return int(options.channels), []
+    opaque = 1 if headers.is_gray[headers.is_read].all() else 3
+    with_alpha = np.flatnonzero(headers.has_alpha)
+    if options.channels == "opaque" or not len(with_alpha):
+        return opaque, []
+    having = f"{len(with_alpha):,} of {len(headers):,} pictures have an alpha channel"
+    if 2 * len(with_alpha) <= len(headers):
+        return opaque, [f"{having}. Transparent pixels become white (--channels=4 keeps them)"]
+    examined = with_alpha[:: -(-len(with_alpha) // EXAMINED)].tolist()
+    found = reader.map(
+        examined,
+        lambda _, file: decoding.is_transparent(file, reader.pixels),
+        lambda done: reader.report(done / len(examined), "Looking for transparent pixels"),
+    )
+    if True in found:
+        return 4, [f"{having}, so the images have 4 channels (--channels=opaque has white instead)"]
+    return opaque, [
+        f"{having}, but none of the {len(examined):,} that were examined has transparent pixels. "
+        "Should others have some, these become white (--channels=4 keeps them)"
+    ]
 
 
 def write_plan(path: Path, plan: Plan) -> None:
@@ -82,7 +177,7 @@ def write_plan(path: Path, plan: Plan) -> None:
     Raises:
       OSError: if it cannot be written.
     """
-    rows = np.stack([plan.positions, plan.sides])
+    rows = np.stack([plan.positions, plan.is_small.astype(np.int64)])
     with replacing(path / ROWS) as scratch:
         scratch.write_bytes(rows.tobytes())
     about = {
@@ -91,9 +186,11 @@ def write_plan(path: Path, plan: Plan) -> None:
         "shape": plan.layout.shape,
         "rows_per_shard": plan.layout.rows_per_shard,
         "rows_crc32": zlib.crc32(rows.tobytes()),
+        "fit": plan.fit,
         "smallest": plan.smallest,
         "smallest_side": plan.smallest_side,
         "skipped": plan.skipped,
+        "notes": plan.notes,
     }
     write_text(path / PLAN, json.dumps(about))
 
@@ -115,14 +212,16 @@ def read_plan(path: Path) -> Plan:
         layout = Layout(int(about["rows"]), shape, int(about["rows_per_shard"]))
         if layout != Layout.of(layout.rows, shape):
             raise DamagedShardError(f"{PLAN} has another layout")
-        positions, sides = np.frombuffer(content, np.int64).reshape(2, layout.rows)
+        positions, is_small = np.frombuffer(content, np.int64).reshape(2, layout.rows)
         return Plan(
             layout,
+            str(about["fit"]),
             positions,
-            sides,
+            is_small.astype(bool),
             str(about["smallest"]),
             int(about["smallest_side"]),
             tuple(map(str, about["skipped"])),
+            tuple(map(str, about["notes"])),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise DamagedShardError(f"{PLAN} is not a plan ({error})") from None

@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TypeVar
 
 from trainer.data.decoding import ImageFileError
-from trainer.data.file_stores import Archive, Folder, printable
+from trainer.data.file_stores import Store, printable
 from trainer.data.listing import Listing
 from trainer.errors import DataError
 from trainer.machine import memory
 from trainer.machine.memory import Budget
 
 CHUNK = 32  # images per thread task
+QUEUED = 1 << 12  # tasks at once: each takes some kilobytes
 MIN_BUDGET = 1 << 26  # bytes of memory for open files, and for decoding pictures
 DEFAULT_MEMORY = 1 << 32  # where the available memory is unknown
 Report = Callable[[float, str], None]  # completed share in [0, 1], description
@@ -29,9 +30,7 @@ class Reader:
       report: called with the completed share in [0, 1] and a description.
     """
 
-    def __init__(
-        self, store: Folder | Archive, listing: Listing, *, skip_bad: bool, report: Report
-    ) -> None:
+    def __init__(self, store: Store, listing: Listing, *, skip_bad: bool, report: Report) -> None:
         self.listing, self.report = listing, report
         self._store, self._skip_bad = store, skip_bad
         free = memory.available_bytes()
@@ -67,10 +66,12 @@ class Reader:
         with warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
             warnings.simplefilter("ignore")
             try:
-                for chunk in pool.map(read_chunk, range(0, len(positions), CHUNK)):
-                    self._check_errors(positions[len(results) :], chunk)
-                    results += chunk
-                    progress(len(results))
+                for first in range(0, len(positions), CHUNK * QUEUED):
+                    last = min(len(positions), first + CHUNK * QUEUED)
+                    for chunk in pool.map(read_chunk, range(first, last, CHUNK)):
+                        self._check_errors(positions[len(results) :], chunk)
+                        results += chunk
+                        progress(len(results))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

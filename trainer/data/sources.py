@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from trainer.config import Config
-from trainer.data import advice, batch_size, named, user_images
+from trainer.config.dataset import ImageShape
+from trainer.config.image_size import shown
+from trainer.data import advice, arrays, batch_size, named, picture_sources, user_images
 from trainer.data.file_stores import printable
+from trainer.data.form import FormOptions, shape_arrays
 from trainer.data.formats import Arrays
-from trainer.data.images import ImageSet, check_arrays, resize
+from trainer.data.images import ImageSet, check_arrays
 from trainer.data.named.source import Source
 from trainer.data.user_images import Report
 from trainer.errors import DataError, StorageError, UsageError
@@ -54,12 +57,22 @@ def load(config: Config, report: Report = lambda share, what: None) -> ImageSet:
     return data
 
 
-def known_image_size(config: Config) -> int | None:
-    """Returns the image size of a run in pixels; None if it depends on the user's pictures."""
+def known_image_sides(config: Config) -> tuple[int, int] | None:
+    """Returns the height and width of a run's images; None if its pictures determine them."""
     if config.image_size:
-        return config.image_size
+        return config.image_sides
     source = SOURCES.get(config.dataset)
-    return source.image_size if source else None
+    return (source.image_size, source.image_size) if source else None
+
+
+def known_shape(config: Config) -> ImageShape | None:
+    """Returns the shape of a run's images; None if its pictures determine them."""
+    source = SOURCES.get(config.dataset)
+    if source is None:
+        return None
+    sides = config.image_sides if config.image_size else (source.image_size, source.image_size)
+    channels = int(config.channels) if config.channels.isdecimal() else source.channels
+    return ImageShape(*sides, channels, len(source.class_names))
 
 
 def check(config: Config, requested: Collection[str] = ()) -> None:
@@ -96,8 +109,8 @@ def _find_source(dataset: str) -> Source | None:
     near = difflib.get_close_matches(dataset.lower(), SOURCES, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise DataError(
-        f"--dataset={printable(dataset)} does not exist.{hint} Set --dataset to a folder, a .zip "
-        f"or an .npz of images, or to one of {', '.join(SOURCES)}."
+        f"--dataset={printable(dataset)} does not exist.{hint} Set --dataset to a folder or a "
+        f"{', '.join(picture_sources.SUFFIXES)} file of images, or to one of {', '.join(SOURCES)}."
     )
 
 
@@ -129,6 +142,7 @@ def adapt(
         config, data, was_requested="batch_size" in requested, is_resumed=is_resumed
     )
     config = resolve_conditional(config, data, was_requested="conditional" in requested)
+    _check_class_balance(config, data)
     config = _resolve_shuffle(config, data)
     advice.log_advice(config, data)
     return config
@@ -165,11 +179,28 @@ def resolve_conditional(config: Config, data: ImageSet, *, was_requested: bool =
     return config.replace(conditional=False)
 
 
+def _check_class_balance(config: Config, data: ImageSet) -> None:
+    """Raises a DataError if classes are to be balanced but the data have no labels."""
+    if config.class_balance == "equal" and not data.shape.classes:
+        raise DataError(
+            f"--class_balance=equal: --dataset={printable(config.dataset)} has no labels. Omit the "
+            "flag, or label the images."
+        )
+
+
 def _resolve_shuffle(config: Config, data: ImageSet) -> Config:
     """Returns the configuration with --shuffle=auto replaced by what it selects."""
     if config.shuffle != "auto":
         return config
     images = data.images
+    if config.class_balance == "equal":
+        return config.replace(shuffle="full")
+    if isinstance(images, MappedImages) and images.is_remote:
+        log.info(
+            "The images are downloaded while they are used, so they are shuffled in blocks "
+            "(--shuffle=full changes this)"
+        )
+        return config.replace(shuffle="blocks")
     if isinstance(images, MappedImages) and mounts.is_on_network(images.folder):
         log.info(
             "The images are read from %s, which is a network disk, so they are shuffled in blocks "
@@ -191,15 +222,15 @@ def _load_named(config: Config, source: Source, report: Report) -> ImageSet:
         data_dir = str(folder)
     images, labels = _read(config.dataset, source, splits, data_dir)
     check_arrays(images, labels, len(source.class_names), config.dataset)
-    size = config.image_size or source.image_size
+    sides = config.image_sides if config.image_size else (source.image_size,) * 2
     message = ""
-    if size != source.image_size:
+    if sides != (source.image_size,) * 2:
         usual = f"the usual size of --dataset={config.dataset} is {source.image_size} px"
-        message = f"Image size {size} px, set by --image_size: {usual}"
-    if size != images.shape[1]:
-        memory.check_images_fit(f"--dataset={config.dataset}", len(images), size, images.shape[-1])
-    images = resize(images, size)
-    return ImageSet(images, labels, source.class_names, message)
+        message = f"Image size {shown(*sides)}, set by --image_size: {usual}"
+    form = arrays.choose_form(FormOptions.of(config), sides, images.shape[-1])
+    if form.shape != images.shape[1:]:
+        memory.check_images_fit(f"--dataset={config.dataset}", len(images), form.shape)
+    return ImageSet(shape_arrays(images, form), labels, source.class_names, message)
 
 
 def _read(name: str, source: Source, splits: tuple[str, ...], data_dir: str) -> Arrays:

@@ -1,6 +1,7 @@
-"""Loads a user's own images from a path: a folder, a .zip or an .npz."""
+"""Loads a user's own images from a path, in any of the forms of `picture_sources`."""
 
-import contextlib
+import dataclasses
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -8,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from trainer.config import Config
-from trainer.data import arrays, decoding, picture_cache
-from trainer.data.file_stores import Archive, Folder, printable
+from trainer.config.image_size import shown
+from trainer.data import arrays, decoding, picture_cache, picture_sources, prepared_set
+from trainer.data.file_stores import printable
 from trainer.data.images import ImageSet
-from trainer.data.listing import Listing, list_images
+from trainer.data.listing import Listing
 from trainer.data.picture_cache import Decoded
 from trainer.data.reader import Reader, Report
 from trainer.errors import DataError
@@ -38,19 +40,30 @@ def load(config: Config, report: Report) -> ImageSet:
     Raises:
       DataError: if there are no images, or some cannot be used.
     """
+    if (manifest := prepared_set.find(config.dataset)) is not None:
+        data = prepared_set.load(config, manifest, report)
+        if isinstance(data.images, MappedImages) and _fits(data.images, len(data)):
+            return dataclasses.replace(data, images=data.images[:])
+        return data
     if is_bucket(config.dataset):
         path = dataset_download.fetch(config.dataset, "dataset", cache_folder("data"), report)
     else:
         path = Path(config.dataset).expanduser()
-    name = _check_path(config.dataset, path)
+    name = f"--dataset={printable(config.dataset)}"
+    is_default_size, form = not config.image_size, None
     if _is_npz(path):
-        return arrays.load(path, config)
-    with contextlib.closing(Folder(path) if path.is_dir() else Archive(path)) as store:
-        listing = list_images(store.stamps, name)
+        form = arrays.form_beyond_memory(path, config)
+        if form is None:
+            return arrays.load(path, config)
+        config = config.replace(**form.settings())
+    scratch = Path(config.cache_dir).expanduser() if config.cache_dir else None
+    with picture_sources.opened(path, name, report, scratch, form) as (store, listing):
         positions, labels, class_names = listing.select(config.split)
-        stamps = (f"{file} {store.stamps[file]}" for file in listing.names)
-        settings = (str(config.image_size), str(config.skip_bad_images))
-        key = cache.digest((FORMAT_VERSION, os.path.abspath(path), *settings, *stamps))
+        stamps = (f"{file} {store.stamp(file)}" for file in listing.names)
+        options = (str(config.image_size), config.fit, config.channels)
+        settings = (*options, str(config.skip_bad_images))
+        about = (FORMAT_VERSION, os.path.abspath(path), *settings)
+        key = cache.digest(itertools.chain(about, stamps))
         reader = Reader(store, listing, skip_bad=config.skip_bad_images, report=report)
         decoded = picture_cache.load(reader, key, config)
     _warn(name, listing, decoded)
@@ -61,17 +74,17 @@ def load(config: Config, report: Report) -> ImageSet:
             "Replace the files."
         )
     size_message = decoding.explain_size(
-        decoded.images.shape[1],
+        decoded.form,
         f"the smallest picture, {decoded.smallest}",
         decoded.smallest_side,
-        is_default=not config.image_size,
+        is_default=is_default_size,
     )
     images: np.ndarray | MappedImages
     if isinstance(decoded.images, MappedImages) and not _fits(decoded.images, len(rows)):
         images = decoded.images.part(rows)
     else:
         images = decoded.images[rows]
-    return ImageSet(images, labels[is_decoded], class_names, size_message)
+    return ImageSet(images, labels[is_decoded], class_names, size_message, decoded.notes)
 
 
 def _fits(images: MappedImages, count: int) -> bool:
@@ -90,21 +103,13 @@ def count(config: Config) -> int:
       DataError: if there are no images, or their folders or arrays are unsuitable.
     """
     path = Path(config.dataset).expanduser()
-    name = _check_path(config.dataset, path)
+    name = f"--dataset={printable(config.dataset)}"
+    if (manifest := prepared_set.find(config.dataset)) is not None:
+        return prepared_set.count(manifest, config.split)
     if _is_npz(path):
         return arrays.count(path, config.split)
-    with contextlib.closing(Folder(path) if path.is_dir() else Archive(path)) as store:
-        return len(list_images(store.stamps, name).select(config.split)[0])
-
-
-def _check_path(dataset: str, path: Path) -> str:
-    """Returns how messages name a data set; raises a DataError if it is another kind of file."""
-    name = f"--dataset={printable(dataset)}"
-    if path.is_file() and path.suffix.lower() not in (".zip", ".npz"):
-        raise DataError(
-            f"{name} is not a folder, a .zip or an .npz. Set --dataset to one of these."
-        )
-    return name
+    with picture_sources.opened(path, name, lambda share, what: None) as (_, listing):
+        return len(listing.select(config.split)[0])
 
 
 def _is_npz(path: Path) -> bool:
@@ -134,9 +139,13 @@ def _warn(name: str, listing: Listing, decoded: Decoded) -> None:
         )
     if decoded.enlarged:
         log.warning(
-            "%s: %s of %s images are smaller than %d pixels and are enlarged",
+            "%s: %s of %s images are smaller than %s and are enlarged",
             name,
             f"{decoded.enlarged:,}",
             f"{len(listing.names):,}",
-            decoded.images.shape[1],
+            _named_size(*decoded.images.shape[1:3]),
         )
+
+
+def _named_size(height: int, width: int) -> str:
+    return f"{height} pixels" if height == width else shown(height, width)

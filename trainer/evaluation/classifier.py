@@ -34,12 +34,12 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # to be increased when the same images would result in another classifier
 FEATURES = 128
-IMAGES = {1: 240_000, 3: 400_000}  # number of images to train on, by channels
+IMAGES = {1: 240_000, 3: 400_000, 4: 400_000}  # number of images to train on, by channels
 MAX_EPOCHS = 25
 BATCH = 128
 LEARNING_RATE = 2e-3
 MAX_SHIFT = 2  # pixels by which training images are shifted at most
-MAX_SIDE = 64  # larger images are resized to this height and width
+MAX_SIDE = 64  # the longer side to which larger images are resized
 HELD_OUT = 10  # without a test split, every 10th training image is held out for the test
 # Below these a warning says that FIDs mean little.  A classifier that errs on 3 of 10 images does
 # not separate the classes; the standard error of an accuracy on 100 images is up to 0.05.
@@ -113,19 +113,20 @@ def build(shape: ImageShape) -> keras.Model:
     Its initial weights are always the same.  It computes in float32, whatever the precision of
     the run.
     """
-    images = keras.Input([shape.size, shape.size, shape.channels], dtype="uint8", name="images")
+    images = keras.Input([*shape.sides, shape.channels], dtype="uint8", name="images")
     x = keras.layers.Rescaling(1 / 127.5, -1.0, dtype="float32", name="unit")(images)
-    side = shape.size
+    side = max(shape.sides)
     if side > MAX_SIDE:
+        height, width = (max(1, round(part * MAX_SIDE / side)) for part in shape.sides)
         side = MAX_SIDE
         x = keras.layers.Resizing(
-            side, side, "bilinear", antialias=True, dtype="float32", name="smaller"
+            height, width, "bilinear", antialias=True, dtype="float32", name="smaller"
         )(x)
     filters, number = 32, 0
     while side > 8:
         x = _block(x, filters, number)
         side, filters, number = -(-side // 2), min(2 * filters, 128), number + 1
-    if shape.channels == 3:  # RGB data sets are harder to classify than digits
+    if shape.channels > 1:  # RGB data sets are harder to classify than digits
         x = _block(x, 128, number)
     x = keras.layers.Flatten(dtype="float32", name="classifier_flat")(x)
     x = keras.layers.Dense(
@@ -177,7 +178,8 @@ def train(
     with tf.device("CPU:0"):  # leaves the memory of the GPU to the run
         labels = tf.constant(data.labels)
         images = None if isinstance(data.images, MappedImages) else tf.constant(data.images)
-    side, max_shift = data.shape.size, min(MAX_SHIFT, data.shape.size // 8)
+    height, width = data.shape.sides
+    max_shift = min(MAX_SHIFT, height // 8, width // 8)
 
     @tf.function(autograph=False)
     def step(index: tf.Tensor, shift: tf.Tensor) -> None:
@@ -191,8 +193,8 @@ def train(
             classes = tf.gather(labels, index)
         edges = [[0, 0], [max_shift, max_shift], [max_shift, max_shift], [0, 0]]
         batch = tf.pad(batch, edges, "SYMMETRIC")
-        batch = batch[:, shift[0] : shift[0] + side, shift[1] : shift[1] + side]
-        batch.set_shape([BATCH, side, side, data.shape.channels])
+        batch = batch[:, shift[0] : shift[0] + height, shift[1] : shift[1] + width]
+        batch.set_shape([BATCH, height, width, data.shape.channels])
         with tf.GradientTape() as tape:
             _, logits = network(batch, training=True)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(classes, logits))

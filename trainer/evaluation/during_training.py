@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 
@@ -84,6 +85,7 @@ class TrainingEvaluations:
             evaluation_history.discard_after(self.run_dir, done)
             return
         conditions = self.evaluator.describe()
+        _check_same_inception(self.run_dir, conditions)
         self.best = EvaluationHistory(
             self.run_dir, self.checkpoints, self.config.best_metric, conditions, done=done
         )
@@ -170,12 +172,34 @@ class TrainingEvaluations:
             raise _Interrupted
 
 
+def _check_same_inception(run_dir: RunDir, conditions: dict[str, Any]) -> None:
+    """Raises a UsageError if earlier evaluations used another Inception network."""
+    if conditions["feature_network"] != "inception":
+        return
+    for line in evaluation_history.read_evaluations(run_dir.evaluation_log):
+        before = line["ruler"]
+        if before["feature_network"] == "inception" and (
+            before["feature_hash"] != conditions["feature_hash"]
+        ):
+            raise UsageError(
+                "--inception_path: the SHA-256 of this Inception network begins with "
+                f"{conditions['feature_hash']}, but {run_dir.evaluation_log} was measured with "
+                f"{before['feature_hash']}. Use the same file."
+            )
+
+
 def check_settings(config: Config, data: ImageSet) -> None:
     """Raises a UsageError if the evaluations that the settings request are not possible."""
     if not config.evaluate_every.value:
         return
     one_of("--best_metric", config.best_metric, METRICS)
-    evaluator.check_features(config, data.shape, config.evaluate_features, config.inception_path)
+    shape, features = data.shape, config.evaluate_features
+    uses_inception = evaluator.check_features(config, shape, features, config.inception_path)
+    if METRICS[config.best_metric].needs_alpha and not (uses_inception and shape.channels == 4):
+        raise UsageError(
+            f"--best_metric={config.best_metric} is for images with 4 channels and the features "
+            "of Inception only. Use another metric, such as fid."
+        )
     if METRICS[config.best_metric].needs_labels and not config.conditional:
         raise UsageError(
             f"--best_metric={config.best_metric} is for conditional runs only. Use another "
@@ -228,6 +252,7 @@ def create(
         inception_path=config.inception_path,
         num_samples=config.evaluate_samples,
         seed=config.seed,
+        inception_sha256=config.inception_sha256,
     )
     evaluations.evaluator = evaluator.create_evaluator(config, data, options, check_interrupt)
     evaluations.sampler = Sampler(config, model.generator, model.replicas)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.config.dataset import ImageShape
+from trainer.data import form
 from trainer.data.images import ImageSet
 from trainer.errors import DataError, UsageError
 from trainer.evaluation import classifier, inception, reference
@@ -20,6 +21,7 @@ from trainer.evaluation.features import (
     Features,
     extract_each,
     never_interrupt,
+    on_background,
 )
 from trainer.evaluation.reference import Reference
 from trainer.generation.sampler import Sampler
@@ -39,12 +41,14 @@ class EvaluationOptions:
       inception_path: file of the Inception network, also in a bucket; "" for none.
       num_samples: number of images to draw.
       seed: seed of their latent vectors.
+      inception_sha256: SHA-256 that the graph of the network must have; "" for any.
     """
 
     features: str
     inception_path: str
     num_samples: int
     seed: int
+    inception_sha256: str = ""
 
 
 @contextlib.contextmanager
@@ -89,6 +93,8 @@ class Evaluator:
       seed: seed of their latent vectors.
       labels: [num_samples] int32, the classes to request, which are as frequent as among
         the real images; None for an unconditional run.
+      on_black: the network that sees transparent images on black, and the real images; None
+        unless `network` sees them on white.
     """
 
     network: FeatureNetwork
@@ -97,6 +103,7 @@ class Evaluator:
     num_samples: int
     seed: int
     labels: np.ndarray | None
+    on_black: tuple[FeatureNetwork, Reference] | None = None
 
     @in_full_precision()
     def evaluate(
@@ -110,12 +117,15 @@ class Evaluator:
         """
         started = time.monotonic()
         batches = sampler.draw(self.num_samples, self.seed, self.labels)
-        networks = [self.network]
+        networks = [self.network, *(self.on_black or ())[:1]]
         if self.classifier is not None and self.classifier is not self.network:
             networks.append(self.classifier)
         outputs = extract_each(networks, batches, check_interrupt)
         logits = None if self.classifier is None else outputs[-1].logits
         comparison = self.reals.compare(outputs[0], self.labels, logits, check_interrupt)
+        if self.on_black is not None:
+            black = self.on_black[1].compare(outputs[1], None, None, check_interrupt)
+            comparison = dataclasses.replace(comparison, on_black=black)
         values = registry.measure(comparison)
         return EvaluationResult(values, outputs[0], logits, time.monotonic() - started)
 
@@ -180,7 +190,7 @@ def create_evaluator(
     path = options.inception_path
     network = None
     if check_features(config, data.shape, options.features, path):
-        network = inception.load(_local(path), shown=path)
+        network = inception.load(_local(path), path, options.inception_sha256)
     class_network = None
     if network is None or (config.conditional and data.shape.classes > 1):
         class_network = classifier.load(config, data, check_interrupt)
@@ -192,9 +202,16 @@ def create_evaluator(
             f"--split={config.split}: this split of {config.dataset} has {len(data)} images, but "
             f"an evaluation needs {MIN_REALS} or more. Use another split."
         )
+    on_black = None
+    if data.shape.channels == 4 and network is not class_network:
+        black = on_background(network, 0, "black")
+        on_black = (black, reference.load(data, config.split, black, check_interrupt))
+        network = on_background(network, form.OPAQUE, "white")
     reals = reference.load(data, config.split, network, check_interrupt)
     labels = np.resize(reals.labels, options.num_samples) if config.conditional else None
-    return Evaluator(network, class_network, reals, options.num_samples, options.seed, labels)
+    return Evaluator(
+        network, class_network, reals, options.num_samples, options.seed, labels, on_black
+    )
 
 
 def _local(inception_path: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from trainer.data import form
 from trainer.files.shards import MappedImages
 
 # Images in every call of a network.  The number is fixed, because the shape affects rounding.
@@ -37,6 +38,21 @@ class FeatureNetwork:
     digest: str
     apply: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
     details: Mapping[str, Any]
+
+
+def on_background(network: FeatureNetwork, level: int, name: str) -> FeatureNetwork:
+    """Returns a network of RGB images that sees RGBA images on a gray background.
+
+    Args:
+      network: the network.
+      level: gray level of the background, 0 to 255.
+      name: name of the background, which the hash of the network includes.
+    """
+
+    def apply(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return network.apply(tf.constant(form.on_background(images.numpy(), level)))
+
+    return dataclasses.replace(network, digest=f"{network.digest}-{name}", apply=apply)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import keras
 
 from trainer.config import Config
 from trainer.config.dataset import DatasetDescription
+from trainer.config.image_size import size_as_json, size_of
 from trainer.data.images import ImageSet
 from trainer.errors import CheckpointError, DataError
 from trainer.evaluation import gallery
@@ -150,7 +151,8 @@ def check_data(run_dir: RunDir, data: ImageSet, config: Config) -> None:
 
 def _form(data: DatasetDescription) -> str:
     """Returns the size, channels and classes of a data set as text."""
-    return f"images of {data.size}x{data.size}x{data.channels} in {data.classes} classes"
+    shape = data.shape
+    return f"images of {shape.height}x{shape.width}x{shape.channels} in {shape.classes} classes"
 
 
 def create_record(
@@ -170,7 +172,7 @@ def create_record(
         "kimg": step * config.batch_size / 1000,
         "recipe": config.recipe,
         "dataset": config.dataset,
-        "image_size": data.shape.size,
+        "image_size": size_as_json(size_of(*data.shape.sides)),
         **conditions,
         "secs": round(result.secs, 1),
         "time": time.time(),

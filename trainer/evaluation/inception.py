@@ -7,6 +7,7 @@ with published ones.  Results of ports to other frameworks or of other ways to r
 
 import functools
 import hashlib
+import logging
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -18,9 +19,11 @@ import tensorflow as tf
 from trainer.errors import UsageError
 from trainer.evaluation.features import FeatureNetwork
 
+log = logging.getLogger(__name__)
+
 GRAPH = "classify_image_graph_def.pb"
 ARCHIVE = "inception-2015-12-05.tgz"
-ORIGIN = f"http://download.tensorflow.org/models/image/imagenet/{ARCHIVE}"
+ORIGIN = f"https://download.tensorflow.org/models/image/imagenet/{ARCHIVE}"
 
 IMAGES = "ExpandDims:0"  # float32 [N, H, W, 3], 0 to 255; the graph resizes to 299 x 299
 FEATURES = "pool_3:0"  # [N, 1, 1, 2048]
@@ -28,25 +31,34 @@ OLD_NORM = "BatchNormWithGlobalNormalization"
 LOGITS = "softmax/logits/MatMul"  # its second input is [2048, 1008]
 
 
-def load(path: str, shown: str = "") -> FeatureNetwork:
+def load(path: str, shown: str = "", sha256: str = "") -> FeatureNetwork:
     """Loads the network from a file: the graph, or the archive that contains it.
 
     Args:
       path: path of the file on this machine.
       shown: path to name in messages, if the user gave another, such as a bucket's.
+      sha256: SHA-256 of the graph in hexadecimal digits, which must match; "" for any.
 
     Raises:
-      UsageError: if the file cannot be read or does not contain this network.
+      UsageError: if the file cannot be read, does not contain this network or does not match.
     """
     shown = shown or path
     content = _read(path, shown)
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 and sha256.lower() != found:
+        raise UsageError(
+            f"--inception_sha256={sha256}: the graph in --inception_path={shown} has the SHA-256 "
+            f"{found}. Use the file that was meant, or correct the flag."
+        )
     try:
         apply, size = _import(content)
     except (ValueError, KeyError, TypeError, IndexError, tf.errors.OpError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(_message(shown, f"is not the Inception network ({reason})")) from None
-    digest = hashlib.sha256(content).hexdigest()[:16]
-    return FeatureNetwork("inception", digest, apply, {"path": shown, "size": size})
+    log.info("Inception network in %s: SHA-256 %s", shown, found)
+    return FeatureNetwork(
+        "inception", found[:16], apply, {"path": shown, "size": size, "sha256": found}
+    )
 
 
 def _message(path: str, problem: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from trainer.data.form import convert
 from trainer.generation.sampler import grid
 
 GAP = 6  # pixels between a sample and its neighbours
@@ -18,17 +19,17 @@ FULL = np.array([33, 82, 140])  # colour of a cell with 100%
 
 
 def neighbours(samples: np.ndarray, reals: np.ndarray) -> Image.Image:
-    """Draws a row for each sample: the sample and the real images nearest to it.
+    """Draws a row for each sample: the sample and the real images nearest to it, on white.
 
     Args:
       samples: [N, H, W, C] uint8.
       reals: [N, K, H, W, C] uint8, nearest first.
     """
-    left = enlarge(grid(samples, 1))
-    right = enlarge(grid(reals.reshape(-1, *reals.shape[2:]), reals.shape[1]))
+    left = convert(enlarge(grid(samples, 1)), 3)
+    right = convert(enlarge(grid(reals.reshape(-1, *reals.shape[2:]), reals.shape[1])), 3)
     picture = Image.new("RGB", (left.width + GAP + right.width, left.height), PAPER)
-    picture.paste(left.convert("RGB"), (0, 0))
-    picture.paste(right.convert("RGB"), (left.width + GAP, 0))
+    picture.paste(left, (0, 0))
+    picture.paste(right, (left.width + GAP, 0))
     return picture
 
 

@@ -5,6 +5,7 @@ import logging
 
 import numpy as np
 
+from trainer.config.image_size import size_of
 from trainer.data.images import ImageSet
 from trainer.evaluation.features import (
     CheckInterrupt,
@@ -81,7 +82,8 @@ def load(
       check_interrupt: called before each batch; raises an exception to interrupt.
     """
     rows = np.random.default_rng(0).permutation(len(data))[:MAX_IMAGES]
-    parts = (VERSION, data.fingerprint, split, data.shape.size, network.name, network.digest)
+    size = size_of(*data.shape.sides)
+    parts = (VERSION, data.fingerprint, split, size, network.name, network.digest)
     name = array_cache.key("reference", (*parts, len(rows)))
     labels = data.labels[rows]
     if entry := array_cache.read(name):

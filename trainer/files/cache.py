@@ -34,8 +34,11 @@ def folder() -> Path | None:
 
 def digest(parts: Iterable[object]) -> str:
     """Returns a hash of `parts`, which define the content of an entry, for its name."""
-    text = "\0".join(str(part) for part in parts)
-    return hashlib.sha256(os.fsencode(text)).hexdigest()[:32]
+    hashed, separator = hashlib.sha256(), b""
+    for part in parts:
+        hashed.update(separator + os.fsencode(str(part)))
+        separator = b"\0"
+    return hashed.hexdigest()[:32]
 
 
 def read(name: str, load: Callable[[Path], T]) -> T | None:

@@ -55,6 +55,21 @@ def read(path: Path, fields: Mapping[str, type]) -> Content:
     return Content(records, torn=bool(rest))
 
 
+def read_valid(path: Path, fields: Mapping[str, type]) -> list[Record]:
+    """Returns the valid records of a file, also those after damaged lines.
+
+    Args:
+      path: path of the file.
+      fields: names and types of the fields that each valid record has.
+
+    Raises:
+      OSError: if the file cannot be read.
+    """
+    lines = path.read_bytes().split(b"\n")
+    records = [record for line in lines if (record := _parse(line)) is not None]
+    return [r for r in records if all(isinstance(r.get(n), t) for n, t in fields.items())]
+
+
 def read_last(path: Path) -> Record:
     """Returns the record in the last complete line of a file; {} if there is none.
 
@@ -87,8 +102,14 @@ class JsonLinesFile:
         Raises:
           OSError: if the file cannot be opened.
         """
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         self._buffer = b""
+
+    def complete_last_line(self) -> None:
+        """Ends the last line, so that a record that was torn does not spoil the next one."""
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            self._buffer += b"\n"
 
     def add(self, record: Record) -> None:
         """Buffers a record until the next `flush`."""

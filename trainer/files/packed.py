@@ -8,6 +8,7 @@ import dataclasses
 import math
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol
@@ -119,8 +120,8 @@ class Npz:
       names: names of the arrays.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Opens the file.
+    def __init__(self, path: Path | IO[bytes]) -> None:
+        """Opens the file, or an open one.
 
         Raises:
           DamagedError: if it uses an unknown compression method.
@@ -182,6 +183,28 @@ class Npz:
             file.read(found.offset)
             fill(file, flat.reshape(-1).view(np.uint8).data)
         return array
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """Yields the bytes of an array in the order of the file, a piece at a time.
+
+        Raises:
+          DamagedError: as `read` does.
+          Exception: of any type, if it is damaged; its checksum is verified at the end.
+        """
+        found = self.header(name)
+        if found.dtype.hasobject:
+            raise DamagedError(f"{name} contains Python objects, which could run code")
+        left = found.nbytes
+        with self._archive.open(self._info(name)) as file:
+            file.read(found.offset)
+            while left:
+                piece = file.read(min(PIECE, left))
+                if not piece:
+                    raise DamagedError(f"{name} ends {left:,} bytes too early")
+                left -= len(piece)
+                yield piece
+            if file.read(1):  # verifies the checksum at the end of the file
+                raise DamagedError(f"{name} has more bytes than its shape")
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         if name not in self._infos:

@@ -16,14 +16,14 @@ import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar, Protocol
 
 import numpy as np
 
 from trainer.files.atomic import flush_to_disk, write_text
 
 # Increase it when the same files would decode to other pixels, or the files here change.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SHARD_BYTES = 64 << 20
 MAX_SHARDS = 256  # each stays open while it is mapped, and 1,024 open files are a common limit
 PIECE_BYTES = 16 << 20  # of images that are read at once
@@ -68,6 +68,29 @@ class Layout:
         """Returns the images of a shard."""
         first = shard * self.rows_per_shard
         return range(first, min(self.rows, first + self.rows_per_shard))
+
+
+def map_images(path: Path, shape: tuple[int, ...], *, is_read_in_order: bool) -> np.ndarray:
+    """Returns the images in a file, mapped into memory.
+
+    Args:
+      path: the file.
+      shape: their shape (N, H, W, C).
+      is_read_in_order: whether neighbouring images are read one after the other.
+
+    Raises:
+      DamagedShardError: if the file is missing or has another size.
+    """
+    try:
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise DamagedShardError(f"{path.name}: {error}") from None
+    if len(mapped) != math.prod(shape):
+        raise DamagedShardError(f"{path.name} has another size")
+    if not is_read_in_order:  # each read would otherwise load the pages beside it
+        mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, np.uint8).reshape(shape)
 
 
 class ShardFolder:
@@ -133,17 +156,8 @@ class ShardFolder:
         Raises:
           DamagedShardError: if the file is missing or has another size.
         """
-        try:
-            with open(self._images(shard), "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise DamagedShardError(f"{self._images(shard).name}: {error}") from None
-        if len(mapped) != self._size(shard):
-            raise DamagedShardError(f"{self._images(shard).name} has another size")
-        if not is_read_in_order:  # each read would otherwise load the pages beside it
-            mapped.madvise(mmap.MADV_RANDOM)
         shape = (len(self.layout.rows_of(shard)), *self.layout.shape)
-        return np.frombuffer(mapped, np.uint8).reshape(shape)
+        return map_images(self._images(shard), shape, is_read_in_order=is_read_in_order)
 
     def remove(self, shard: int) -> None:
         """Removes a shard, so that it is written again."""
@@ -172,7 +186,7 @@ class MappedImages:
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, source: "MappedShards", rows: np.ndarray) -> None:
+    def __init__(self, source: "ImageSource", rows: np.ndarray) -> None:
         """Creates a view of the images at `rows` [N] int64 of all images in the shards."""
         self._source, self._rows = source, rows
         self.folder, layout = source.folder.path, source.folder.layout
@@ -192,6 +206,7 @@ class MappedImages:
         shards, offsets = np.divmod(rows.ravel(), self._source.folder.layout.rows_per_shard)
         images = np.empty((rows.size, *self.shape[1:]), np.uint8)
         mapped = self._source.shards
+        self._source.expect(rows)
         for n, (shard, offset) in enumerate(zip(shards.tolist(), offsets.tolist())):
             images[n] = mapped[shard][offset]
         return images.reshape(rows.shape + self.shape[1:])
@@ -199,6 +214,20 @@ class MappedImages:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Reads all images into memory."""
         return self[:].astype(dtype or self.dtype, copy=False)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether images are downloaded when they are needed."""
+        return self._source.is_remote
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why images can no longer be read; None if they can."""
+        return self._source.failure
+
+    def expect(self, index: np.ndarray) -> None:
+        """Prepares for reading the images at an index soon."""
+        self._source.expect(self._rows[index])
 
     def part(self, index: Any) -> "MappedImages":
         """Returns a view of the images that an index selects, without reading them."""
@@ -233,6 +262,35 @@ class MappedImages:
         return value
 
 
+class ImageRows(Protocol):
+    """Images that are read by their positions."""
+
+    def __getitem__(self, position: int) -> np.ndarray: ...
+
+
+class ImageSource(Protocol):
+    """The shards that images are read from."""
+
+    @property
+    def folder(self) -> ShardFolder:
+        """The folder of the shards."""
+
+    @property
+    def shards(self) -> Sequence[ImageRows]:
+        """The images of each shard."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether images are downloaded when they are needed."""
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why images can no longer be read; None if they can."""
+
+    def expect(self, rows: np.ndarray) -> None:
+        """Prepares for reading the images at `rows` [N] int64 soon."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class MappedShards:
     """The shards of a folder, mapped into memory.
@@ -246,6 +304,12 @@ class MappedShards:
     folder: ShardFolder
     shards: Sequence[np.ndarray]
     lock: IO[bytes] | None = None
+
+    is_remote: ClassVar[bool] = False
+    failure: ClassVar[None] = None
+
+    def expect(self, rows: np.ndarray) -> None:
+        """Does nothing, because the images are on a disk."""
 
 
 def read_json(path: Path) -> dict[str, Any]:

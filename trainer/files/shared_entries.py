@@ -67,6 +67,21 @@ def make_room(base: Path, entry: Path, needed: int, limit: int) -> None:
             del sizes[oldest]
 
 
+def check_free(folder: Path, needed: int) -> None:
+    """Raises a NoRoomError unless the disk of a folder has `needed` bytes and some to spare."""
+    free = free_bytes(folder)
+    if needed > free:
+        raise NoRoomError(
+            f"{needed / 2**30:,.2f} GiB are needed, but only {free / 2**30:,.2f} GiB of the disk "
+            "are free"
+        )
+
+
+def free_bytes(folder: Path) -> int:
+    """Returns how many bytes of the disk of a folder may be used."""
+    return max(0, shutil.disk_usage(folder).free - SPARE)
+
+
 def size_of(path: Path) -> int:
     """Returns the size of the files in a folder in bytes."""
     total = 0

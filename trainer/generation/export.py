@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.data import form
 from trainer.errors import StorageError, TrainerError, UsageError, first_line
 from trainer.generation import sampler
 from trainer.generation.generate import load_generator
@@ -119,12 +120,12 @@ def save_model(config: Config, generator: keras.Model, folder: Path, classes: in
 
     def serve(latents: tf.Tensor, labels: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         if labels is None:
-            return {"images": sampler.draw_bytes(config, generator, latents, None)}
+            return {"images": visible(sampler.draw_bytes(config, generator, latents, None))}
         in_range = tf.logical_and(labels >= 0, labels < tf.constant(classes, labels.dtype))
         message = f"Labels must be from 0 to {classes - 1}."
         with tf.control_dependencies([tf.debugging.assert_equal(in_range, True, message)]):
             labels = tf.cast(labels, tf.int32)
-        return {"images": sampler.draw_bytes(config, generator, latents, labels)}
+        return {"images": visible(sampler.draw_bytes(config, generator, latents, labels))}
 
     inputs = [tf.TensorSpec([None, config.latent_dim], tf.float32, name="latents")]
     types = {SIGNATURE: tf.int32, INT64_SIGNATURE: tf.int64} if config.conditional else {}
@@ -144,6 +145,17 @@ def save_model(config: Config, generator: keras.Model, folder: Path, classes: in
         tf.saved_model.save(module, str(folder), signatures=signatures)
     except tf.errors.OpError as error:  # raised if the disk is full
         raise OSError(first_line(error)) from None
+
+
+def visible(images: tf.Tensor) -> tf.Tensor:
+    """Converts images as `form.visible` does, in TensorFlow."""
+    if images.shape[-1] != 4:
+        return images
+    wide = tf.cast(images, tf.int32)
+    alpha = wide[..., 3:]
+    colours = tf.minimum(wide[..., :3], alpha) * form.OPAQUE
+    colours = (colours + alpha // 2) // tf.maximum(alpha, 1)
+    return tf.cast(tf.concat([colours, alpha], -1), tf.uint8)
 
 
 def verify_export(
@@ -166,7 +178,8 @@ def verify_export(
         inputs["labels"] = tf.constant(labels)
 
     def draw(network: keras.Model) -> np.ndarray:
-        return next(sampler.Sampler(config, network).draw(sampler.BATCH, 0, labels))
+        images = next(sampler.Sampler(config, network).draw(sampler.BATCH, 0, labels))
+        return form.visible(images)
 
     def serve(path: Path) -> np.ndarray:
         return tf.saved_model.load(str(path)).signatures[SIGNATURE](**inputs)["images"].numpy()
@@ -213,16 +226,17 @@ def _move_files(scratch: Path, out: Path) -> None:
 
 def _log_export(config: Config, generator: keras.Model, source: Path, out: Path) -> None:
     """Logs the exported files, the signature, and how to call it."""
-    side, _, channels = generator.output.shape[1:]
-    shape = f"[None, {side}, {side}, {channels}]"
+    height, width, channels = generator.output.shape[1:]
+    shape = f"[None, {height}, {width}, {channels}]"
     inputs, arguments = f"latents float32 [None, {config.latent_dim}]", "latents=latents"
     if config.conditional:
         inputs, arguments = f"{inputs}, labels int32 [None]", f"{arguments}, labels=labels"
+    alpha = ", colours multiplied by alpha" if channels == 4 else ""
     low = {"tanh": "-1", "sigmoid": "0"}[config.image_range]
     signature = f'tf.saved_model.load("{out / SAVED_MODEL}").signatures["{SIGNATURE}"]'
     log.info("Exported %s. Both formats draw the images that the run draws.", source)
     for title, text in (
-        ("Keras file", f"{out / KERAS_FILE} (images float32 {shape} in [{low}, 1])"),
+        ("Keras file", f"{out / KERAS_FILE} (images float32 {shape} in [{low}, 1]{alpha})"),
         ("SavedModel", str(out / SAVED_MODEL)),
         ("Signature", f"{SIGNATURE}({inputs}) -> images uint8 {shape}"),
         ("Latents", DISTRIBUTIONS[config.latent_distribution]),

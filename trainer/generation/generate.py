@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from trainer.config import Config
+from trainer.data.form import picture_of, visible
 from trainer.errors import UsageError
 from trainer.generation.sampler import GRID_ROWS, Sampler, grid, grid_of_rows
 from trainer.machine import replicas
@@ -55,8 +56,8 @@ def draw(
       which: the checkpoint, as for `selection.load`.
 
     Returns:
-      The images uint8 [N, H, W, C], their classes [N] int32 or None for an unconditional run, and
-      the path of the checkpoint.
+      The training images uint8 [N, H, W, C], their classes [N] int32 or None for an unconditional
+      run, and the path of the checkpoint.
 
     Raises:
       TrainerError: if the checkpoint cannot be loaded, or the latents are not N(0, 1) and thus
@@ -75,6 +76,13 @@ def draw(
     sampler = Sampler(config, generator, truncation=options.truncation)
     batches = sampler.draw(options.count, options.seed, labels)
     return np.concatenate(list(batches)), labels, source
+
+
+def draw_visible(
+    run_dir: RunDir, config: Config, options: GenerationOptions, which: str = ""
+) -> np.ndarray:
+    """Draws images as `draw` does, uint8 [N, H, W, C], whose colours no alpha multiplies."""
+    return visible(draw(run_dir, config, options, which)[0])
 
 
 def generate(
@@ -139,7 +147,7 @@ def write_images(
 
     Args:
       out: FILE.png, FILE.npz or a folder.
-      images: uint8 [N, H, W, C].
+      images: training images uint8 [N, H, W, C], with alpha premultiplied if they have it.
       labels: [N] int32, class of each image; None for an unconditional run.
       classes: the classes that the labels cycle through, or None.
       class_names: names of all classes, which the names of pictures in a folder contain.
@@ -150,9 +158,9 @@ def write_images(
     if out.suffix == ".npz":
         out.parent.mkdir(parents=True, exist_ok=True)
         if labels is None:
-            np.savez_compressed(out, images=images)
+            np.savez_compressed(out, images=visible(images))
         else:
-            np.savez_compressed(out, images=images, labels=labels)
+            np.savez_compressed(out, images=visible(images), labels=labels)
     elif out.suffix == ".png":
         out.parent.mkdir(parents=True, exist_ok=True)
         arrange(images, classes).save(out)
@@ -161,8 +169,7 @@ def write_images(
         digits = len(str(len(images) - 1))
         for number, image in enumerate(images):
             label = "" if labels is None else f"-{_in_file_name(labels[number], class_names)}"
-            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-            picture.save(out / f"{number:0{digits}}{label}.png")
+            picture_of(visible(image)).save(out / f"{number:0{digits}}{label}.png")
 
 
 def _in_file_name(label: int, class_names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from trainer.config import Config
 from trainer.data.file_stores import printable
+from trainer.data.form import convert, visible
 from trainer.data.images import ImageSet
 from trainer.files.atomic import replacing
 from trainer.machine.replicas import Replicas
@@ -53,6 +54,8 @@ class Sampler:
         self._num_parallel = BATCH * (replicas.num_local_replicas if replicas else 1)
 
         def images(seed: tf.Tensor, start: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+            """Returns the images from number `start` on, a batch for each replica."""
+
             def batch(number: tf.Tensor | int) -> tf.Tensor:
                 first = tf.cast(number * BATCH, tf.int64)
                 batch_latents = latents(config, seed, start + first)
@@ -140,11 +143,11 @@ def to_bytes(images: tf.Tensor, image_range: str) -> tf.Tensor:
 
 
 def grid(images: np.ndarray, columns: int) -> Image.Image:
-    """Tiles images [N, H, W, C] uint8 row by row into one picture."""
+    """Tiles training images [N, H, W, C] uint8 row by row into one picture."""
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     tiles = np.zeros((rows * columns, height, width, channels), np.uint8)
-    tiles[:count] = images
+    tiles[:count] = visible(images)
     sheet = tiles.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     sheet = sheet.reshape(rows * height, columns * width, channels)
     return Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
@@ -153,7 +156,7 @@ def grid(images: np.ndarray, columns: int) -> Image.Image:
 def grid_of_rows(rows: Sequence[np.ndarray], columns: int) -> Image.Image:
     """Tiles each of `rows`, images [N <= columns, H, W, C] uint8, into one row of a picture.
 
-    The remaining tiles of a row are black.
+    The remaining tiles of a row are black, or transparent if the images may be.
     """
     tiles = np.zeros((len(rows), columns, *rows[0].shape[1:]), np.uint8)
     for row, images in zip(tiles, rows, strict=True):
@@ -247,8 +250,8 @@ class SampleSheet:
         """
         columns = self.config.sample_grid
         pixels = np.asarray(picture, np.float32)
-        side = picture.width // columns
-        tiles = pixels.reshape(self.rows, side, columns, side, -1)
+        height, width = picture.height // self.rows, picture.width // columns
+        tiles = pixels.reshape(self.rows, height, columns, width, -1)
         axes = (2,) if self.config.conditional and columns > 1 else (0, 2)
         return float(tiles.std(axis=axes).mean())
 
@@ -284,9 +287,16 @@ def frames(folder: Path) -> list[Path]:
 
 
 def write_gif(folder: Path, target: Path) -> None:
-    """Writes a GIF of the sample grids in a folder; the last frame lasts two seconds."""
+    """Writes a GIF of the sample grids in a folder; the last frame lasts two seconds.
+
+    Transparent pixels become white, because those of a GIF are either transparent or not.
+    """
     palette = Image.Palette.ADAPTIVE
-    pictures = [Image.open(path).convert("P", palette=palette) for path in frames(folder)]
+    opened = (Image.open(path) for path in frames(folder))
+    pictures = [
+        (convert(picture, 3) if picture.mode == "RGBA" else picture).convert("P", palette=palette)
+        for picture in opened
+    ]
     if not pictures:  # none could be written
         return
     pause = int(np.clip(1000 * GIF_SECS / len(pictures), 40, 500))

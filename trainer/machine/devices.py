@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from trainer.errors import UsageError
-from trainer.machine import nvidia
+from trainer.machine import nvidia, program
 from trainer.machine.batch import parse_devices
 
 log = logging.getLogger(__name__)
@@ -20,14 +22,26 @@ def on_host() -> Any:
     """Returns the context in which operations run on the host, also inside of a replica.
 
     It is for values that are born on the host, such as counters: on a GPU each operation on a
-    scalar takes a kernel launch, and the host waits for each value that it needs back.
+    scalar takes a kernel launch, and the host waits for each value that it needs back.  Inside a
+    program that XLA compiles, it changes nothing.
     """
-    return tf.device("CPU:0")
+    return contextlib.nullcontext() if program.is_traced() else tf.device("CPU:0")
 
 
 def uses_gpus() -> bool:
     """Returns whether this process computes on GPUs."""
     return bool(tf.config.list_logical_devices("GPU"))
+
+
+def peak_memory_gib(device_names: Sequence[str]) -> dict[str, float]:
+    """Returns the peak memory in GiB of the process, as "host", and of each GPU."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        match = re.search(r"VmHWM:\s+(\d+) kB", status.read())
+    peaks = {"host": int(match[1]) / 2**20} if match else {}
+    for device in device_names:
+        if device.startswith("GPU"):
+            peaks[device] = tf.config.experimental.get_memory_info(device)["peak"] / 2**30
+    return peaks
 
 
 def select_devices(wanted: str) -> list[str]:
@@ -100,6 +114,22 @@ def _create_cpu_devices(count: int) -> list[str]:
         wanted = [tf.config.LogicalDeviceConfiguration()] * count
         tf.config.set_logical_device_configuration(cpu, wanted)
     return [f"CPU:{k}" for k in range(count)]
+
+
+def describe(names: Sequence[str]) -> list[str]:
+    """Returns the selected devices with their products, such as "GPU:0 Tesla V100"."""
+    details = tf.config.experimental.get_device_details
+    products = [details(gpu).get("device_name", "") for gpu in tf.config.get_visible_devices("GPU")]
+    return [" ".join(pair) for pair in zip(names, products)] or list(names)
+
+
+def smallest_memory(names: Sequence[str]) -> int | None:
+    """Returns the memory of the smallest selected GPU in bytes; None for CPUs, or if unknown."""
+    if not names[0].startswith("GPU"):
+        return None
+    indices = [int(gpu.name.rpartition(":")[2]) for gpu in tf.config.get_visible_devices("GPU")]
+    sizes = [nvidia.total_memory(index) for index in indices]
+    return min((size for size in sizes if size is not None), default=None)
 
 
 def auto_precision() -> str:

@@ -121,25 +121,26 @@ class Budget:
                 self._changed.notify_all()
 
 
-def check_images_fit(source: str, count: int, size: int, channels: int) -> None:
-    """Checks that `count` images [size, size, channels] fit into memory.
+def check_images_fit(source: str, count: int, shape: tuple[int, int, int]) -> None:
+    """Checks that `count` images fit into memory.
 
     Args:
       source: the data set, for the error message.
       count: number of images.
-      size: height and width of the images in pixels.
-      channels: number of channels of the images.
+      shape: height and width of the images in pixels, and their number of channels.
 
     Raises:
       DataError: if they do not fit; it names the data set, its size and an image size that fits.
     """
-    free = available_bytes() or 0
-    fitting = int((free / (COPIES * count * channels)) ** 0.5) // 4 * 4
+    height, width, channels = shape
+    needed = COPIES * count * height * width * channels
+    scale = ((available_bytes() or 0) / needed) ** 0.5
+    sides = [int(side * scale) // 4 * 4 for side in (height, width)]
     remedy = "Use a data set with fewer images."
-    if fitting >= MIN_IMAGE_SIZE:
+    if min(sides) >= MIN_IMAGE_SIZE:
+        fitting = f"{sides[0]}" if height == width else f"{sides[0]}x{sides[1]}"
         remedy = f"Use --image_size={fitting} or less."
-    what = f"{count:,} images {size}x{size}x{channels}"
-    check_bytes_fit(source, what, COPIES * count * size * size * channels, remedy)
+    check_bytes_fit(source, f"{count:,} images {height}x{width}x{channels}", needed, remedy)
 
 
 def check_bytes_fit(source: str, what: str, needed: int, remedy: str) -> None:

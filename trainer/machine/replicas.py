@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import os
-import re
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,12 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
-from trainer.errors import PeerError, PeerLostError, UsageError
+from trainer.errors import ExitCode, PeerError, PeerLostError, UsageError
 from trainer.machine import devices, peers
 from trainer.machine.cluster import Cluster
-from trainer.machine.watchdog import exit_after
+from trainer.machine.watchdog import PATIENT_SECS, LateEnd, Watchdog, exit_after, no_late_end
 
-SOFTWARE_BYTES = 64  # of the text that describes a worker's software
+RESUMES = "Running the same command again resumes the run from its last checkpoint."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +31,8 @@ class Replicas:
       deterministic: whether operations are bit-reproducible.
       num_workers: number of machines that train together.
       worker_index: index of this machine; 0 is the chief.
+      watchdog: ends the process if it waits too long; None for none.
+      patient_secs: how long, in seconds, another worker may restore or save, or a compilation take.
     """
 
     strategy: tf.distribute.Strategy
@@ -41,6 +41,8 @@ class Replicas:
     deterministic: bool
     num_workers: int = 1
     worker_index: int = 0
+    watchdog: Watchdog | None = None
+    patient_secs: float = PATIENT_SECS
 
     @property
     def is_chief(self) -> bool:
@@ -95,6 +97,7 @@ class Replicas:
             return iter(make(range(1)))  # the strategy's iterator is two to three times slower
 
         def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            """Returns the data set of the replicas that an input pipeline feeds."""
             count = context.num_replicas_in_sync // context.num_input_pipelines
             first = context.input_pipeline_id * count
             with tf.device("CPU:0"):
@@ -123,12 +126,21 @@ class Replicas:
         if self.num_workers == 1:
             return count, stop
         mine = [count if self.is_chief else 0, int(stop)]
-        chief_count, stops = self._sum_over_workers(np.array(mine, np.int64))
+        chief_count, stops = self.sum_over_workers(np.array(mine, np.int64))
         return int(chief_count), bool(stops)
 
     def barrier(self) -> None:
         """Waits until every worker calls it."""
         self.agree(0, False)
+
+    def leave(self) -> None:
+        """Waits until every worker calls it, so that none ends while another needs it."""
+        self.barrier()
+        # Whoever has passed the barrier may end, although others still receive its last message.
+        # So all meet again, and this time a worker that is gone is no error: it can only have
+        # ended after all had passed the first barrier.
+        with contextlib.suppress(PeerLostError):
+            self.barrier()
 
     def broadcast(self, value: int) -> int:
         """Returns the value of the chief.  Every worker must call it at the same time."""
@@ -147,53 +159,48 @@ class Replicas:
             by_type.setdefault(variable.dtype, []).append(variable)
         for same in by_type.values():  # one message per type: a transfer costs more than a copy
             flat = np.concatenate([variable.numpy().ravel() for variable in same])
-            total = self._sum_over_workers(flat if self.is_chief else np.zeros_like(flat))
+            total = self.sum_over_workers(flat if self.is_chief else np.zeros_like(flat))
             ends = np.cumsum([variable.shape.num_elements() for variable in same])
             for variable, values in zip(same, np.split(total, ends[:-1]), strict=True):
                 variable.assign(values.reshape(variable.shape))
 
-    def check_same_on_all_workers(self, software: str, inputs: str) -> None:
-        """Compares texts that must be equal on every worker.
+    @contextlib.contextmanager
+    def watched(self, timeout_secs: float, late_end: LateEnd) -> Iterator["Replicas"]:
+        """Yields replicas whose `limited` has an effect, unless this is one CPU, which never waits.
 
         Args:
-          software: describes the program, in at most 64 characters.
-          inputs: the flags and the data.
-
-        Raises:
-          UsageError: on every worker, if one of the texts differs.
+          timeout_secs: value of --step_timeout_secs; 0 disables all limits.
+          late_end: see `Watchdog`.
         """
-        text = "\n".join([software, inputs])
-        mine = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-        chiefs = self.broadcast(mine)
-        if self.any_worker(mine != chiefs):
-            self._check_same_software(software)
-            comparison = "has" if mine == chiefs else "does not have"
-            raise UsageError(
-                "The workers were started with different flags, or see different data: worker "
-                f"{self.worker_index} {comparison} the chief's. Start all with the same "
-                "flags and data."
-            )
+        if not timeout_secs or (self.num_replicas == 1 and not self.is_on_gpus):
+            yield self
+            return
+        with contextlib.closing(Watchdog(ExitCode.STOPPED, late_end)) as watchdog:
+            patient_secs = max(PATIENT_SECS, timeout_secs)
+            yield dataclasses.replace(self, watchdog=watchdog, patient_secs=patient_secs)
 
-    def _check_same_software(self, software: str) -> None:
-        own = np.frombuffer(software.encode().ljust(SOFTWARE_BYTES)[:SOFTWARE_BYTES], np.uint8)
-        table = np.zeros([self.num_workers, SOFTWARE_BYTES], np.int64)
-        table[self.worker_index] = own
-        try:
-            rows = self._sum_over_workers(table)
-        except PeerLostError:  # a former version compares only once and has ended
-            found = [f"worker {self.worker_index} has {software}, and another worker has ended"]
-        else:
-            texts = [row.astype(np.uint8).tobytes().decode().strip() for row in rows]
-            if len(set(texts)) == 1:
-                return
-            found = [f"worker {k} has {text}" for k, text in enumerate(texts)]
-        raise UsageError(
-            f"The workers run different versions of the trainer: {', '.join(found)}. Install the "
-            "same version on all of them."
-        )
+    @contextlib.contextmanager
+    def limited(
+        self, what: str, secs: float | None = None, resumes: str = RESUMES
+    ) -> Iterator[None]:
+        """Ends the process with exit code 42 if the block does not end in time.
 
-    def _sum_over_workers(self, value: np.ndarray) -> np.ndarray:
-        with self.converted_peer_errors():
+        Args:
+          what: what waits for other workers or devices in the block.
+          secs: time limit in seconds, by default `patient_secs`; that of an outer block takes
+            precedence.
+          resumes: the sentence that says how to go on.
+        """
+        if self.watchdog is None:
+            yield
+            return
+        secs = self.patient_secs if secs is None else secs
+        with self.watchdog.limit(secs, f"Stopped: {what} did not end within {secs:g} s. {resumes}"):
+            yield
+
+    def sum_over_workers(self, value: np.ndarray) -> np.ndarray:
+        """Returns the sum of an array over all workers, each of which must call it at once."""
+        with self.limited("the exchange with the other workers"), self.converted_peer_errors():
             return self._sum(tf.constant(value)).numpy()
 
     @functools.cached_property
@@ -203,25 +210,13 @@ class Replicas:
         @tf.function(autograph=False)
         def total(value: tf.Tensor) -> tf.Tensor:
             def share() -> tf.Tensor:
-                speaks = tf.equal(
-                    replica_index() % per_worker, 0
-                )  # one replica per worker contributes
+                # One replica per worker contributes.
+                speaks = tf.equal(replica_index() % per_worker, 0)
                 return tf.where(speaks, value, tf.zeros_like(value))
 
             return self.run_and_sum(share)
 
         return total
-
-    def peak_memory_gib(self) -> dict[str, float]:
-        """Returns the peak memory in GiB of the process and of each GPU."""
-        with open("/proc/self/status", encoding="ascii") as status:
-            match = re.search(r"VmHWM:\s+(\d+) kB", status.read())
-        peaks = {"host": int(match[1]) / 2**20} if match else {}
-        for device in self.device_names:
-            if device.startswith("GPU"):
-                peak = tf.config.experimental.get_memory_info(device)["peak"]
-                peaks[device] = peak / 2**30
-        return peaks
 
 
 def replica_index() -> tf.Tensor | int:
@@ -264,7 +259,11 @@ def gather_from_replicas(vector: tf.Tensor) -> tf.Tensor:
 
 
 def create_replicas(
-    config: Config, cluster: Cluster | None = None, *, small_operations: bool = False
+    config: Config,
+    cluster: Cluster | None = None,
+    *,
+    small_operations: bool = False,
+    late_end: LateEnd = no_late_end,
 ) -> Replicas:
     """Selects the devices and the number format of the process, and joins the other workers.
 
@@ -275,6 +274,7 @@ def create_replicas(
       cluster: the workers, if several machines train together.
       small_operations: whether an operation uses half of the CPU cores, because two run at a
         time; --operation_threads takes precedence.
+      late_end: see `Watchdog`; used if not all workers join in time.
 
     Raises:
       UsageError: if a device of --devices does not exist.
@@ -303,7 +303,7 @@ def create_replicas(
     cluster.wait_for_host_names()
     secs = cluster.wait_secs
     failure = f"not all of {', '.join(cluster.workers)} joined within {secs:g} s"
-    with exit_after(secs, failure, cluster.wait_code), peers.converted_errors():
+    with exit_after(secs, failure, cluster.wait_code, late_end), peers.converted_errors():
         strategy = _joined(cluster, gpus=len(names) if names[0].startswith("GPU") else 0)
         replicas = Replicas(
             strategy, tuple(names), precision, deterministic, workers, cluster.index

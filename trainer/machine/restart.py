@@ -2,14 +2,15 @@
 
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+
+from trainer.machine.signals import StopRequest
 
 
 def restart_in_a_pod(
     arguments: Sequence[str],
-    stop_requested: Callable[[], bool],
+    stop_requested: StopRequest,
     environment: Mapping[str, str] = os.environ,
 ) -> None:
     """Replaces this process by a new one with the same command line; outside of Pods it returns.
@@ -19,7 +20,7 @@ def restart_in_a_pod(
 
     Args:
       arguments: the command and its flags.
-      stop_requested: returns whether this worker was asked to stop, and must not start again.
+      stop_requested: tells whether this worker was asked to stop, and must not start again.
       environment: environment variables.
     """
     if "KUBERNETES_SERVICE_HOST" not in environment:
@@ -27,8 +28,7 @@ def restart_in_a_pod(
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    # A signal that arrives from now on is handled by the new process, which unblocks it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    stop_requested.release()  # a signal that arrives from now on is handled by the new process
     for name in os.listdir("/proc/self/fd"):
         try:
             os.set_inheritable(int(name), int(name) <= 2)  # sockets and devices must be released

@@ -28,6 +28,8 @@ class Comparison:
       labels: [N] int, the requested classes; None for an unconditional generator.
       classifier_logits: [N, classes] float32, by a classifier of the data set; None without one.
       check_interrupt: called between steps; raises an exception to interrupt the evaluation.
+      on_black: the same images on a black background, if they are transparent and the network
+        sees them on white; None otherwise.
     """
 
     real_features: np.ndarray
@@ -37,6 +39,7 @@ class Comparison:
     labels: np.ndarray | None = None
     classifier_logits: np.ndarray | None = None
     check_interrupt: Callable[[], None] = lambda: None
+    on_black: "Comparison | None" = None
 
     @functools.cached_property
     def equal_counts(self) -> tuple[np.ndarray, np.ndarray]:
@@ -64,12 +67,14 @@ class Metric:
       lower_is_better: the direction of improvement.
       has_spread: whether `compute` may return a standard deviation, named NAME_std.
       needs_labels: whether the metric applies to conditional generators only.
+      needs_alpha: whether the metric applies to images with alpha, and Inception, only.
     """
 
     compute: Callable[[Comparison], Value]
     lower_is_better: bool = False
     has_spread: bool = False
     needs_labels: bool = False
+    needs_alpha: bool = False
 
     def is_better(self, value: float, other: float) -> bool:
         """Returns whether `value` is better than `other`."""
@@ -96,6 +101,11 @@ def _conditional_accuracy(images: Comparison) -> Value:
     return distances.conditional_accuracy(images.classifier_logits, images.labels)
 
 
+def _on_black(compute: Callable[[Comparison], Value]) -> Callable[[Comparison], Value]:
+    """Returns the metric of images on black, which applies to images with alpha only."""
+    return lambda images: compute(images.on_black) if images.on_black is not None else None
+
+
 METRICS = {
     "fid": Metric(_fid, lower_is_better=True),
     "kid": Metric(_kid, lower_is_better=True, has_spread=True),
@@ -105,6 +115,11 @@ METRICS = {
     "density": Metric(lambda images: images.manifold.density),
     "coverage": Metric(lambda images: images.manifold.coverage),
     "conditional_accuracy": Metric(_conditional_accuracy, needs_labels=True),
+    # Inception sees transparent images on white, and for these metrics on black.
+    "fid_on_black": Metric(_on_black(_fid), lower_is_better=True, needs_alpha=True),
+    "kid_on_black": Metric(
+        _on_black(_kid), lower_is_better=True, has_spread=True, needs_alpha=True
+    ),
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from trainer.models import affine
+from trainer.models.pixels import colours_of, with_alpha_of
 from trainer.models.randomness import Draws
 
 GEOMETRY = ("xflip", "rotate90", "xint", "scale", "rotate", "aniso", "xfrac")
@@ -90,7 +91,7 @@ def transform(images: tf.Tensor, factors: Mapping[str, float], values: Values) -
     if any(name in factors for name in GEOMETRY):
         images = affine.transform(images, geometry(values, images.shape[1], images.shape[2]))
     if any(name in factors for name in COLOR):
-        images = recolour(images, values)
+        images = with_alpha_of(images, recolour(colours_of(images), values))
     if "cutout" in factors:
         images = cut_out(images, values)
     return images
@@ -159,7 +160,7 @@ def recolour(images: tf.Tensor, values: Values) -> tf.Tensor:
 
 
 def cut_out(images: tf.Tensor, values: Values) -> tf.Tensor:
-    """Sets a square of half the size to zero in the images whose value "cutout" is 1."""
+    """Sets a part of half the height and width to zero in the images whose value "cutout" is 1."""
 
     def near(centre: tf.Tensor, size: int) -> tf.Tensor:
         places = (tf.range(size, dtype=tf.float32) + 0.5) / size

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from trainer.models.pixels import select
+from trainer.models.pixels import colours_of, select, with_alpha_of
 from trainer.models.randomness import Draws
 
 TRANSFORMATIONS = ("color", "translation", "cutout")
@@ -30,7 +30,7 @@ def augment(
       draws: random numbers of the rows of a batch.
       strength: a scalar.
     """
-    size = images.shape[1]
+    sides = images.shape[1:3]
     parts = images.shape[0] // draws.rows
     for name in (name for name in TRANSFORMATIONS if name in factors):
         numbers = tf.unstack(
@@ -38,16 +38,21 @@ def augment(
         )
         applied, values = numbers[0] < factors[name] * strength, numbers[1:]
         if name == "color":
-            images = recolour(images, *(tf.where(applied, u, 0.5) for u in values))
+            changes = [tf.where(applied, u, 0.5) for u in values]
+            images = with_alpha_of(images, recolour(colours_of(images), *changes))
         elif name == "translation":
-            span = _largest_shift(size)
-            shifts = [tf.floor(u * (2 * span + 1)) - span for u in values]
+            spans = [_largest_shift(side) for side in sides]
+            shifts = [
+                tf.floor(u * (2 * span + 1)) - span for u, span in zip(values, spans, strict=True)
+            ]
             images = translate(images, *(tf.where(applied, shift, 0.0) for shift in shifts))
         else:
-            square = cutout_size(size)
-            # An even square may lie half outside on either side, so it has one more position.
-            offsets = [tf.floor(u * (size + 1 - square % 2)) for u in values]
-            images = cut_out(images, *(tf.where(applied, o, -1.0 * size) for o in offsets))
+            # An even length may lie half outside on either side, so it has one more position.
+            offsets = [
+                tf.where(applied, tf.floor(u * (side + 1 - cutout_size(side) % 2)), -1.0 * side)
+                for u, side in zip(values, sides, strict=True)
+            ]
+            images = cut_out(images, *offsets)
     return images
 
 
@@ -89,17 +94,17 @@ def translate(images: tf.Tensor, rows: tf.Tensor, cols: tf.Tensor) -> tf.Tensor:
 
 
 def cut_out(images: tf.Tensor, rows: tf.Tensor, cols: tf.Tensor) -> tf.Tensor:
-    """Sets a square of half the size to zero, as far as it lies in the image.
+    """Sets a part of half the height and width to zero, as far as it lies in the image.
 
     Args:
       images: the images.
-      rows, cols: its middle, [N] float32.  The square begins half its size before it.
+      rows, cols: its middle, [N] float32.  The part begins half its size before it.
     """
-    square = cutout_size(images.shape[1])
 
     def covered(middle: tf.Tensor, size: int) -> tf.Tensor:
-        distance = tf.range(size, dtype=tf.float32) - middle[:, None] + square // 2
-        return (distance >= 0) & (distance < square)
+        length = cutout_size(size)
+        distance = tf.range(size, dtype=tf.float32) - middle[:, None] + length // 2
+        return (distance >= 0) & (distance < length)
 
     in_rows = covered(rows, images.shape[1])[:, :, None]
     in_cols = covered(cols, images.shape[2])[:, None, :]
@@ -107,7 +112,7 @@ def cut_out(images: tf.Tensor, rows: tf.Tensor, cols: tf.Tensor) -> tf.Tensor:
 
 
 def cutout_size(size: int) -> int:
-    """Returns the side of the square that is cut out of images of a size."""
+    """Returns the height (width) of what is cut out of images of a height (width)."""
     return int(size / 2 + 0.5)
 
 

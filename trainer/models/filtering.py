@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from trainer.machine import program
 from trainer.models.convolutions import register
 
 TAPS = np.array([1.0, 3.0, 3.0, 1.0]) / 8.0  # sums to 1
@@ -36,7 +37,7 @@ class Upsample(keras.layers.UpSampling2D):
         # A depthwise transposed convolution is no faster on a CPU, and three times slower in half
         # precision.
         if self.outside == "edge":
-            return super().call(inputs)
+            return self._doubled(inputs)
         if not training:  # the operations of `plain`
             return super().call(tf.pad(inputs, [[0, 0], [1, 1], [1, 1], [0, 0]]))[:, 2:-2, 2:-2]
         # Equal, and on a CPU three times as fast, because cropping has a slow gradient.
@@ -45,7 +46,13 @@ class Upsample(keras.layers.UpSampling2D):
             for side in inputs.shape[1:3]
         )
         factors = tf.constant(np.outer(rows, columns)[:, :, None], inputs.dtype)
-        return super().call(inputs) * factors
+        return self._doubled(inputs) * factors
+
+    def _doubled(self, images: tf.Tensor) -> tf.Tensor:
+        if not program.is_traced():
+            return super().call(images)
+        # The gradient of XLA's bilinear interpolation has a wrong type in half precision.
+        return tf.cast(super().call(tf.cast(images, tf.float32)), images.dtype)
 
     def plain(self) -> keras.layers.Layer:
         """Returns an equivalent of Keras layers, which draws the same bytes."""

@@ -27,18 +27,23 @@ class Stages:
     The smallest stage computes in float32; the others follow the number format of the run.
 
     Attributes:
-      side: side of the smallest stage in pixels.
+      sides: height and width of the smallest stage in pixels.
       widths: number of channels of each stage.
       blocks: residual blocks of each stage.
       expansion: channels inside a block per channel outside of it.
       group_size: channels of a group of the 3x3 convolutions.
     """
 
-    side: int
+    sides: tuple[int, int]
     widths: tuple[int, ...]
     blocks: int = 2
     expansion: int = 2
     group_size: int = 16
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels of the smallest stage."""
+        return self.sides[0] * self.sides[1]
 
     @property
     def gain(self) -> float:

@@ -4,6 +4,7 @@ import functools
 
 import tensorflow as tf
 
+from trainer.machine import devices
 from trainer.models import convolutions
 from trainer.models.convolutions import register, with_bias
 
@@ -15,40 +16,34 @@ class GroupedConv2D(convolutions.Conv2D):
     The Keras layer calls a function compiled by XLA, which converters to other formats do not
     read.  TensorFlow's operation has gradients on CPUs only through oneDNN: not in float16, and
     not on CPUs for which oneDNN is off by default, such as those without AVX-512.  There, training
-    multiplies matrices instead, which needs nine times the memory for a kernel of 3x3.
+    convolves each group by itself.
     """
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Convolves [N, H, W, I] to [N, H, W, O]."""
         kernel = tf.cast(self.kernel, self.compute_dtype)
-        if training and not _has_gradients(self.compute_dtype):
-            return with_bias(self, by_matrices(inputs, kernel))
-        return with_bias(self, tf.nn.conv2d(inputs, kernel, 1, "SAME"))
+        if training and not (devices.uses_gpus() or _has_gradients(self.compute_dtype)):
+            return with_bias(self, one_by_one(inputs, kernel))
+        outputs = tf.nn.conv2d(inputs, kernel, 1, "SAME")
+        if training:
+            return with_bias(self, outputs)
+        # TensorFlow would fuse the convolution with the bias and the activation that follow, and
+        # the fused operation has no groups on CPUs for which oneDNN is off.
+        _, height, width, filters = outputs.shape
+        pixels = tf.reshape(outputs, [-1, height * width, filters])
+        return tf.reshape(with_bias(self, pixels), [-1, height, width, filters])
 
 
-def by_matrices(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """Convolves images [N, H, W, I] with a kernel [k, k, I / groups, O] of odd size."""
-    _, height, width, channels = images.shape
-    size, _, group, filters = kernel.shape
-    groups = channels // group
-    around = [size // 2, size // 2]
-    padded = tf.pad(images, [[0, 0], around, around, [0, 0]])
-    taps = [
-        padded[:, row : row + height, column : column + width]
-        for row in range(size)
-        for column in range(size)
-    ]
-    patches = tf.reshape(tf.stack(taps, 3), [-1, height, width, size * size, groups, group])
-    by_group = tf.reshape(kernel, [size * size, group, groups, filters // groups])
-    outputs = tf.einsum("nhwtgi,tigo->nhwgo", patches, by_group)
-    return tf.reshape(outputs, [-1, height, width, filters])
+def one_by_one(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """Convolves images [N, H, W, I] with a kernel [k, k, I / groups, O], group by group."""
+    groups = images.shape[-1] // kernel.shape[2]
+    pairs = zip(tf.split(images, groups, -1), tf.split(kernel, groups, -1), strict=True)
+    return tf.concat([tf.nn.conv2d(part, each, 1, "SAME") for part, each in pairs], -1)
 
 
 @functools.cache
 def _has_gradients(dtype: str) -> bool:
-    """Returns whether the operation has gradients on the devices of this process."""
-    if tf.config.list_logical_devices("GPU"):
-        return True
+    """Returns whether the operation has gradients on the CPU."""
     with tf.init_scope():
         try:
             tf.raw_ops.Conv2DBackpropInput(

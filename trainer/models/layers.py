@@ -70,24 +70,55 @@ def discriminator_inputs(
 ) -> tuple[list[Tensor], Tensor, Tensor | None]:
     """Creates the inputs of a discriminator.
 
+    If the images are the middle of those that the networks are built for, zeros are added around
+    them.
+
     Returns:
       The inputs (images [N, H, W, C] and, if conditional, labels [N] int32), the tensor
       [N, H, W, C or C + 1] of the first layer, and the one-hot labels or None.
     """
-    side, channels = shape.size, shape.channels
-    images = keras.Input([side, side, channels], name="images")
-    if not config.conditional:
-        return [images], images, None
-    labels, onehot = _label_input(shape)
+    height, width, channels = shape.height, shape.width, shape.channels
+    images = keras.Input([*(shape.crop or shape.sides), channels], name="images")
     start = images
+    if shape.crop is not None:
+        edges = edges_of_crop(shape.sides, shape.crop)
+        start = keras.layers.ZeroPadding2D(edges, name="pad")(images)
+    if not config.conditional:
+        return [images], start, None
+    labels, onehot = _label_input(shape)
     if config.d_conditioning == "multiply":
-        embedding = _factor(side * side * channels)(onehot)
-        embedding = keras.layers.Reshape([side, side, channels])(embedding)
-        start = keras.layers.Multiply()([images, embedding])
+        embedding = _factor(height * width * channels)(onehot)
+        embedding = keras.layers.Reshape([height, width, channels])(embedding)
+        start = keras.layers.Multiply()([start, embedding])
     elif config.d_conditioning == "concat":
-        plane = keras.layers.Reshape([side, side, 1])(_embedding(side * side, stddev=0.05)(onehot))
-        start = keras.layers.Concatenate()([images, plane])
+        plane = _embedding(height * width, stddev=0.05)(onehot)
+        plane = keras.layers.Reshape([height, width, 1])(plane)
+        start = keras.layers.Concatenate()([start, plane])
     return [images, labels], start, onehot
+
+
+def edges_of_crop(
+    sides: tuple[int, int], crop: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns the pixels above and below, and left and right of, the middle of an image.
+
+    Args:
+      sides: height and width of the image.
+      crop: height and width of its middle.
+    """
+    (above, below), (left, right) = (
+        ((side - part) // 2, side - part - (side - part) // 2)
+        for side, part in zip(sides, crop, strict=True)
+    )
+    return (above, below), (left, right)
+
+
+def halvings(shape: ImageShape) -> int:
+    """Returns how often both sides can be halved and stay whole numbers of at least 4 pixels."""
+    count, sides = 0, shape.sides
+    while all(side % 2 == 0 and side >= 8 for side in sides):
+        sides, count = (sides[0] // 2, sides[1] // 2), count + 1
+    return count
 
 
 def _label_input(shape: ImageShape) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Selects pixels by their index, with derivatives of every order.
+"""Selects pixels by their index, with derivatives of every order, and channels.
 
 TensorFlow's ImageProjectiveTransform is not used, because its registered gradient applies the
 inverse transform, which is not the adjoint.  The derivative of a selection here adds each value
@@ -23,6 +23,16 @@ def select(pixels: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     rows = tf.reshape(first + index, [-1])
     flat = tf.reshape(pixels, [count * size, channels])
     return tf.reshape(_read(flat, rows), [count, index.shape[1], channels])
+
+
+def colours_of(images: tf.Tensor) -> tf.Tensor:
+    """Returns the colour channels of images [N, H, W, C], without alpha, the fourth."""
+    return images[..., :3]
+
+
+def with_alpha_of(images: tf.Tensor, colours: tf.Tensor) -> tf.Tensor:
+    """Returns colour channels with the alpha channel of images [N, H, W, C], if they have one."""
+    return tf.concat([colours, images[..., 3:]], -1) if images.shape[-1] == 4 else colours
 
 
 def _read(pixels: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:

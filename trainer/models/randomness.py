@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.machine import program
 from trainer.machine.devices import on_host
 
 PHILOX = 1  # the algorithm's number
@@ -76,18 +77,18 @@ class Draws:
         self, function: Callable, purpose: str, shape: tuple[int, ...], parts: int = 1
     ) -> tf.Tensor:
         stream = zlib.crc32(f"{self.scope}/{purpose}".encode())
-        with on_host():
-            key = tf.cast(self.seed, tf.int64) * 2**32 + stream
-            seed = tf.stack([key, tf.cast(self.step, tf.int64)])
-            # The functions of tf.random compute these on the device, by a dozen kernels.
-            key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+        with program.outside():  # XLA's Philox generates different numbers for the same key
+            with on_host():
+                key = tf.cast(self.seed, tf.int64) * 2**32 + stream
+                seed = tf.stack([key, tf.cast(self.step, tf.int64)])
+                # The functions of tf.random compute these on the device, by a dozen kernels.
+                key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+            without_xla = tf.xla.experimental.jit_scope(compile_ops=False)
+            with contextlib.nullcontext() if tf.executing_eagerly() else without_xla:
+                whole = function(
+                    shape=[parts, self.batch_size, *shape], key=key, counter=counter, alg=PHILOX
+                )
         rows = self.batch_size if self.rows is None else self.rows
-        # XLA's Philox generates different numbers for the same key.
-        without_xla = tf.xla.experimental.jit_scope(compile_ops=False)
-        with contextlib.nullcontext() if tf.executing_eagerly() else without_xla:
-            whole = function(
-                shape=[parts, self.batch_size, *shape], key=key, counter=counter, alg=PHILOX
-            )
         if rows < self.batch_size:
             whole = whole[:, self.first_row : self.first_row + rows]
         return tf.reshape(whole, [parts * rows, *shape])

@@ -4,9 +4,11 @@ For each layer by itself they are some 25 operations per update, most of them on
 launches would take longer than a step's convolutions on a GPU.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from trainer.models.kernels import NormalizedKernel
@@ -15,26 +17,60 @@ EPSILON = 1e-12  # of the squared length, as in tf.math.l2_normalize
 ALIGNMENT = 16  # floats; TensorFlow shares rows of a matrix that start at 64 bytes
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Normalized:
+    """The weights of a network with each kernel over its singular value.
+
+    Attributes:
+      weights: [size] float32.
+      weight_gradient: returns the gradient of the weights, given that of the normalized ones, both
+        [size] float32.
+    """
+
+    weights: tf.Tensor
+    weight_gradient: Callable[[tf.Tensor], tf.Tensor]
+
+
 class SpectralNorms:
     """Power iterations and normalized kernels of a network's layers with spectral norm.
 
     Each layer keeps a vector x for its kernel as a matrix A, and its singular value is |A x|
     (`NormalizedKernel.spectral_matrix`).
+
+    Attributes:
+      layers: the layers whose kernels `normalize` divides; the others, which are not trained, do so
+        when they are called.
     """
 
-    def __init__(self, layers: Iterable[keras.layers.Layer]) -> None:
-        self._layers = [
+    def __init__(
+        self,
+        layers: Iterable[keras.layers.Layer],
+        places: Mapping[int, tuple[int, int]] | None = None,
+    ) -> None:
+        """Finds the layers with spectral norm.
+
+        Args:
+          layers: all layers of the network.
+          places: where each trained variable begins and ends in the buffer of all weights, by the
+            variable's id, in order; multiples of ALIGNMENT.  Zeros follow shorter variables.
+        """
+        self._places = places or {}
+        self._all = [
             layer
             for layer in layers
             if isinstance(layer, NormalizedKernel) and layer.norm == "spectral"
         ]
+        trained = {id(layer.kernel): layer for layer in self._all}
+        self.layers = [trained[key] for key in self._places if key in trained]
 
     def iterate(self) -> None:
         """Replaces each x by A'A x / |A'A x|."""
-        if not self._layers:
+        # A vector of one element is 1 or -1 and stays so.
+        layers = [layer for layer in self._all if layer.spectral_vector.shape != (1,)]
+        if not layers:
             return
         products = []
-        for layer in self._layers:
+        for layer in layers:
             matrix, transposed = layer.spectral_matrix()
             vector = tf.convert_to_tensor(layer.spectral_vector)
             product = tf.linalg.matvec(matrix, vector, transpose_a=transposed)
@@ -42,67 +78,80 @@ class SpectralNorms:
         rows = _as_rows(products)
         squares = tf.reduce_sum(tf.square(rows), 1, keepdims=True)
         rows *= tf.math.rsqrt(tf.maximum(squares, EPSILON))
-        for layer, row, product in zip(self._layers, tf.unstack(rows), products, strict=True):
+        for layer, row, product in zip(layers, tf.unstack(rows), products, strict=True):
             layer.spectral_vector.assign(_first(row, product.shape[0]))
 
-    def kernels(self) -> dict[int, tf.Tensor]:
-        """Returns the kernels over their singular values, in float32, by the layer's id."""
-        if not self._layers:
-            return {}
-        matrices, transposed = zip(
-            *(layer.spectral_matrix() for layer in self._layers), strict=True
-        )
-        vectors = [tf.convert_to_tensor(layer.spectral_vector) for layer in self._layers]
-        normalized = _over_norms(list(matrices), vectors, transposed)
-        return {
-            id(layer): layer.from_matrix(matrix)
-            for layer, matrix in zip(self._layers, normalized, strict=True)
-        }
+    def normalize(self, weights: tf.Tensor) -> Normalized:
+        """Divides each kernel by its singular value.
 
+        The singular value s = y'A x with y = A x / |A x| has the gradient y x' with respect to A,
+        so the gradient of W = A / s is G / s - <G, A> / s^2 * y x', where G is that of W.
 
-def _over_norms(
-    matrices: list[tf.Tensor], vectors: list[tf.Tensor], transposed: Sequence[bool]
-) -> list[tf.Tensor]:
-    """Returns each matrix over |A x|, where A is the matrix or its transpose.
-
-    The singular value y'A x with y = A x / |A x| has the gradient y x' with respect to A, so the
-    gradient of W = A / s is G / s - <G, A> / s^2 * y x', where G is that of the quotient.
-    """
-
-    @tf.custom_gradient
-    def quotients(*matrices: tf.Tensor) -> tuple[list[tf.Tensor], Callable]:
-        """Returns the quotients and the function of their gradients."""
+        Args:
+          weights: the buffer of all weights, [size] float32, whose values are those of the
+            variables.
+        """
+        if not self.layers:
+            return Normalized(weights, lambda gradient: gradient)
+        matrices = [layer.spectral_matrix() for layer in self.layers]
+        vectors = [tf.convert_to_tensor(layer.spectral_vector) for layer in self.layers]
         products = [
-            tf.linalg.matvec(matrix, vector, transpose_a=flip)
-            for matrix, vector, flip in zip(matrices, vectors, transposed, strict=True)
+            tf.linalg.matvec(matrix, vector, transpose_a=transposed)
+            for (matrix, transposed), vector in zip(matrices, vectors, strict=True)
         ]
         rows = _as_rows(products)
-        inverse = tf.math.rsqrt(tf.reduce_sum(tf.square(rows), 1))
-        factors = tf.unstack(inverse)
+        squares = tf.reduce_sum(tf.square(rows), 1)
+        factors = tf.gather(
+            tf.concat([[1.0], tf.math.rsqrt(squares)], 0), self._numbers(weights.shape[0])
+        )
 
-        def gradients(*upstream: tf.Tensor) -> list[tf.Tensor]:
-            """Returns the gradients of the matrices, given those of the quotients."""
-            dots = [
-                tf.reduce_sum(gradient * matrix)
-                for gradient, matrix in zip(upstream, matrices, strict=True)
-            ]
-            # y / s in each row, times <G, A> / s
-            scaled = rows * tf.reshape(tf.stack(dots) * tf.square(inverse), [-1, 1])
-            results = []
-            for gradient, vector, row, product, flip, factor in zip(
-                upstream, vectors, tf.unstack(scaled), products, transposed, factors, strict=True
+        def weight_gradient(gradient: tf.Tensor) -> tf.Tensor:
+            """Returns the gradient of the weights, given that of the normalized ones."""
+            dots = tf.stack([tf.reduce_sum(part) for part in self._parts_of(weights * gradient)])
+            # <G, A> / s * y in each row
+            scaled = tf.unstack(rows * tf.reshape(dots / squares, [-1, 1]))
+            outers = []
+            for layer, vector, row, product, (_, transposed) in zip(
+                self.layers, vectors, scaled, products, matrices, strict=True
             ):
                 image = _first(row, product.shape[0])
-                left, right = (vector, image) if flip else (image, vector)
-                outer = left[:, tf.newaxis] * right[tf.newaxis, :]
-                results.append(factor * (gradient - outer))
-            return results
+                left, right = (vector, image) if transposed else (image, vector)
+                outers.append(layer.from_matrix(left[:, tf.newaxis] * right[tf.newaxis, :]))
+            return _times_blocks(gradient - self._joined(outers, weights.shape[0]), factors)
 
-        return [
-            factor * matrix for factor, matrix in zip(factors, matrices, strict=True)
-        ], gradients
+        return Normalized(_times_blocks(weights, factors), weight_gradient)
 
-    return quotients(*matrices)
+    def _numbers(self, size: int) -> tf.Tensor:
+        """Returns for each ALIGNMENT weights the number of their layer, from 1, or 0."""
+        numbers = np.zeros(size // ALIGNMENT, np.int64)  # GPUs keep int32 in host memory
+        for number, layer in enumerate(self.layers, 1):
+            begin, end = self._places[id(layer.kernel)]
+            numbers[begin // ALIGNMENT : end // ALIGNMENT] = number
+        return tf.constant(numbers)
+
+    def _parts_of(self, flat: tf.Tensor) -> list[tf.Tensor]:
+        """Returns the part of a buffer that belongs to each kernel."""
+        places = [self._places[id(layer.kernel)] for layer in self.layers]
+        return [flat[begin:end] for begin, end in places]
+
+    def _joined(self, kernels: Sequence[tf.Tensor], size: int) -> tf.Tensor:
+        """Returns a buffer that contains kernels and is zero elsewhere."""
+        pieces, filled = [], 0
+        for layer, kernel in zip(self.layers, kernels, strict=True):
+            begin, _ = self._places[id(layer.kernel)]
+            if begin > filled:
+                pieces.append(tf.zeros([begin - filled]))
+            pieces.append(tf.reshape(kernel, [-1]))
+            filled = begin + layer.kernel.shape.num_elements()
+        if size > filled:
+            pieces.append(tf.zeros([size - filled]))
+        return tf.concat(pieces, 0)
+
+
+def _times_blocks(flat: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
+    """Returns a buffer, each ALIGNMENT elements of which are multiplied by a factor."""
+    blocks = tf.reshape(flat, [-1, ALIGNMENT]) * factors[:, tf.newaxis]
+    return tf.reshape(blocks, flat.shape)
 
 
 def _as_rows(vectors: Sequence[tf.Tensor]) -> tf.Tensor:

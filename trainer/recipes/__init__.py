@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from trainer.config import Config, augment_policy, hyperparameters, schedules
@@ -34,9 +34,17 @@ def get(name: str) -> Recipe:
     return files.get(name) if files.is_file(name) else RECIPES[one_of("--recipe", name, RECIPES)]
 
 
-def check_image_size(config: Config, size: int) -> None:
-    """Raises a UsageError unless the networks of a configuration can make images of a size."""
-    get(config.networks).check_image_size(size, files.shown_name(config.networks))
+def network_sides(config: Config, sides: tuple[int, int]) -> tuple[int, int]:
+    """Returns the height and width for which the networks of a configuration are built.
+
+    Args:
+      config: the configuration.
+      sides: height and width of the images, which are the middle of what the networks make.
+
+    Raises:
+      UsageError: if the networks cannot make such images.
+    """
+    return get(config.networks).network_sides(config, sides, files.shown_name(config.networks))
 
 
 def resolve(given: Mapping[str, Any], stored: Config | None = None) -> Config:
@@ -77,6 +85,29 @@ def resolve(given: Mapping[str, Any], stored: Config | None = None) -> Config:
         base.pop("augment_policy", None)
         base.pop("augment_strength", None)
     config = Config(**augment_policy.complete({**base, **changes}))
+    _check_loss(config)
+    return config
+
+
+def adapt_to_size(config: Config, sides: tuple[int, int], requested: Collection[str]) -> Config:
+    """Returns the configuration of a new run with its recipe's settings for the image size.
+
+    Args:
+      config: the configuration.
+      sides: height and width of the images in pixels.
+      requested: names of the settings that the user set, which are kept.
+    """
+    by_size = get(config.recipe).by_size
+    fitting = [size for size in by_size if size <= min(sides)]
+    if not fitting:
+        return config
+    kept = {"augment_strength", *requested} if "augment" in requested else requested
+    settings = {k: v for k, v in by_size[max(fitting)].items() if k not in kept}
+    return config.replace(**Config.parse_values(settings))
+
+
+def _check_loss(config: Config) -> None:
+    """Raises a UsageError if other settings do not fit the loss."""
     objective = OBJECTIVES[one_of("--loss", config.loss, OBJECTIVES)]
     if config.augment_strength == "adaptive" and not objective.classifies:
         raise UsageError(
@@ -84,7 +115,19 @@ def resolve(given: Mapping[str, Any], stored: Config | None = None) -> Config:
             f"mean nothing with --loss={config.loss}. Set --augment_strength to a number or a "
             "schedule."
         )
-    return config
+    if not objective.on_pairs:
+        return
+    if config.updates.batches == "sequential":
+        raise UsageError(
+            f"--loss={config.loss} compares reals with fakes, which --update_rule="
+            f"{config.update_rule} shows in different updates. Use --update_rule=separate or joint."
+        )
+    for name in ("smooth_real", "smooth_fake", "flip_labels"):
+        if getattr(config, name):
+            raise UsageError(
+                f"--{name}={getattr(config, name)} changes the targets of single images, which "
+                f"--loss={config.loss} does not have. Omit the flag."
+            )
 
 
 def differences(config: Config) -> set[str]:

@@ -203,7 +203,7 @@ def of_module(module: types.ModuleType, shown: str) -> Recipe:
         if not callable(getattr(module, name, None)):
             raise UsageError(f"{shown} does not define the function {name}(config, shape).")
     hyperparameters.check_declared(recipe.hyperparameters, shown)
-    for settings in ({}, *recipe.by_dataset.values()):
+    for settings in ({}, *recipe.by_dataset.values(), *recipe.by_size.values()):
         try:
             Config(**Config.parse_values({**recipe.networks, **recipe.loop, **settings}))
         except (UsageError, TypeError) as error:

@@ -9,7 +9,7 @@ from trainer.config import Config
 from trainer.config.dataset import ImageShape
 from trainer.config.model_settings import CONDITIONAL_NORM
 from trainer.errors import TrainerError, UsageError
-from trainer.models import norms, randomness
+from trainer.models import layers, norms, randomness
 from trainer.recipes import files
 
 
@@ -24,8 +24,10 @@ def build_networks(config: Config, shape: ImageShape) -> tuple[keras.Model, kera
       UsageError: if the networks do not support the image size or the conditioning, or if the
         functions of a recipe file fail or build something else.
     """
-    recipes.check_image_size(config, shape.size)
-    generator = _build(config, shape, "generator")
+    sides = recipes.network_sides(config, shape.sides)
+    crop = None if sides == shape.sides else shape.sides
+    shape = ImageShape(*sides, shape.channels, shape.classes, crop)
+    generator = _cropped(_build(config, shape, "generator"), shape)
     conditional_norm = config.conditional and config.g_conditioning in CONDITIONAL_NORM
     kinds = {type(layer) for layer in generator.layers}
     if conditional_norm and norms.BatchNorm not in kinds:
@@ -51,10 +53,11 @@ def _build(config: Config, shape: ImageShape, name: str) -> keras.Model:
             raise
         reason = files.failure(error, function.__code__.co_filename)
         raise UsageError(f"{shown}: {name}(config, shape) failed ({reason}).") from None
-    image = (None, shape.size, shape.size, shape.channels)
+    made = (None, *shape.sides, shape.channels)
+    judged = (None, *(shape.crop or shape.sides), shape.channels)
     inputs, expected = {
-        "generator": ((None, config.latent_dim), image),
-        "discriminator": (image, (None,)),
+        "generator": ((None, config.latent_dim), made),
+        "discriminator": (judged, (None,)),
     }[name]
     if not isinstance(network, keras.Model) or network.output_shape != expected:
         built = getattr(network, "output_shape", type(network).__name__)
@@ -70,6 +73,15 @@ def _build(config: Config, shape: ImageShape, name: str) -> keras.Model:
     if config.conditional and len(network.inputs) < 2:
         raise UsageError(f"{shown}: the {name} has no input for labels. Use --noconditional.")
     return network
+
+
+def _cropped(generator: keras.Model, shape: ImageShape) -> keras.Model:
+    """Returns a generator of the middle of the images, if they are larger than those of a run."""
+    if shape.crop is None:
+        return generator
+    edges = layers.edges_of_crop(shape.sides, shape.crop)
+    images = keras.layers.Cropping2D(edges, dtype="float32", name="crop")(generator.outputs[0])
+    return keras.Model(generator.inputs, images, name=generator.name)
 
 
 def _fits(shape: Sequence[int | None], wanted: Sequence[int | None]) -> bool:

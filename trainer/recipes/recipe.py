@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import Config
+from trainer.config import Config, image_size
 from trainer.config.dataset import ImageShape
 from trainer.errors import UsageError
 
@@ -31,13 +31,17 @@ class Recipe:
       networks: settings that belong to its networks.
       loop: settings of the data, the objective, the updates and the intervals.
       by_dataset: further settings for the named data sets.
+      by_size: further settings by the side of images in pixels: those of the largest size that does
+        not exceed the shorter side.
       hyperparameters: names and defaults of its networks' own hyper-parameters, which are read
         as `config.hyperparameter_values[name]`.  Each is an int, a float, a bool or a str.  A
         hyper-parameter that is added later must default to what the networks did before.
       fully_connected: whether the networks have no convolutions.  Their operations are small
         and use half of the CPU cores each, because two of them run at a time.
-      image_sizes: the image sizes in pixels that its networks support; empty for every multiple
-        of 4 from 8.
+      side_multiple: number of which the sides of its networks' images are multiples; 0 if the
+        networks have as many stages as the shorter side can be halved. Images of other sizes are
+        the middle of larger ones.
+      image_sizes: the only sizes of squares in pixels that its networks support; empty for all.
       summary: a description in one line, the first one of the file's docstring; set when the
         file is loaded.
       generator: builds the generator; the file's function, set when the file is loaded.
@@ -51,8 +55,10 @@ class Recipe:
     networks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     loop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     by_dataset: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    by_size: Mapping[int, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fully_connected: bool = False
+    side_multiple: int = 4
     image_sizes: tuple[int, ...] = ()
     summary: str = ""
     generator: Network | None = None
@@ -62,23 +68,33 @@ class Recipe:
         """Returns a copy with the functions that build the networks."""
         return dataclasses.replace(self, generator=generator, discriminator=discriminator)
 
-    def check_image_size(self, size: int, name: str) -> None:
-        """Checks whether the networks can make images of a size.
+    def network_sides(self, config: Config, sides: tuple[int, int], name: str) -> tuple[int, int]:
+        """Returns the height and width for which networks are built that make images of a size.
 
         Args:
-          size: height and width of the images in pixels.
-          name: how the message names the recipe.
+          config: the configuration of the run.
+          sides: height and width of the images in pixels.
+          name: how messages name the recipe.
 
         Raises:
-          UsageError: if they cannot.
+          UsageError: if the networks cannot make such images.
         """
-        if size < 8 or size % 4:
-            raise UsageError(
-                f"--image_size={size}: the image size must be a multiple of 4 and at least 8."
-            )
-        if self.image_sizes and size not in self.image_sizes:
+        shown = image_size.size_of(*sides)
+        if min(sides) < 8:
+            raise UsageError(f"--image_size={shown}: the sides of images must be at least 8.")
+        if self.image_sizes and shown not in self.image_sizes:
             sizes = " or ".join(str(known) for known in self.image_sizes)
             raise UsageError(
-                f"--image_size={size}: the networks of {name} make {sizes} pixels only. Use "
+                f"--image_size={shown}: the networks of {name} make {sizes} pixels only. Use "
                 f"--image_size={self.image_sizes[0]}, or --networks of another recipe."
             )
+        if config.uneven_sides == "keep":
+            if any(side % 4 for side in sides):
+                raise UsageError(
+                    f"--image_size={shown}: the image size must be a multiple of 4 with "
+                    "--uneven_sides=keep."
+                )
+            return sides
+        if self.side_multiple:
+            return image_size.with_multiple(*sides, self.side_multiple)
+        return image_size.with_stages(*sides)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from trainer.config.compatibility import PENALTIES
 from trainer.errors import ExitCode
 
 MIN_SHOWN_WAIT = 0.05  # share of the time spent waiting for data from which it is shown
@@ -121,7 +122,7 @@ def progress(record: Mapping[str, Any], total_kimg: float, secs_left: float) -> 
 
 def metrics(record: Mapping[str, Any]) -> str:
     """Returns the losses and accuracies of a line, and the values that vary only in some runs."""
-    more = ""
+    more = "".join(f"  {name} {record[name]:.3g}" for name in PENALTIES if name in record)
     if "augment_strength" in record:
         more += f"  augment {record['augment_strength']:.3f}"
     if "d_loss_scale" in record:

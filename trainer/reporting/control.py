@@ -9,8 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from trainer.errors import SignalledError, StoppedError
+from trainer.config import Config
+from trainer.errors import ExitCode, SignalledError, StoppedError
 from trainer.reporting.console import Console
+from trainer.reporting.phases import Phases
+from trainer.reporting.prometheus import Telemetry
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,8 @@ class Control:
       secs_left: returns the seconds until the process is killed.
       clock: returns monotonic seconds, for --max_hours.
       worker_index: index of this process in --workers; None to find it in the environment.
+      phases: what the process is doing.
+      telemetry: the Prometheus endpoint; None for none.
     """
 
     terminal: Console
@@ -30,6 +35,49 @@ class Control:
     secs_left: Callable[[], float] = lambda: math.inf
     clock: Callable[[], float] = time.monotonic
     worker_index: int | None = None
+    phases: Phases = dataclasses.field(default_factory=Phases)
+    telemetry: Telemetry | None = None
+
+    def enter(self, phase: str) -> None:
+        """Enters a phase of a start, in which there is nothing to save yet.
+
+        Raises:
+          SignalledError: if a stop was requested.
+        """
+        if self.stop_requested():
+            raise SignalledError(
+                f"Stopped on request while {self.phases.name}, before there was anything to save. "
+                "Run the same command again.",
+                getattr(self.stop_requested, "exit_code", ExitCode.TERMINATED),
+            )
+        self.phases.enter(phase)
+
+    @contextlib.contextmanager
+    def served(self, config: Config, worker: int) -> Iterator["Control"]:
+        """Yields this control with the metrics endpoint of the run, which is open in the block.
+
+        Raises:
+          UsageError: if the endpoint cannot be opened.
+        """
+        labels = {"run": config.run_dir, "worker": str(worker)}
+        telemetry = Telemetry(config.metrics_port, labels, config.metrics_address, self.phases)
+        try:
+            yield dataclasses.replace(self, telemetry=telemetry)
+        finally:
+            telemetry.close_endpoint()
+
+    def report(self, share: float, what: str) -> None:
+        """Shows the progress of reading the data.
+
+        Args:
+          share: the finished share, from 0 to 1.
+          what: description of what is done.
+
+        Raises:
+          SignalledError: if a stop was requested.
+        """
+        self.enter("downloading" if what.startswith("Downloading") else "reading")
+        self.terminal.bar(share, what)
 
 
 @contextlib.contextmanager

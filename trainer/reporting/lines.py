@@ -3,13 +3,15 @@
 import dataclasses
 from typing import Any
 
+from trainer.config.compatibility import PENALTIES
 from trainer.metrics import registry
 
 Line = dict[str, Any]
 
 SCALARS = (
     "images_per_sec", "utilisation", "data_wait", "d_loss", "g_loss", "d_acc", "d_real_acc",
-    "d_fake_acc", "g_acc", "d_grad_norm", "g_grad_norm", "augment_strength",
+    "d_fake_acc", "g_acc", "d_grad_norm", "g_grad_norm", *PENALTIES,
+    "augment_strength",
 )  # fmt: skip
 EVENTS = ("collapse", "rollbacks", "failed_saves", "failed_uploads")
 EVALUATIONS = (*registry.column_names(), "evaluated_kimg", "evaluate_secs")

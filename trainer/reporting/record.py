@@ -49,12 +49,13 @@ class Measurements:
       memory: returns the peak memory in GiB by device.
       utilisation: returns the share of the devices' throughput that a number of steps per second
         uses.
-      wait_secs: returns how long a step of the latest call waited for its data, in seconds.
+      wait_secs: returns how long a step of the latest call waited for its data, in seconds; None
+        if this is not measured.
     """
 
     memory: Callable[[], dict[str, float]]
     utilisation: Callable[[float], float]
-    wait_secs: Callable[[], float]
+    wait_secs: Callable[[], float] | None
 
 
 class Recorder:
@@ -101,7 +102,8 @@ class Recorder:
         """
         plan = self._plan
         per_step = secs / len(rows)
-        wait_per_step = self._measurements.wait_secs()
+        wait_secs = self._measurements.wait_secs
+        wait_per_step = wait_secs() if wait_secs else 0.0
         self._pace = per_step if not self._pace else 0.8 * self._pace + 0.2 * per_step
         for row in rows:
             self._rows.append(row)
@@ -170,6 +172,9 @@ class Recorder:
         means = dict(zip(plan.names, _means(np.stack(self._rows)), strict=True))
         means["d_acc"] = 0.5 * (means["d_real_acc"] + means["d_fake_acc"])
         steps_per_sec = len(self._rows) / max(self._secs, 1e-9)
+        waiting = {}
+        if self._measurements.wait_secs is not None:
+            waiting["data_wait"] = self._wait_secs / max(self._secs, 1e-9)
         line = {
             "step": self._step,
             "kimg": self._step * plan.batch_size / 1000,
@@ -178,7 +183,7 @@ class Recorder:
             "secs": self._secs,
             "images_per_sec": steps_per_sec * plan.batch_size,
             "utilisation": self._measurements.utilisation(steps_per_sec),
-            "data_wait": self._wait_secs / max(self._secs, 1e-9),
+            **waiting,
             **means,
             **self._notes,
             "memory_gib": self._measurements.memory(),

@@ -17,6 +17,7 @@ from trainer.reporting.console import duration
 from trainer.run_dir import events
 from trainer.run_dir.directory import RunDir
 from trainer.run_dir.lock import BEAT_SECS, WATCH_SECS, holder_ended
+from trainer.run_dir.starts import Starts
 
 SHOWN_EVENTS = 5
 MANIFEST = re.compile(r"ckpt-(\d+)\.json")
@@ -153,7 +154,7 @@ def read_status(run_dir: RunDir, name: str, now: float | None = None) -> Status:
         secs_left=left,
         checkpoint_step=newest,
         checkpoint_age_secs=saved,
-        starts=run_dir.read_starts()["starts"],
+        starts=Starts.read(run_dir.path).starts,
         health=_health(line, beating if ended else None),
         evaluation=_evaluation(run_dir, line),
         events=events.read_newest(run_dir.path, SHOWN_EVENTS),
@@ -162,6 +163,7 @@ def read_status(run_dir: RunDir, name: str, now: float | None = None) -> Status:
 
 def _shown(event: dict[str, Any]) -> str:
     where = event.get("pod") or event.get("host", "")
+    where += f" (worker {event['worker']})" if "worker" in event else ""
     step = f" at step {event['step']}" if "step" in event else ""
     code = f" with exit code {event['code']}" if "code" in event else ""
     reason = f": {event['reason']}" if "reason" in event else ""

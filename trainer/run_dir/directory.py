@@ -13,13 +13,12 @@ from typing import Any
 from trainer.config import Config
 from trainer.config.dataset import DatasetDescription
 from trainer.errors import CheckpointError, StorageError, UsageError
-from trainer.files.atomic import free_name, write_text
+from trainer.files.atomic import free_name
 from trainer.run_dir.lock import Lock
+from trainer.run_dir.starts import Starts
 
 log = logging.getLogger(__name__)
 
-# Consecutive starts without progress after which a start fails: a cluster would retry for ever.
-MAX_STARTS = 20
 TRANSIENT_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # disk errors that a retry may survive
 
 
@@ -61,9 +60,9 @@ class RunDir:
         return self.path / "initialization.json"
 
     @property
-    def starts(self) -> Path:
-        """File that counts the starts of the run."""
-        return self.path / "starts.json"
+    def xla(self) -> Path:
+        """File of the measured decision whether XLA compiles the steps."""
+        return self.path / "xla.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -127,6 +126,10 @@ class RunDir:
         saved = newest.with_name(newest.name + ".index").stat().st_mtime
         return self.generator.stat().st_mtime >= saved
 
+    def saved_at(self, step: int) -> float:
+        """Returns when the checkpoint of a step was saved, in seconds since 1970."""
+        return (self.checkpoints / f"ckpt-{step}.index").stat().st_mtime
+
     def read_config(self) -> Config:
         """Returns the configuration of the run in this directory.
 
@@ -184,34 +187,23 @@ class RunDir:
                 lock = stack.enter_context(Lock(self.path).held())
             yield lock
 
-    def read_starts(self) -> dict[str, int]:
-        """Returns the number of starts, and of consecutive starts from the same step."""
-        try:
-            read = json.loads(self.starts.read_text(encoding="utf-8"))
-            return {name: int(read[name]) for name in ("starts", "step", "in_a_row")}
-        except (OSError, ValueError, TypeError, KeyError):
-            return {"starts": 0, "step": -1, "in_a_row": 0}
-
-    def record_start(self, step: int) -> int:
+    def record_start(self, step: int, attempts: int = 1) -> int:
         """Records a start from `step`.
+
+        Args:
+          step: number of finished steps.
+          attempts: number of starts since the latest recorded one, with this one.
 
         Returns:
           The number of earlier starts.
 
         Raises:
-          StorageError: if MAX_STARTS consecutive starts made no progress beyond `step`.
+          NoProgressError: if too many consecutive starts made no progress beyond `step`.
         """
-        old = self.read_starts()
-        in_a_row = old["in_a_row"] + 1 if old["step"] == step else 1
-        if in_a_row > MAX_STARTS:
-            raise StorageError(
-                f"{MAX_STARTS} consecutive starts made no progress beyond step {step}. See the "
-                f"log for the reason, then remove {self.starts} to try again."
-            )
-        new = {"starts": old["starts"] + 1, "step": step, "in_a_row": in_a_row}
+        new = Starts.read(self.path).reached(step, attempts, self.path)
         with self.converted_write_errors():
-            write_text(self.starts, json.dumps(new) + "\n")
-        return old["starts"]
+            new.write(self.path)
+        return new.starts - 1
 
     def check_writable(self) -> None:
         """Checks that the directory can be written, or created, without doing so.

@@ -5,40 +5,34 @@ transfers are recognised by their CRC32C and repeated.  All other failures becom
 line that name the bucket and the remedy.
 """
 
-import base64
 import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import StorageError, TrainerError, UsageError
 from trainer.files.atomic import replacing
 from trainer.storage.address import Address, is_plain
-from trainer.storage.connection import connect, error_reason
+from trainer.storage.bucket_errors import (
+    CREATE,
+    DELETE,
+    GET,
+    LIST,
+    ConflictError,
+    DamagedError,
+    Errors,
+    MissingError,
+)
+from trainer.storage.checksums import crc32c, ignored_checksum_errors
+from trainer.storage.connection import connect
 
 RETRY_SECS = 60.0  # how long a call is retried
 FIRST_WAIT_SECS, MAX_WAIT_SECS = 0.5, 5.0
 REQUEST_SECS = (10.0, 60.0)  # time limits for connecting, and between two responses
+CHUNKED_BYTES = 64 * 2**20  # larger objects are downloaded in parts at the same time
+CHUNK_BYTES, THREADS = 16 * 2**20, 8
 TRIES = 3  # attempts at a transfer that arrives damaged
-READ_BYTES = 1 << 20
-LIST, GET, CREATE, DELETE = (
-    f"storage.objects.{action}" for action in ("list", "get", "create", "delete")
-)
-
-
-class ConflictError(StorageError):
-    """An object does not have the expected generation, because another process wrote it."""
-
-
-class MissingError(StorageError):
-    """An object does not exist."""
-
-
-class DamagedError(StorageError):
-    """A transfer arrived damaged in each of TRIES attempts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +67,9 @@ class Bucket:
         Raises:
           UsageError: if google-cloud-storage cannot be imported or the credentials cannot be read.
         """
-        self.address, self._anonymous = address, False
-        with self._converted_errors(LIST, ""):
-            self._client, self._anonymous = connect(address)
+        self.address, self._errors = address, Errors(address)
+        with self._errors.converted(LIST, ""):
+            self._client, self._errors.anonymous = connect(address)
         # A bucket with Requester Pays demands the project that is billed for each request.
         project = os.environ.get("GOOGLE_CLOUD_QUOTA_PROJECT") or None
         self._bucket = self._client.bucket(address.bucket, user_project=project)
@@ -97,7 +91,7 @@ class Bucket:
         Objects whose names are not valid relative paths of files are left out.
         """
         prefix = f"{self.address.path}/" if self.address.path else ""
-        with self._converted_errors(LIST, ""):
+        with self._errors.converted(LIST, ""):
             blobs = self._client.list_blobs(
                 self._bucket,
                 prefix=prefix,
@@ -109,7 +103,7 @@ class Bucket:
 
     def stat(self, name: str) -> Item | None:
         """Returns the metadata of an object; None if it does not exist."""
-        with self._converted_errors(GET, name):
+        with self._errors.converted(GET, name):
             blob = self._bucket.get_blob(self.address.object_name(name), **self._options)
         return blob and self._item(name, blob)
 
@@ -130,6 +124,29 @@ class Bucket:
                     return stream.getvalue(), item
         raise DamagedError(f"{self._named(name)} arrives damaged (wrong checksum). Try again.")
 
+    def read_range(self, item: Item, start: int, length: int) -> bytes:
+        """Returns some bytes of an object, whose checksum the caller has to verify.
+
+        Args:
+          item: the object.
+          start: position of the first byte.
+          length: number of bytes.
+
+        Raises:
+          MissingError: if the object does not exist.
+          ConflictError: if it has been replaced.
+        """
+        blob = self._bucket.blob(self.address.object_name(item.name))
+        with self._errors.converted(GET, item.name):
+            return blob.download_as_bytes(
+                start=start,
+                end=start + length - 1,
+                raw_download=True,
+                if_generation_match=item.generation,
+                checksum=None,
+                **self._options,
+            )
+
     def download(self, item: Item, target: Path) -> None:
         """Downloads an object to a file, which is written completely or not at all.
 
@@ -141,8 +158,11 @@ class Bucket:
         """
         with replacing(target, durable=False) as scratch:
             for _ in range(TRIES):
-                with open(scratch, "wb") as stream:
-                    self._receive(item, stream)
+                if item.size > CHUNKED_BYTES:
+                    self._receive_chunks(item, scratch)
+                else:
+                    with open(scratch, "wb") as stream:
+                        self._receive(item, stream)
                 if crc32c(scratch) == item.crc32c:
                     os.utime(scratch, (item.updated, item.updated))
                     break
@@ -154,13 +174,35 @@ class Bucket:
 
     def _receive(self, item: Item, stream: Any) -> None:
         blob = self._bucket.blob(self.address.object_name(item.name))
-        with self._converted_errors(GET, item.name), _ignored_checksum_errors():
+        with self._errors.converted(GET, item.name), ignored_checksum_errors():
             blob.download_to_file(
                 stream,
                 raw_download=True,
                 if_generation_match=item.generation,
                 checksum="crc32c",
                 **self._options,
+            )
+
+    def _receive_chunks(self, item: Item, path: Path) -> None:
+        """Downloads the parts of a large object at the same time."""
+        from google.cloud.storage import transfer_manager  # late: only buckets need it
+
+        with self._errors.converted(GET, item.name):
+            blob = self._bucket.get_blob(self.address.object_name(item.name), **self._options)
+            if blob is None:
+                raise MissingError(f"{self.address}/{item.name} does not exist.")
+            transfer_manager.download_chunks_concurrently(
+                blob,
+                str(path),
+                chunk_size=CHUNK_BYTES,
+                worker_type=transfer_manager.THREAD,
+                max_workers=THREADS,
+                crc32c_checksum=False,  # the caller compares that of the whole file
+                download_kwargs={
+                    "raw_download": True,
+                    "if_generation_match": item.generation,
+                    **self._options,
+                },
             )
 
     def upload(self, name: str, source: Path | bytes, *, generation: int) -> Item:
@@ -182,7 +224,7 @@ class Bucket:
         for _ in range(TRIES):
             blob = self._bucket.blob(self.address.object_name(name))
             try:
-                with self._converted_errors(CREATE, name), _ignored_checksum_errors():
+                with self._errors.converted(CREATE, name), ignored_checksum_errors():
                     self._send(blob, source, generation)
             except ConflictError:
                 # The response to this or an earlier attempt may have been lost.
@@ -198,8 +240,11 @@ class Bucket:
             f"{self._named(name)} arrives damaged in the bucket (wrong checksum). Try again."
         )
 
-    def put(self, name: str, source: Path | bytes) -> None:
+    def put(self, name: str, source: Path | bytes) -> Item:
         """Writes an object, replacing any other content; equal content is not sent again.
+
+        Returns:
+          The metadata of the object.
 
         Raises:
           ConflictError: if another process writes the object at the same time.
@@ -207,7 +252,28 @@ class Bucket:
         """
         stored = self.stat(name)
         if stored is None or stored.crc32c != crc32c(source):
-            self.upload(name, source, generation=stored.generation if stored else 0)
+            return self.upload(name, source, generation=stored.generation if stored else 0)
+        return stored
+
+    def append(self, item: Item, tail: Item) -> Item:
+        """Appends the content of another object to an object, within the bucket.
+
+        Returns:
+          The metadata of the object that was written.
+
+        Raises:
+          ConflictError: if one of the two was replaced.
+          MissingError: if one of the two does not exist.
+        """
+        blob = self._bucket.blob(self.address.object_name(item.name))
+        with self._errors.converted(CREATE, item.name):
+            blob.compose(
+                [self._bucket.blob(self.address.object_name(each.name)) for each in (item, tail)],
+                if_generation_match=item.generation,
+                if_source_generation_match=[item.generation, tail.generation],
+                **self._options,
+            )
+        return self._item(item.name, blob)
 
     def _send(self, blob: Any, source: Path | bytes, generation: int) -> None:
         options = {**self._options, "checksum": "crc32c", "if_generation_match": generation}
@@ -221,7 +287,7 @@ class Bucket:
         blob = self._bucket.blob(self.address.object_name(item.name))
         with (
             contextlib.suppress(MissingError, ConflictError),
-            self._converted_errors(DELETE, item.name),
+            self._errors.converted(DELETE, item.name),
         ):
             blob.delete(if_generation_match=item.generation, **self._options)
 
@@ -229,7 +295,7 @@ class Bucket:
         """Copies an object to another full name within the bucket, without downloading it."""
         source = self._bucket.blob(self.address.object_name(item.name))
         copy, token = self._bucket.blob(target), None
-        with self._converted_errors(CREATE, target):
+        with self._errors.converted(CREATE, target):
             while True:
                 token, _, _ = copy.rewrite(source, token=token, **self._options)
                 if token is None:
@@ -241,97 +307,3 @@ class Bucket:
 
     def _named(self, name: str) -> str:
         return f"{self.address}/{name}".rstrip("/")
-
-    @contextlib.contextmanager
-    def _converted_errors(self, permission: str, name: str) -> Iterator[None]:
-        """Converts the library's exceptions inside the block into errors for the user.
-
-        Args:
-          permission: the IAM permission that the call needs.
-          name: name of the object, or "" for the folder.
-        """
-        from google.api_core import exceptions as api
-        from google.auth import exceptions as auth
-        from requests import RequestException
-        from urllib3.exceptions import HTTPError
-
-        faults = (api.GoogleAPIError, auth.GoogleAuthError, RequestException, HTTPError)
-        try:
-            yield
-        except (*faults, ConnectionError) as fault:
-            error: BaseException = fault
-            while isinstance(error, api.RetryError) and error.cause is not None:
-                error = error.cause
-            raise self._converted(error, permission, name) from None
-
-    def _converted(self, error: BaseException, permission: str, name: str) -> TrainerError:
-        """Returns the error for the user, in one line, for an exception of the library."""
-        where, flag = f"{self.address.bucket}", f"--{self.address.flag}={self.address}"
-        code, reason = getattr(error, "code", None), error_reason(error)
-        if code == 400 and "requester pays" in reason.lower():
-            return UsageError(
-                f"{flag}: the owner of bucket {where!r} bills its users (Requester Pays). Set the "
-                "environment variable GOOGLE_CLOUD_QUOTA_PROJECT to the project to bill."
-            )
-        if code == 412:
-            return ConflictError(f"{self._named(name)} was written by another process.")
-        if code == 404 and name and "bucket does not exist" not in reason.lower():
-            return MissingError(f"{self._named(name)} does not exist.")
-        if code == 404:
-            return UsageError(
-                f"{flag}: bucket {where!r} does not exist. Create it or name another."
-            )
-        # Without credentials the library responds to a 401 by trying to refresh them, which fails.
-        anonymous = self._anonymous or type(error).__name__ == "InvalidOperation"
-        if anonymous and code in (401, 403, None) and not isinstance(error, OSError):
-            return UsageError(
-                f"{flag}: the permission {permission} on bucket {where!r} needs credentials, and "
-                "none were found. Provide them with GOOGLE_APPLICATION_CREDENTIALS, gcloud auth "
-                "application-default login, or Workload Identity."
-            )
-        if code == 401:
-            return UsageError(f"{flag}: bucket {where!r} rejects the credentials ({reason}).")
-        if code == 403:
-            return UsageError(
-                f"{flag}: the permission {permission} on bucket {where!r} is missing ({reason}). "
-                f"Grant the role {_role(permission)} on the bucket."
-            )
-        from google.auth.exceptions import TransportError
-
-        transient = isinstance(error.__cause__, TransportError)  # metadata server is unreachable
-        if getattr(error, "retryable", True) is False and not transient:
-            return UsageError(f"{flag}: the credentials cannot be used ({reason}).")
-        return StorageError(f"{flag}: requests to bucket {where!r} fail ({reason}).")
-
-
-def crc32c(source: Path | bytes) -> str:
-    """Returns the CRC32C of a file or of bytes, in the service's base64 notation."""
-    import google_crc32c  # late: only buckets need it
-
-    checksum = google_crc32c.Checksum()
-    if isinstance(source, bytes):
-        checksum.update(source)
-    else:
-        with open(source, "rb") as stream:
-            while part := stream.read(READ_BYTES):
-                checksum.update(part)
-    return base64.b64encode(checksum.digest()).decode("ascii")
-
-
-@contextlib.contextmanager
-def _ignored_checksum_errors() -> Iterator[None]:
-    """Ignores checksum errors of the library and the service; the caller compares checksums."""
-    from google.api_core.exceptions import BadRequest
-    from google.cloud.storage.exceptions import DataCorruption
-
-    try:
-        yield
-    except DataCorruption:
-        pass
-    except BadRequest as error:
-        if "crc32c" not in str(error).lower():
-            raise
-
-
-def _role(permission: str) -> str:
-    return "roles/storage.objectViewer" if permission in (LIST, GET) else "roles/storage.objectUser"

@@ -6,7 +6,7 @@ import fnmatch
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,12 @@ Report = Callable[[float, str], None]
 
 
 def fetch(
-    text: str, flag: str, into: Path, report: Report, wanted: tuple[str, ...] = ("*",)
+    text: str,
+    flag: str,
+    into: Path,
+    report: Report,
+    wanted: tuple[str, ...] = ("*",),
+    only: Collection[str] | None = None,
 ) -> Path:
     """Downloads a file or a folder from a bucket, unless it is already on this machine.
 
@@ -37,6 +42,8 @@ def fetch(
       report: called repeatedly with the finished share, from 0 to 1, and a description; an
         exception that it raises stops the download.
       wanted: shell-style patterns of the names to download from a folder.
+      only: names to download from a folder; None for all that are wanted. Local files of other
+        names are kept.
 
     Returns:
       The path of the file or the folder on this machine.
@@ -52,7 +59,10 @@ def fetch(
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder, report):
             bucket, items = _find(address, wanted)
-            _Download(bucket, folder, address.name, items).run(report, address)
+            download = _Download(bucket, folder, address.name, items)
+            if only is None:
+                download.remove_others()
+            download.run(report, [items[name] for name in items if only is None or name in only])
     except OSError as error:
         raise StorageError(
             f"--{flag}={text} cannot be downloaded to {folder} ({error.strerror or error}). Free "
@@ -92,18 +102,21 @@ class _Download:
         self._address = bucket.address
         self._record = _read_record(self._record_path)
 
-    def run(self, report: Report, address: Address) -> None:
-        """Downloads new and changed objects and removes files that are not in the bucket."""
+    def remove_others(self) -> None:
+        """Removes files that are not in the bucket."""
         for name in set(self._record) - set(self._items):
             (self._folder / name).unlink(missing_ok=True)
             del self._record[name]
-        missing = [item for item in self._items.values() if not self._is_local(item)]
+
+    def run(self, report: Report, items: Collection[Item]) -> None:
+        """Downloads those of some objects that are new or have changed."""
+        missing = [item for item in items if not self._is_local(item)]
         if not missing:
             write_text(self._record_path, json.dumps(self._record))
             return
         total = sum(item.size for item in missing)
         description = (
-            f"Downloading {len(missing):,} files ({total / 2**20:,.1f} MiB) from {address}"
+            f"Downloading {len(missing):,} files ({total / 2**20:,.1f} MiB) from {self._address}"
         )
         report(0.0, description)
         done = 0

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from trainer.errors import StorageError, TrainerError
-from trainer.storage import run_layout
+from trainer.storage import growing, run_layout
 from trainer.storage.bucket import Bucket, ConflictError, Item, crc32c
 from trainer.storage.run_layout import MAIN, Saved
 
@@ -261,7 +261,7 @@ class Mirror:
         self._check_may_write()
         known = self._objects.get(name)
         try:
-            item = self._bucket.upload(name, source, generation=known.generation if known else 0)
+            item = growing.write(self._bucket, name, source, known)
         except ConflictError:
             # An earlier attempt of this job, or the previous holder, wrote the object.  Replacing
             # it is safe while this job holds the lease, which the check ensures.

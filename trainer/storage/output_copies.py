@@ -15,7 +15,7 @@ from trainer.storage.address import Address, is_bucket
 from trainer.storage.location import END_SECS, LEAVE_SECS
 
 if TYPE_CHECKING:
-    from trainer.storage.bucket import Bucket
+    from trainer.storage.bucket import Bucket, Item
 
 log = logging.getLogger(__name__)
 
@@ -107,17 +107,22 @@ def synced_folder(
 
 
 def _upload_repeatedly(folder: Path, destination: str, flag: str, ended: threading.Event) -> None:
-    uploaded: dict[Path, int] = {}  # size of each uploaded file: these files only grow
+    uploaded: dict[Path, Item] = {}  # these files only grow
     reported, is_last = "", False
     while not is_last:
         is_last = ended.wait(PAUSE_SECS)
         try:
             bucket = _bucket(destination, flag)
+            from trainer.storage import growing  # late: only buckets need the library
+
             for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                 content = path.read_bytes()  # the file may grow during the upload
-                if uploaded.get(path) != len(content):
-                    bucket.put(str(path.relative_to(folder)), content)
-                    uploaded[path] = len(content)
+                known, name = uploaded.get(path), str(path.relative_to(folder))
+                if known is None:
+                    uploaded[path] = bucket.put(name, content)
+                elif known.size != len(content):
+                    uploaded.pop(path)  # after a failure, the next attempt looks what is there
+                    uploaded[path] = growing.write(bucket, name, content, known)
         except (TrainerError, OSError) as error:
             if str(error) != reported:
                 log.warning("Some files could not be uploaded to %s: %s", destination, error)

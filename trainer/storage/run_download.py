@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from trainer.errors import CheckpointError, first_line
-from trainer.files.atomic import free_name
+from trainer.files.atomic import free_name, replacing
+from trainer.run_dir import events
 from trainer.run_dir.checkpoint_files import verify_manifest
 from trainer.storage import lease, run_layout
 from trainer.storage.bucket import Bucket, ConflictError, DamagedError, Item, MissingError, crc32c
@@ -44,7 +45,9 @@ def prepare(bucket: Bucket, folder: Path) -> dict[str, Item]:
     for bad in damaged:
         _set_damaged_aside(bucket, items, bad)
     if chosen is None or chosen.marker in items:
-        _download_records(bucket, items, folder)
+        _merge_events(bucket, items, folder)
+        others = {name: item for name, item in items.items() if name != events.NAME}
+        _download_records(bucket, others, folder)
     if not (folder / RUN_ID).exists():
         (folder / RUN_ID).write_bytes(identity)
     return bucket.list()
@@ -199,6 +202,21 @@ def _damage(folder: Path, saved: Saved) -> str:
     return ""
 
 
+def _merge_events(bucket: Bucket, items: Mapping[str, Item], folder: Path) -> None:
+    """Downloads the events, and keeps those that only the folder has.
+
+    An earlier job may have recorded its end there without the time to upload it.
+    """
+    path = folder / events.NAME
+    if events.NAME not in items or _is_local(items, events.NAME, folder):
+        return
+    # The file is replaced once, so that a kill meanwhile loses nothing.
+    with replacing(path) as scratch:
+        scratch.write_bytes(b"")  # remains if somebody has removed the object
+        _download_newest(bucket, items[events.NAME], scratch)
+        events.add_missing(scratch, events.read(path))
+
+
 def _download_records(bucket: Bucket, items: Mapping[str, Item], folder: Path) -> None:
     """Downloads all files except the checkpoints to resume from."""
     saved = {name: run_layout.checkpoint_of(name) for name in items}
@@ -215,11 +233,16 @@ def _download_files(
         if not wanted or _is_local(items, name, folder):
             continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            bucket.download(items[name], folder / name)
-        except (MissingError, ConflictError):  # replaced after the listing
-            if fresh := bucket.stat(name):
-                bucket.download(fresh, folder / name)
+        _download_newest(bucket, items[name], folder / name)
+
+
+def _download_newest(bucket: Bucket, item: Item, target: Path) -> None:
+    """Downloads an object, also if it has been replaced since it was listed."""
+    try:
+        bucket.download(item, target)
+    except (MissingError, ConflictError):
+        if fresh := bucket.stat(item.name):
+            bucket.download(fresh, target)
 
 
 def _manifests_last(names: Iterable[str]) -> list[str]:

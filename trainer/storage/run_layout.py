@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
+from trainer.run_dir import events, starts
 from trainer.run_dir.checkpoint_files import FILE_PATTERN
 from trainer.storage import lease
 
@@ -30,10 +31,12 @@ class Saved:
 
 
 def is_ours(name: str) -> bool:
-    """Returns whether a file is mirrored: locks, temporary files and heartbeats are not."""
+    """Returns whether a file is mirrored: locks, counters, temporary files, heartbeats are not."""
     parts = name.split("/")
     hidden = any(part.startswith(".") for part in parts)
-    local = name in (lease.NAME, f"{MAIN}/checkpoint") or parts[0].startswith("heartbeat")
+    local = name in (lease.NAME, starts.ATTEMPTS, f"{MAIN}/checkpoint")
+    # Workers other than the chief write events to a folder of their own machine, if at all.
+    local = local or parts[0].startswith(("heartbeat", events.OF_OTHERS))
     return not (hidden or local or "damaged" in parts)
 
 

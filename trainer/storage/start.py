@@ -1,6 +1,7 @@
 """One start of a run, and the checks that need neither TensorFlow nor the data."""
 
 import dataclasses
+import logging
 from collections.abc import Set
 from pathlib import Path
 
@@ -8,11 +9,15 @@ from trainer import recipes
 from trainer.config import Config
 from trainer.machine.batch import check_batch_size, parse_devices
 from trainer.machine.cluster import Cluster
+from trainer.recipes import files
 from trainer.run_dir import checkpoint_files, definition
 from trainer.run_dir.directory import RunDir
+from trainer.run_dir.events import EventLog
 from trainer.storage import output_copies
 from trainer.storage.address import is_bucket
 from trainer.storage.location import RunLocation, download_run
+
+log = logging.getLogger(__name__)
 
 # Settings that the data or the devices determine, too, and that are compared later.
 LATER = ("precision", "conditional")
@@ -43,18 +48,47 @@ class Start:
         """Whether this process writes the run directory."""
         return self.cluster is None or self.cluster.is_chief
 
-    def check(self, image_size: int | None) -> None:
+    @property
+    def worker(self) -> int:
+        """Index of this worker; 0 is the chief."""
+        return self.cluster.index if self.cluster else 0
+
+    def events(self) -> EventLog:
+        """Returns the events of this worker, which are written once the run exists."""
+        return EventLog(RunLocation(self.config).folder, self.worker)
+
+    def warn_of_a_new_run(self) -> None:
+        """Logs a warning if only --run_dir is given, which may be misspelt, and holds no run."""
+        given = {"run_dir", "recipe", "dataset"} & self.requested
+        if self.stored is None and given == {"run_dir"}:
+            log.warning(
+                "Starting a new run in %s. --recipe and --dataset are not given, so it trains %s "
+                "on %s.",
+                *(self.config.run_dir, files.shown_name(self.config.recipe), self.config.dataset),
+            )
+
+    def config_for(self, image_sides: tuple[int, int] | None) -> Config:
+        """Returns the configuration, with what the recipe of a new run has for the image size.
+
+        Args:
+          image_sides: height and width of the images; None if they are not known yet.
+        """
+        if image_sides is None or self.stored is not None:
+            return self.config
+        return recipes.adapt_to_size(self.config, image_sides, self.requested)
+
+    def check(self, image_sides: tuple[int, int] | None) -> None:
         """Checks the settings, the devices and the run directory; reads and writes no bucket.
 
         Args:
-          image_size: the image size in pixels; None if only the data tell it.
+          image_sides: height and width of the images; None if only the data tell them.
 
         Raises:
           TrainerError: as training would, if it could not start.
         """
         config = self.config
-        if image_size is not None:
-            recipes.check_image_size(config, image_size)
+        if image_sides is not None:
+            recipes.network_sides(config, image_sides)
         devices = parse_devices(config.devices)
         if devices.count is not None:
             workers = len(self.cluster.workers) if self.cluster else 1

@@ -1,12 +1,15 @@
 """Many variables in one buffer, so that one operation updates all of them."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
-ALIGNMENT = 16  # floats; TensorFlow shares parts of a buffer that start and end at 64 bytes
+# Elements.  TensorFlow shares parts of a buffer that start and end at 64 bytes, which are 32 values
+# in half precision.
+ALIGNMENT = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,15 +42,26 @@ class Buffer:
     def store(self) -> None:
         """Copies the buffer into the variables."""
         for variable, part in zip(self.variables, self.parts(), strict=True):
-            tf.raw_ops.AssignVariableOp(resource=variable.value.handle, value=part)
+            assign_own(variable.value, part)
 
-    def parts(self) -> list[tf.Tensor]:
-        """Returns the value of each variable, in its shape."""
+    def places(self) -> dict[int, tuple[int, int]]:
+        """Returns by each variable's id where it begins and ends in the buffer, with its zeros."""
+        ends = list(itertools.accumulate(map(_padded, self.variables)))
+        pairs = zip([0, *ends], ends, strict=False)
+        return {id(v): pair for v, pair in zip(self.variables, pairs, strict=True)}
+
+    def parts(self, flat: tf.Tensor | None = None) -> list[tf.Tensor]:
+        """Returns the value of each variable, in its shape.
+
+        Args:
+          flat: the value of the buffer, [size] in any number format; None for its present value.
+        """
         if not self.variables:
             return []
+        flat = self.value() if flat is None else flat
         sizes = [_padded(variable) for variable in self.variables]
         parts = []
-        for variable, part in zip(self.variables, tf.split(self.value(), sizes), strict=True):
+        for variable, part in zip(self.variables, tf.split(flat, sizes), strict=True):
             count = variable.shape.num_elements()
             part = part if count == part.shape[0] else part[:count]
             parts.append(tf.reshape(part, variable.shape))
@@ -55,12 +69,41 @@ class Buffer:
 
     def join(self, tensors: Sequence[tf.Tensor]) -> tf.Tensor:
         """Returns tensors of the variables' shapes as a buffer, [size] float32."""
-        pieces = []
-        for variable, tensor in zip(self.variables, tensors, strict=True):
-            pieces.append(tf.reshape(tensor, [-1]))
-            if missing := _padded(variable) - variable.shape.num_elements():
-                pieces.append(tf.zeros([missing]))
-        return tf.concat(pieces, 0) if pieces else tf.zeros([0])
+        return self.join_sum([tensors])
+
+    def join_sum(self, groups: Sequence[Sequence[tf.Tensor | None]]) -> tf.Tensor:
+        """Returns the sum of groups of tensors as a buffer, [size] float32.
+
+        Args:
+          groups: in each group a tensor of the shape of each variable, or None for zeros.  Some may
+            be in half precision.
+        """
+        if not self.variables:
+            return tf.zeros([0])
+        # They are joined first, because each sum or cast of a tensor takes a kernel launch.
+        dtypes = {tensor.dtype for group in groups for tensor in group if tensor is not None}
+        terms: list[tf.Tensor] = []
+        for dtype in sorted(dtypes or {tf.float32}, key=str):
+            joined = tf.cast(self._joined(groups, dtype), tf.float32)
+            terms += tf.split(joined, len(groups)) if len(groups) > 1 else [joined]
+        return tf.add_n(terms) if len(terms) > 1 else terms[0]
+
+    def _joined(self, groups: Sequence[Sequence[tf.Tensor | None]], dtype: tf.DType) -> tf.Tensor:
+        """Returns groups one after another, with zeros for tensors of other number formats."""
+        pieces, zeros = [], 0
+        for group in groups:
+            for variable, tensor in zip(self.variables, group, strict=True):
+                size = _padded(variable)
+                if tensor is None or tensor.dtype != dtype:
+                    zeros += size
+                    continue
+                if zeros:
+                    pieces.append(tf.zeros([zeros], dtype))
+                pieces.append(tf.reshape(tensor, [-1]))
+                zeros = size - variable.shape.num_elements()
+        if zeros:
+            pieces.append(tf.zeros([zeros], dtype))
+        return tf.concat(pieces, 0)
 
     def assign(self, tensors: Sequence[tf.Tensor]) -> None:
         """Replaces the value of every variable."""
@@ -69,7 +112,7 @@ class Buffer:
 
     def replace(self, flat: tf.Tensor) -> None:
         """Replaces the whole buffer."""
-        tf.raw_ops.AssignVariableOp(resource=self.flat.handle, value=flat)
+        assign_own(self.flat, flat)
 
     def move_towards(self, flat: tf.Tensor, share: tf.Tensor) -> None:
         """Moves every value by a share of its distance to that of another buffer."""
@@ -80,6 +123,14 @@ class Buffer:
     def value(self) -> tf.Tensor:
         """Returns the buffer's present value, [size] float32."""
         return tf.convert_to_tensor(self.flat)
+
+
+def assign_own(variable: tf.Variable, value: tf.Tensor) -> None:
+    """Assigns a value to this replica's copy of a variable.
+
+    The replicas must compute the same value.  Unlike `variable.assign`, they do not exchange it.
+    """
+    tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
 
 
 def _padded(variable: keras.Variable) -> int:

@@ -9,12 +9,13 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.errors import NotFiniteError, UsageError
-from trainer.machine.devices import on_host
 from trainer.machine.replicas import Replicas
 from trainer.training.buffer import Buffer
 from trainer.training.divergence import check_finite
+from trainer.training.feed import Feed
+from trainer.training.position import Position, Start, count_steps
 from trainer.training.state import TrainState
-from trainer.training.step import Position, RawMetrics, Step, metric_names
+from trainer.training.step import RawMetrics, Step, metric_names
 from trainer.training.utilisation import UtilisationMeter, flops
 
 RunSteps = Callable[[int], np.ndarray]
@@ -24,9 +25,10 @@ def compile_steps(
     config: Config,
     replicas: Replicas,
     state: TrainState,
-    classes: int,
-    batch: Callable[[tf.Tensor], Any],
+    feed: Feed,
     meter: UtilisationMeter | None = None,
+    *,
+    xla: bool = False,
 ) -> RunSteps:
     """Compiles the training step inside a loop on the devices.
 
@@ -34,25 +36,30 @@ def compile_steps(
       config: the configuration of the run.
       replicas: the replicas that train.
       state: the state that training changes.
-      classes: number of classes of the data set.
-      batch: returns the next batches of reals of the replicas, given the step's index in
-        the call.
+      feed: what the steps take their images from.
       meter: receives the floating-point operations of a step.
+      xla: whether XLA compiles the steps of one replica, each into one program.
 
     Returns:
       A function that trains the given number of steps and returns their metrics, [steps, M]
       float32.  It raises a NotFiniteError if a metric, or a weight after the last step, is
       not finite.
     """
-    step = Step(config, state, classes, replicas.num_replicas)
-    names = metric_names(replicas.precision, config.augment)
+    # A program of XLA cannot exchange values with other replicas.
+    whole = xla and replicas.num_replicas == 1
+    step = Step(config, state, feed.classes, replicas.num_replicas, whole)
+    names = metric_names(config, replicas.precision)
     raw = RawMetrics(config, names, replicas.num_replicas)
     meter = meter or UtilisationMeter(replicas.device_names, replicas.precision)
 
+    def on_replica(received: tf.Tensor, labels: tf.Tensor, position: Position) -> tf.Tensor:
+        return step(feed.read(received), labels, position)
+
     def one_step(k: tf.Tensor, position: Position) -> tf.Tensor:
-        sums = replicas.run_and_sum(step, *batch(k), position)
+        sums = replicas.run_and_sum(on_replica, *feed.take(k), position)
         if state.augment is not None:
-            share = sums[raw.order.index("d_real_acc")] / (config.batch_size * config.d_steps)
+            verdicts = tf.add_n([sums[column] for column in raw.columns["d_real_acc"]])
+            share = 0.5 + 0.5 * verdicts / (config.batch_size * config.d_steps)
             state.augment.observe(share, position.images // config.batch_size)
         meter.flops = flops(tf.compat.v1.get_default_graph())
         return sums
@@ -62,25 +69,22 @@ def compile_steps(
     def run_steps(steps: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Returns the sums of the steps, and for each network whether it is finite after them."""
         replicas.run(state.load)
-        with on_host():
-            seen, rollbacks = state.images.read_value(), state.rollbacks.read_value()
+        start = Start.read(state)
 
         def one_more(k: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-            with on_host():
-                images = seen + config.batch_size * tf.cast(k, tf.int64)
-                position = Position.of(config, images, rollbacks)
-            rows = rows.write(k, one_step(k, position))
+            rows = rows.write(k, one_step(k, start.after(config, k)))
             return k + 1, rows
 
-        rows = tf.TensorArray(tf.float32, size=steps, element_shape=[len(names)])
+        rows = tf.TensorArray(tf.float32, size=steps, element_shape=[raw.size])
         _, rows = tf.while_loop(lambda k, _: k < steps, one_more, (tf.constant(0), rows))
-        state.images.assign_add(config.batch_size * tf.cast(steps, tf.int64))
+        count_steps(config, state, steps)
         replicas.run(state.store)
         # Reading all weights once per call is cheap, because a call has many steps.
         finite = [_is_finite(buffers) for buffers in state.buffers_by_network().values()]
         return rows.stack(), finite
 
-    return lambda steps: _run_checked(run_steps, steps, raw, replicas, state)
+    guarded = feed.guarded(run_steps)
+    return lambda steps: _run_checked(guarded, steps, raw, replicas, state)
 
 
 def _run_checked(

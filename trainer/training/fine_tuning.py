@@ -201,7 +201,7 @@ def _layers(run: RunNetworks, by_class: bool) -> dict[str, list[WeightLayer]]:
     twins: dict[str, keras.Model] = {}
     if by_class and classes:
         shape = run.data.shape
-        more = ImageShape(shape.size, shape.channels, shape.classes + 1)
+        more = ImageShape(*shape.sides, shape.channels, shape.classes + 1)
         generator, discriminator = build_networks(run.config, more)
         twins = dict(generator=generator, average=generator, discriminator=discriminator)
     return {
@@ -240,7 +240,7 @@ def _mismatch(old: RunNetworks, new: RunNetworks, differences: Mapping[str, str]
         remedies.append(f"--{name}={value:g}" if name.endswith("width") else f"--{name}={value}")
     use = f"Use {' '.join(remedies)}, or leave out --init_from." if remedies else ""
     if "channels" in shaping:
-        use = f"{_channels_remedy(old.data.channels)} {use}".strip()
+        use = f"{_channels_remedy(old.data.channels, new.data.channels)} {use}".strip()
     listed = "; ".join(f"{name}: {text}" for name, text in shaping.items())
     return (
         f"--init_from={new.config.init_from}: the networks of that run do not fit this run "
@@ -248,14 +248,13 @@ def _mismatch(old: RunNetworks, new: RunNetworks, differences: Mapping[str, str]
     )
 
 
-def _channels_remedy(channels: int) -> str:
+def _channels_remedy(channels: int, others: int) -> str:
     """Returns what to do if a run on images of so many channels is to continue with others."""
-    theirs, yours = ("grayscale", "colour") if channels == 1 else ("colour", "grayscale")
-    mode = "L" if channels == 1 else "RGB"
+    kinds = {1: "grayscale", 3: "colour", 4: "transparent"}
+    theirs, yours = kinds[channels], kinds[others]
     return (
-        f"That run draws {theirs} images and cannot be fine-tuned to {yours} images. Save your "
-        f"pictures in {theirs}, for example with Pillow's image.convert('{mode}'), name a run on "
-        f"{yours} images, or leave out --init_from."
+        f"That run draws {theirs} images and cannot be fine-tuned to {yours} images. Use "
+        f"--channels={channels}, name a run on {yours} images, or leave out --init_from."
     )
 
 

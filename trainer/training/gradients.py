@@ -5,23 +5,29 @@ over micro-batches and replicas, as gradients are, they are means over the globa
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import tensorflow as tf
 
 from trainer.config import Config
-from trainer.models import randomness
-from trainer.models.augmentation import augment
-from trainer.models.objective import OBJECTIVES, Loss, gradient_penalty, share_real, towards
+from trainer.machine.devices import on_host
+from trainer.models.objective import OBJECTIVES, Loss, Objective, Sum, verdicts
 from trainer.models.randomness import Draws
-from trainer.models.schedules import current
-from trainer.training import adaptation
-from trainer.training.adaptation import AdaptiveStrength
+from trainer.training import penalties
+from trainer.training.forward import Forward
+from trainer.training.penalties import Penalty
 from trainer.training.updates import TracedNetwork
 
-PENALTY_SCALE = 1024.0  # scales the inner gradient of a penalty in half precision
+Gradients: TypeAlias = tf.Tensor  # in the layout of the buffer of the weights, [size] float32
+LossAndJudgement = tuple[tf.Tensor, tf.Tensor]  # the first two fields of `step.Sums`
 
-Gradients = list[tf.Tensor]
-Sums = tuple[tf.Tensor, tf.Tensor]  # of the loss and of the logits that mean real
+
+class Penalties(NamedTuple):
+    """These rows' share of the penalties: their weighted sum, and each without its weight."""
+
+    total: tf.Tensor
+    each: list[tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,14 +37,14 @@ class MicroBatch:
     Attributes:
       config: the configuration of the run.
       g, d: the generator and the discriminator.
-      adaptive: the adaptive strength of the augmentation, or None.
+      forward: their forward passes.
       classes: number of classes of the data set.
     """
 
     config: Config
     g: TracedNetwork
     d: TracedNetwork
-    adaptive: AdaptiveStrength | None
+    forward: Forward
     classes: int
 
     def discriminator(
@@ -48,7 +54,7 @@ class MicroBatch:
         fakes: tf.Tensor | None = None,
         *,
         draws: Draws,
-    ) -> tuple[Gradients, Sums]:
+    ) -> tuple[Gradients, LossAndJudgement]:
         """Returns the gradients and metrics of the discriminator on reals and fakes.
 
         Args:
@@ -57,14 +63,16 @@ class MicroBatch:
           fakes: [N, H, W, C] float32; None to generate them.
           draws: random numbers of these rows.
         """
-        reals = self.to_reals(images, draws)
-        fakes = self.generate(labels, draws) if fakes is None else fakes
+        reals = self.forward.to_reals(images, draws)
+        fakes = self.forward.generate(labels, draws) if fakes is None else fakes
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             self.d.watch(tape)
-            logits = self._discriminate_both(reals, fakes, labels, draws)
-            loss = self._d_loss(logits, draws)
-            loss += self._penalty(reals, fakes, labels, draws)
-        return self.d.gradients(tape, loss), (loss, _judged_real(logits))
+            logits, found = self._judge(reals, fakes, labels, draws, self._penalties)
+            loss = self._d_loss(logits, draws) + found.total
+        gradients, loss, found = self._with_lazy_penalties(
+            (self.d.gradients(tape, loss), loss, found), reals, fakes, labels, draws
+        )
+        return gradients, (loss, self._d_judgement(logits, found))
 
     def discriminator_on_reals(
         self,
@@ -73,13 +81,15 @@ class MicroBatch:
         fakes: tf.Tensor | None = None,
         *,
         draws: Draws,
-    ) -> tuple[Gradients, Sums]:
+    ) -> tuple[Gradients, LossAndJudgement]:
         """Returns the gradients and metrics of the discriminator on reals alone."""
-        on_reals, _ = self._d_losses(draws)
         gradients, loss, logits = self._d_gradients_on(
-            self.to_reals(images, draws), labels, on_reals, draws.within("reals")
+            self.forward.to_reals(images, draws),
+            labels,
+            self._sum(draws).d_real,
+            draws.within("reals"),
         )
-        return gradients, (0.5 * loss, tf.stack([_judged_real(logits), 0.0]))
+        return gradients, (0.5 * loss, tf.stack([_verdicts(logits), 0.0]))
 
     def discriminator_on_fakes(
         self,
@@ -88,87 +98,98 @@ class MicroBatch:
         fakes: tf.Tensor | None = None,
         *,
         draws: Draws,
-    ) -> tuple[Gradients, Sums]:
+    ) -> tuple[Gradients, LossAndJudgement]:
         """Returns the gradients and metrics of the discriminator on fakes alone."""
-        _, on_fakes = self._d_losses(draws)
-        fakes = self.generate(labels, draws) if fakes is None else fakes
+        fakes = self.forward.generate(labels, draws) if fakes is None else fakes
         gradients, loss, logits = self._d_gradients_on(
-            fakes, labels, on_fakes, draws.within("fakes")
+            fakes, labels, self._sum(draws).d_fake, draws.within("fakes")
         )
-        return gradients, (0.5 * loss, tf.stack([0.0, _judged_real(logits)]))
+        return gradients, (0.5 * loss, tf.stack([0.0, _verdicts(logits)]))
 
-    def generator(self, *, draws: Draws) -> tuple[Gradients, Sums]:
-        """Returns the gradients and metrics of the generator on new latents and labels."""
-        labels = draws.integers("labels", self.classes) if self.config.conditional else None
-        return self._g_gradients_on(labels, draws, draws)
+    def generator(
+        self, images: tf.Tensor | None = None, labels: tf.Tensor | None = None, *, draws: Draws
+    ) -> tuple[Gradients, LossAndJudgement]:
+        """Returns the gradients and metrics of the generator on new latents.
 
-    def generator_on_same_fakes(self, labels: tf.Tensor, *, draws: Draws) -> tuple[Gradients, Sums]:
+        Args:
+          images: reals [N, H, W, C] uint8, if the loss is on pairs.
+          labels: their labels [N] int32, which the fakes share; otherwise they are random.
+          draws: random numbers of these rows.
+        """
+        if labels is None and self.config.conditional:
+            labels = draws.integers("labels", self.classes)
+        return self._g_gradients_on(images, labels, draws, draws)
+
+    def generator_on_same_fakes(
+        self, images: tf.Tensor, labels: tf.Tensor, *, draws: Draws
+    ) -> tuple[Gradients, LossAndJudgement]:
         """Returns those of the generator on the fakes that `discriminator` generated."""
-        return self._g_gradients_on(labels, draws, draws.within("g"))
+        return self._g_gradients_on(images, labels, draws, draws.within("g"))
 
     def both(
         self, images: tf.Tensor, labels: tf.Tensor, *, draws: Draws
-    ) -> tuple[Gradients, Gradients, Sums, Sums]:
+    ) -> tuple[Gradients, Gradients, LossAndJudgement, LossAndJudgement]:
         """Returns the gradients and metrics of both networks from the same fakes."""
-        reals = self.to_reals(images, draws)
+        reals = self.forward.to_reals(images, draws)
         with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
             self.g.watch(tape)
             self.d.watch(tape)
-            fakes = self.generate(labels, draws)
-            logits = self._discriminate_both(reals, fakes, labels, draws)
-            g_loss = self.g_loss(logits[1])
-            d_loss = self._d_loss(logits, draws)
-            d_loss += self._penalty(reals, tf.stop_gradient(fakes), labels, draws)
-        return (
-            self.d.gradients(tape, d_loss),
-            self.g.gradients(tape, g_loss),
-            (d_loss, _judged_real(logits)),
-            self.g_sums(g_loss, logits[1]),
+            fakes = self.forward.generate(labels, draws)
+            logits, found = self._judge(reals, fakes, labels, draws, self._penalties)
+            g_sums = self.g_sums(logits if self._objective.on_pairs else logits[1])
+            d_loss = self._d_loss(logits, draws) + found.total
+        d_gradients, d_loss, found = self._with_lazy_penalties(
+            (self.d.gradients(tape, d_loss), d_loss, found), reals, fakes, labels, draws
+        )
+        g_gradients = self.g.gradients(tape, g_sums[0])
+        return d_gradients, g_gradients, (d_loss, self._d_judgement(logits, found)), g_sums
+
+    def judge_for_g(
+        self,
+        images: tf.Tensor | None,
+        fakes: tf.Tensor,
+        labels: tf.Tensor | None,
+        draws: Draws,
+        d_draws: Draws,
+    ) -> tf.Tensor:
+        """Returns the logits that the generator's loss needs.
+
+        Args:
+          images: reals [N, H, W, C] uint8, if the loss is on pairs.
+          fakes: [N, H, W, C] float32.
+          labels: those of reals and fakes, [N] int32.
+          draws: random numbers with which reals are read.
+          d_draws: random numbers of the discriminator.
+
+        Returns:
+          Logits [2, N] of reals and fakes if the loss is on pairs, otherwise of fakes alone, [N].
+        """
+        if not self._objective.on_pairs:
+            return self.forward.discriminate(fakes, labels, d_draws)
+        return self.forward.discriminate_both(
+            self.forward.to_reals(images, draws), fakes, labels, d_draws
         )
 
-    def generate(self, labels: tf.Tensor | None, draws: Draws) -> tf.Tensor:
-        """Returns fakes, [N, H, W, C] float32 in the image range."""
-        latents = randomness.latents(self.config, draws)
-        inputs = [latents, labels] if self.config.conditional else latents
-        return self.g(inputs)
+    def g_sums(self, logits: tf.Tensor) -> LossAndJudgement:
+        """Returns the generator's loss and the verdicts on its fakes, two scalars.
 
-    def discriminate(self, images: tf.Tensor, labels: tf.Tensor | None, draws: Draws) -> tf.Tensor:
-        """Returns the discriminator's logits of augmented images, [N] float32."""
-        strength = adaptation.strength(self.config, self.adaptive, draws.images)
-        images = augment(self.config, images, draws, strength)
-        if self.config.d_input_noise:
-            parts = images.shape[0] // draws.rows
-            noise = draws.normal("input_noise", tuple(images.shape[1:]), parts)
-            images += current(self.config.d_input_noise, draws.images) * noise
-        inputs = [images, labels] if self.config.conditional else images
-        with randomness.use(draws):
-            return self.d(inputs)
-
-    def g_loss(self, fake_logits: tf.Tensor) -> tf.Tensor:
-        """Returns the generator's loss, a scalar."""
-        return self._mean(OBJECTIVES[self.config.loss].g_fake(fake_logits))
-
-    def g_sums(self, loss: tf.Tensor, fake_logits: tf.Tensor) -> Sums:
-        """Returns the generator's loss and the number of fakes judged real, two scalars."""
-        return loss, _judged_real(fake_logits)
-
-    def to_reals(self, images: tf.Tensor, draws: Draws) -> tf.Tensor:
-        """Converts uint8 to float32 in the image range; flips images where configured."""
-        reals = tf.cast(images, tf.float32)
-        reals = reals / 127.5 - 1.0 if self.config.image_range == "tanh" else reals / 255.0
-        if self.config.horizontal_flip:
-            mirrored = draws.uniform("mirror", (1, 1, 1)) < 0.5
-            reals = tf.where(mirrored, tf.reverse(reals, [2]), reals)
-        return reals
+        Args:
+          logits: what `judge_for_g` returns.
+        """
+        objective = self._objective
+        margins = objective.margins(logits)
+        if objective.on_pairs:
+            return self._mean(objective.g_loss(*tf.unstack(logits))), _verdicts(margins[1])
+        return self._mean(objective.g_loss(None, logits)), _verdicts(margins)
 
     def _g_gradients_on(
-        self, labels: tf.Tensor | None, draws: Draws, d_draws: Draws
-    ) -> tuple[Gradients, Sums]:
+        self, images: tf.Tensor | None, labels: tf.Tensor | None, draws: Draws, d_draws: Draws
+    ) -> tuple[Gradients, LossAndJudgement]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             self.g.watch(tape)
-            logits = self.discriminate(self.generate(labels, draws), labels, d_draws)
-            loss = self.g_loss(logits)
-        return self.g.gradients(tape, loss), self.g_sums(loss, logits)
+            fakes = self.forward.generate(labels, draws)
+            sums = self.g_sums(self.judge_for_g(images, fakes, labels, draws, d_draws))
+        return self.g.gradients(tape, sums[0]), sums
 
     def _d_gradients_on(
         self, images: tf.Tensor, labels: tf.Tensor, loss_of: Loss, draws: Draws
@@ -176,69 +197,125 @@ class MicroBatch:
         """Returns the gradients, the loss and the logits of the discriminator on images."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             self.d.watch(tape)
-            logits = self.discriminate(images, labels, draws)
+            logits = self.forward.discriminate(images, labels, draws)
             loss = self._mean(loss_of(logits))
         return self.d.gradients(tape, loss), loss, logits
 
-    def _discriminate_both(
-        self, reals: tf.Tensor, fakes: tf.Tensor, labels: tf.Tensor, draws: Draws
-    ) -> tf.Tensor:
-        """Returns the logits of reals and fakes [2, N], discriminated as one batch or as two."""
-        if self.config.updates.batches == "joint":
-            both = tf.concat([reals, fakes], 0), tf.concat([labels, labels], 0)
-            return tf.reshape(self.discriminate(*both, draws), [2, -1])
-        return tf.stack(
-            [
-                self.discriminate(reals, labels, draws.within("reals")),
-                self.discriminate(fakes, labels, draws.within("fakes")),
-            ]
-        )
+    @property
+    def _objective(self) -> Objective:
+        return OBJECTIVES[self.config.loss]
 
-    def _d_losses(self, draws: Draws) -> tuple[Loss, Loss]:
-        """Returns the losses on reals and on fakes, with smoothed and flipped labels."""
-        objective = OBJECTIVES[self.config.loss]
+    def _sum(self, draws: Draws) -> Sum:
+        """Returns a loss that is no loss on pairs, with smoothed and flipped labels."""
+        objective = self._objective
+        if not isinstance(objective, Sum):
+            raise TypeError(f"{self.config.loss} is a loss on pairs")
         targets = [1.0 - self.config.smooth_real, self.config.smooth_fake]
         if targets == [1.0, 0.0] and not self.config.flip_labels:
-            return objective.d_real, objective.d_fake
-        losses = []
-        for name, target in zip(("reals", "fakes"), targets, strict=True):
+            return objective
+        for k, name in enumerate(("reals", "fakes")):
             if self.config.flip_labels:
                 flipped = draws.uniform(f"flip_{name}", ()) < self.config.flip_labels
-                target = tf.where(flipped, 1.0 - target, target)
-            losses.append(towards(target, objective.d_real, objective.d_fake))
-        return losses[0], losses[1]
+                targets[k] = tf.where(flipped, 1.0 - targets[k], targets[k])
+        return objective.with_targets(*targets)
 
     def _d_loss(self, logits: tf.Tensor, draws: Draws) -> tf.Tensor:
-        """Returns the mean over one joint batch, or the sum of the means over two batches."""
-        on_reals, on_fakes = self._d_losses(draws)
-        real_logits, fake_logits = tf.unstack(logits)
-        share = 0.5 if self.config.updates.batches == "joint" else 1.0
-        return self._mean(on_reals(real_logits) + on_fakes(fake_logits), share)
+        """Returns the mean over one joint batch or over pairs, or the sum of two batches' means."""
+        pairs = self._objective.on_pairs
+        objective = self._objective if pairs else self._sum(draws)
+        share = 0.5 if self.config.updates.batches == "joint" and not pairs else 1.0
+        return self._mean(objective.d_loss(*tf.unstack(logits)), share)
 
-    def _penalty(
+    def _d_judgement(self, logits: tf.Tensor, found: Penalties) -> tf.Tensor:
+        """Returns the verdicts on reals and on fakes, and each penalty, [2 + penalties] float32."""
+        judged = _verdicts(self._objective.margins(logits))
+        return tf.concat([judged, tf.stack(found.each)], 0) if found.each else judged
+
+    @property
+    def _penalties(self) -> tuple[Penalty, ...]:
+        """The penalties of every step."""
+        return penalties.active(self.config) if self.config.penalty_every == 1 else ()
+
+    def _judge(
+        self,
+        reals: tf.Tensor,
+        fakes: tf.Tensor,
+        labels: tf.Tensor,
+        draws: Draws,
+        chosen: Sequence[Penalty],
+    ) -> tuple[tf.Tensor, Penalties]:
+        """Returns the logits of reals and fakes [2, N], and the penalties."""
+        batches = {"reals": reals, "fakes": fakes}
+        at_batches = [penalty for penalty in chosen if penalty.images in batches]
+        logits, gradients = penalties.judge(
+            lambda: self.forward.discriminate_both(reals, fakes, labels, draws),
+            [batches[penalty.images] for penalty in at_batches],
+            half=self._in_half_precision,
+        )
+        at = dict(zip(at_batches, gradients, strict=True))
+        total, each = tf.constant(0.0), []
+        for penalty in chosen:
+            if penalty not in at:
+                at[penalty] = self._gradients_between(reals, fakes, labels, draws)
+            # A penalty that only every n-th step has counts n times there (Karras et al.,
+            # arXiv:1912.04958, section 3.1).
+            value = self._mean(penalty.of(at[penalty]), float(self.config.penalty_every))
+            total += penalties.weight(self.config, penalty, draws.images) * value
+            each.append(value)
+        return logits, Penalties(total, each)
+
+    def _gradients_between(
         self, reals: tf.Tensor, fakes: tf.Tensor, labels: tf.Tensor, draws: Draws
-    ) -> tf.Tensor | float:
-        """Returns the gradient penalty at points between reals and fakes, 0 if disabled."""
-        if not self.config.gradient_penalty:
-            return 0.0
-        between = draws.uniform("between", (1, 1, 1))
-        images = between * reals + (1.0 - between) * fakes
-        half = self.d.compute_dtype != "float32"
-        scale = PENALTY_SCALE if half else 1.0
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(images)
-            total = scale * tf.reduce_sum(
-                self.discriminate(images, labels, draws.within("between"))
-            )
-        gradients = tape.gradient(total, images) / scale
-        weight = current(self.config.gradient_penalty, draws.images)
-        return weight * self._mean(gradient_penalty(gradients))
+    ) -> tf.Tensor:
+        """Returns D's gradients at points between reals and fakes, [N, H, W, C] float32."""
+        share = draws.uniform("between", (1, 1, 1))
+        images = share * reals + (1.0 - share) * tf.stop_gradient(fakes)
+        _, (gradients,) = penalties.judge(
+            lambda: self.forward.discriminate(images, labels, draws.within("between")),
+            [images],
+            half=self._in_half_precision,
+        )
+        return gradients
+
+    @property
+    def _in_half_precision(self) -> bool:
+        return self.d.compute_dtype != "float32"
+
+    def _with_lazy_penalties(
+        self,
+        without: tuple[Gradients, tf.Tensor, Penalties],
+        reals: tf.Tensor,
+        fakes: tf.Tensor,
+        labels: tf.Tensor,
+        draws: Draws,
+    ) -> tuple[Gradients, tf.Tensor, Penalties]:
+        """Adds to D's gradients, loss and penalties those that only some steps compute.
+
+        The gradients are computed inside of the branch: through a branch, TensorFlow would pass
+        what they need in a form that XLA cannot compile.
+        """
+        chosen = penalties.active(self.config)
+        if not chosen or self.config.penalty_every == 1:
+            return without
+
+        gradients, loss, _ = without
+
+        def with_penalties() -> tuple[Gradients, tf.Tensor, Penalties]:
+            with self.d.in_branch(), tf.GradientTape(watch_accessed_variables=False) as tape:
+                self.d.watch(tape)
+                _, found = self._judge(reals, fakes, labels, draws, chosen)
+            return gradients + self.d.gradients(tape, found.total), loss + found.total, found
+
+        with on_host():
+            due = penalties.is_due(self.config, draws.images)
+        none = Penalties(tf.constant(0.0), [tf.constant(0.0)] * len(chosen))
+        return tf.cond(due, with_penalties, lambda: (gradients, loss, none))
 
     def _mean(self, values: tf.Tensor, weight: float = 1.0) -> tf.Tensor:
         """Returns these rows' share of the weighted mean over the global batch, a scalar."""
         return tf.reduce_sum(values) * (weight / self.config.batch_size)
 
 
-def _judged_real(logits: tf.Tensor) -> tf.Tensor:
-    """Returns the number of logits [..., N] that mean real, [...] float32."""
-    return tf.reduce_sum(share_real(logits), -1)
+def _verdicts(margins: tf.Tensor) -> tf.Tensor:
+    """Returns how many more of the margins [..., N] mean real than fake, [...] float32."""
+    return tf.reduce_sum(verdicts(margins), -1)

@@ -2,18 +2,21 @@
 
 The Keras optimizers hold the hyper-parameters and, for checkpoints, the slots of each variable.
 The updates are those of Keras (tests/training/test_step.py), on buffers: Keras's own would launch
-several kernels per variable.  An update that is not finite changes nothing, without a branch that
-would make the host wait for the device.
+several kernels per variable.  Their scalars are computed on the host.  Only in float16, where
+updates may be skipped, they depend on the device; a skipped update changes nothing, without a
+branch that would make the host wait for the device.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.machine import program
 from trainer.machine.devices import on_host
 from trainer.models.schedules import current
 
@@ -27,16 +30,42 @@ class Update:
     Attributes:
       weights: all weights of the network, [size] float32.
       slots: a buffer of the same size for each kind of slot.
-      gradient: [size] float32, zero if it was not finite.
-      finite: whether the gradient was finite; otherwise nothing changes.
+      gradient: [size] float32, zero if `finite` is false.
       images: number of images seen, an integer scalar in host memory.
+      number: number of this update among those that are not skipped, from 1, an integer scalar.  It
+        is in host memory if `finite` is None.
+      finite: a bool scalar, whether the update is not skipped; None if no update is.
     """
 
     weights: tf.Variable
     slots: Sequence[tf.Variable]
     gradient: tf.Tensor
-    finite: tf.Tensor
     images: tf.Tensor | int
+    number: tf.Tensor | int
+    finite: tf.Tensor | None = None
+
+    @contextlib.contextmanager
+    def scalars(self) -> Iterator[None]:
+        """Makes the operations on scalars in the block run on the host if they can."""
+        if self.finite is not None:
+            yield
+            return
+        with program.outside(), on_host():
+            yield
+
+    def unless_skipped(
+        self, given: Sequence[tf.Tensor | float] | tf.Tensor, idle: Sequence[float]
+    ) -> Sequence[tf.Tensor | float]:
+        """Returns scalars, or those with which the update changes nothing if it is skipped.
+
+        Args:
+          given: the scalars, or a vector of them.
+          idle: those that change nothing.
+        """
+        if self.finite is None:
+            return given
+        given = given if tf.is_tensor(given) else tf.stack(given)
+        return tf.unstack(tf.where(self.finite, given, tf.constant(idle)))
 
 
 class Optimizer(Protocol):
@@ -49,7 +78,7 @@ class Optimizer(Protocol):
         """Returns the slots: by kind, one for each variable."""
 
     def update(self, update: Update) -> None:
-        """Updates weights and slots, after `iterations` has counted the update if it is finite."""
+        """Updates weights and slots."""
 
 
 class Adam(keras.optimizers.Adam):
@@ -65,12 +94,19 @@ class Adam(keras.optimizers.Adam):
 
     def update(self, update: Update) -> None:
         """Updates the weights and both moments; see `Optimizer`."""
-        given = _together(self._rate_at(update.images), self.beta_1, self._beta2_at(update.images))
-        time = tf.cast(self.iterations.value, tf.float32)
-        active = tf.concat([given, tf.pow(given[1:], time)], 0)
-        # With these values and no gradient, the update adds zero to everything.
-        idle = tf.constant([0.0, 1.0, 1.0, 0.0, 0.0])
-        rate, beta1, beta2, power1, power2 = tf.unstack(tf.where(update.finite, active, idle))
+        with update.scalars():
+            rate, beta2 = self._rate_at(update.images), self._beta2_at(update.images)
+            betas = tf.stack([self.beta_1, beta2])
+            powers = tf.pow(betas, tf.cast(update.number, tf.float32))
+            if update.finite is None:
+                # The operation would compute this factor on the device, from two scalars more.
+                rate = rate * tf.sqrt(1.0 - powers[1]) / (1.0 - powers[0])
+                given = (rate, self.beta_1, beta2, 0.0, 0.0)
+            else:
+                given = tf.concat([tf.stack([rate, self.beta_1, beta2]), powers], 0)
+        # With the idle values and no gradient, the update adds zero to everything.
+        idle = (0.0, 1.0, 1.0, 0.0, 0.0)
+        rate, beta1, beta2, power1, power2 = update.unless_skipped(given, idle)
         tf.raw_ops.ResourceApplyAdam(
             var=update.weights.handle,
             m=update.slots[0].handle,
@@ -103,8 +139,9 @@ class RMSprop(keras.optimizers.RMSprop):
 
         The operation writes the slot of the momentum and, since the momentum is 0, never reads it.
         """
-        given = _together(self._rate_at(update.images), self._beta2_at(update.images))
-        rate, beta2 = tf.unstack(tf.where(update.finite, given, tf.constant([0.0, 1.0])))
+        with update.scalars():
+            given = self._rate_at(update.images), self._beta2_at(update.images)
+        rate, beta2 = update.unless_skipped(given, (0.0, 1.0))
         tf.raw_ops.ResourceApplyRMSProp(
             var=update.weights.handle,
             ms=update.slots[0].handle,
@@ -136,12 +173,13 @@ class SGD(keras.optimizers.SGD):
 
     def update(self, update: Update) -> None:
         """Updates the weights and their momentums; see `Optimizer`."""
-        rate = _together(self._rate_at(update.images))[0]
+        with update.scalars():
+            rate = self._rate_at(update.images)
         speed = tf.convert_to_tensor(update.slots[0])
         moved = self.momentum * speed - rate * update.gradient
-        new_speed = tf.where(update.finite, moved, speed)
+        new_speed = moved if update.finite is None else tf.where(update.finite, moved, speed)
         tf.raw_ops.AssignVariableOp(resource=update.slots[0].handle, value=new_speed)
-        step = tf.where(update.finite, new_speed, 0.0)
+        step = moved if update.finite is None else tf.where(update.finite, moved, 0.0)
         tf.raw_ops.AssignAddVariableOp(resource=update.weights.handle, value=step)
 
     def build(self, variables: list[keras.Variable]) -> None:
@@ -156,15 +194,6 @@ def _build_with_momentum(
     optimizer.momentum = wanted or 1.0
     build(variables)
     optimizer.momentum = wanted
-
-
-def _together(*values: tf.Tensor | float) -> tf.Tensor:
-    """Returns scalars as one vector, which reaches the device in one transfer."""
-    known = [tf.get_static_value(value) if tf.is_tensor(value) else value for value in values]
-    if None not in known:
-        return tf.constant(known, tf.float32)
-    with on_host():
-        return tf.stack(values)
 
 
 def make(config: Config, network: str, seen: tf.Variable) -> Any:

@@ -11,7 +11,14 @@ from PIL import Image
 from trainer.config import Config
 from trainer.data.images import ImageSet
 from trainer.evaluation.during_training import TrainingEvaluations
-from trainer.generation.sampler import Sampler, SampleSheet, last_sheet, save_picture, sheet_path
+from trainer.generation.sampler import (
+    Sampler,
+    SampleSheet,
+    last_sheet,
+    save_picture,
+    sheet_path,
+    write_gif,
+)
 from trainer.reporting.console import Console
 from trainer.reporting.lines import Line
 from trainer.reporting.prometheus import Telemetry
@@ -51,6 +58,12 @@ class Outputs:
         lines = JsonLinesWriter(self.run_dir.metrics, first_step)
         events = TensorBoardWriter(self.run_dir.tensorboard)
         return [lines, self.telemetry, ConsoleWriter(self.terminal), events], lines.earlier
+
+    def write_gif(self) -> None:
+        """Writes the GIF of the sample grids, if it can be written."""
+        if self.run_dir is not None:
+            with contextlib.suppress(OSError):
+                write_gif(self.run_dir.samples, self.run_dir.gif)
 
 
 class SaveAction:

@@ -5,13 +5,11 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import tensorflow as tf
 
 from trainer.config import Config
 from trainer.config.settings import Duration
-from trainer.data import pipeline
 from trainer.data.images import ImageSet
 from trainer.errors import (
     DivergedError,
@@ -20,16 +18,19 @@ from trainer.errors import (
     StoppedError,
     StorageError,
 )
+from trainer.machine import devices
 from trainer.machine.replicas import Replicas
 from trainer.machine.signals import TimeLimit
+from trainer.reporting.phases import COMPILING, WAITING, Phases
 from trainer.reporting.record import Measurements, Recorder, RecordPlan
 from trainer.run_dir.events import EventLog
-from trainer.training import loop, profiling, step, xla
+from trainer.training import feed, loop, profiling, step, xla
 from trainer.training.compiled_steps import RunSteps, compile_steps
 from trainer.training.data_wait import DataWaitTimer
 from trainer.training.divergence import REMEDY, CollapseAlarm
 from trainer.training.outputs import AccuracyWriter, Outputs, SampleAction, SaveAction
 from trainer.training.state import TrainState
+from trainer.training.step_watchdog import Agree, StepWatchdog
 from trainer.training.utilisation import UtilisationMeter
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Run:
       state: the state that training changes.
       outputs: where it writes.
       upkeep: called about every second; raises an error if training must not continue.
+      phases: is told what the process does.
     """
 
     config: Config
@@ -57,6 +59,7 @@ class Run:
     state: TrainState
     outputs: Outputs
     upkeep: Callable[[], None]
+    phases: Phases
 
     @property
     def last_step(self) -> int:
@@ -85,11 +88,15 @@ class Run:
         alarm = CollapseAlarm(self.config)
         evaluations, saver = self.outputs.evaluations, self.outputs.saver
         steps = range(self.state.steps_done(self.config.batch_size), self.last_step)
+        watchdog = self._watchdog()
         with contextlib.closing(self._recorder(steps, alarm)) as recorder:
             alarm.on_collapse = lambda: recorder.annotate("collapse", 1.0)
-            sample = self._sample_action(recorder, alarm, steps.start)
-            save = SaveAction(self.outputs, recorder)
-            evaluations.resume(steps.start, recorder.evaluated)
+            draw = self._sample_action(recorder, alarm, steps.start)
+            sample = watchdog.action("sampling", draw)
+            save = watchdog.action("saving", SaveAction(self.outputs, recorder))
+            evaluate = watchdog.action("evaluating", evaluations.evaluate)
+            with self.phases.during("evaluating"):
+                evaluations.resume(steps.start, recorder.evaluated)
             if saver.last_step is None:
                 save(steps.start)  # a checkpoint to roll back to, and proof that the run started
 
@@ -104,26 +111,29 @@ class Run:
                 batch_size=self.config.batch_size,
                 periodic=[
                     every(self.config.sample_every, sample, EARLY_SAMPLES),
-                    every(self.config.evaluate_every, evaluations.evaluate),
+                    every(self.config.evaluate_every, evaluate),
                     every(self.config.checkpoint_every, save),
                 ],
             )
+            self.phases.enter(COMPILING)
             with self._traced_steps() as run_steps:
                 functions = loop.LoopFunctions(
-                    run_steps=run_steps,
+                    run_steps=watchdog.run_steps(run_steps),
                     observe=recorder.observe,
                     stop_requested=lambda: (
                         stop() or alarm.stops_run or evaluations.stopped_improving
                     ),
                     upkeep=self.upkeep,
-                    agree=self.replicas.agree,
+                    agree=self._agree(watchdog),
                 )
                 done = loop.train_steps(plan, functions)
+            self.phases.progress(done)
+            self.phases.enter("saving")
             # A run that has stopped improving is complete, too.
             over = self.replicas.broadcast(int(evaluations.stopped_improving))
             collapsed = self.replicas.broadcast(int(alarm.stops_run))
-            complete = (done == steps.stop or bool(over)) and evaluations.evaluate(done)
-            saved = save(done) or (complete and save(done))
+            complete = (done == steps.stop or bool(over)) and evaluate(done)
+            saved = bool(save(done) or (complete and save(done)))
             if not complete and collapsed:
                 sign = alarm.sign or "see the log of the chief"
                 raise DivergedError(f"Collapsed by step {done}: {sign}.")
@@ -132,10 +142,14 @@ class Run:
             if not saved:
                 raise StorageError(f"The end of the run could not be saved. {saver.last_good}")
             sample(done)
+            if self.replicas.num_workers > 1:
+                self.phases.enter(WAITING)  # the chief enters the phase of its last work
 
     def _stop_early(self, done: int, saved: bool, stop: TimeLimit) -> None:
         """Raises the error of a run that is not complete."""
         steps, resumes = f"{done} of {self.last_step} steps", self.outputs.saver.last_good
+        self.outputs.write_gif()
+        self.replicas.leave()
         if not saved:
             raise stop.error(f"after {steps}, which could not be saved. {resumes}")
         if self.replicas.num_workers > 1 and not stop():
@@ -172,10 +186,24 @@ class Run:
             self.config.max_rollbacks,
         )
 
+    def _agree(self, watchdog: StepWatchdog) -> Agree:
+        """Returns the function by which the workers agree; a single one waits for nobody."""
+        agree = self.replicas.agree
+        return watchdog.agree(agree) if self.replicas.num_workers > 1 else agree
+
+    def _watchdog(self) -> StepWatchdog:
+        """Returns the watchdog of the steps."""
+        return StepWatchdog(
+            self.config.step_timeout_secs,
+            self.phases,
+            self.replicas.limited,
+            lambda: self.outputs.saver.last_good,
+        )
+
     def _recorder(self, steps: range, alarm: CollapseAlarm) -> Recorder:
         """Returns the record of `steps`."""
         plan = RecordPlan(
-            names=step.metric_names(self.replicas.precision, self.config.augment),
+            names=step.metric_names(self.config, self.replicas.precision),
             steps=steps,
             batch_size=self.config.batch_size,
             epoch_size=len(self.data),
@@ -183,9 +211,9 @@ class Run:
             every_steps=self.config.log_every_steps,
         )
         measurements = Measurements(
-            memory=self.replicas.peak_memory_gib,
+            memory=lambda: devices.peak_memory_gib(self.replicas.device_names),
             utilisation=self.meter.utilisation,
-            wait_secs=self.data_wait_timer.mean_secs,
+            wait_secs=timer.mean_secs if (timer := self.data_wait_timer) else None,
         )
         writers, earlier = self.outputs.open_writers(steps.start)
         recorder = Recorder(plan, measurements, [*writers, AccuracyWriter(alarm)], earlier)
@@ -226,47 +254,64 @@ class Run:
         return UtilisationMeter(self.replicas.device_names, self.replicas.precision)
 
     @functools.cached_property
-    def data_wait_timer(self) -> DataWaitTimer:
-        """Measures how long the steps wait for their data."""
-        return DataWaitTimer()
+    def data_wait_timer(self) -> DataWaitTimer | None:
+        """Measures how long the steps wait for their data; None if this is not measured."""
+        wanted = self.config.time_data_wait
+        if wanted is None:
+            wanted = not self.replicas.is_on_gpus
+        return DataWaitTimer() if wanted else None
 
     @functools.cached_property
     def with_xla(self) -> bool:
         """Whether XLA compiles the steps, as configured or as measured."""
-        replicas = self.replicas
+        replicas, config = self.replicas, self.config
         # With several replicas, a failure of one alone would make the others wait for it.
         may_try = replicas.is_on_gpus and replicas.num_replicas == 1 and not replicas.deterministic
-        is_done = self.state.steps_done(self.config.batch_size) >= self.last_step
-        if self.config.xla == "auto" and may_try and not is_done:
-            return xla.is_faster(self._compiled, self.state.all_variables())
-        return self.config.xla == "on"
+        is_done = self.state.steps_done(config.batch_size) >= self.last_step
+        if config.xla != "auto" or not may_try or is_done or self.outputs.run_dir is None:
+            return config.xla == "on"
+        circumstances = {
+            "devices": devices.describe(replicas.device_names),
+            "tensorflow": tf.__version__,
+            "precision": replicas.precision,
+            "batch_size": config.batch_size,
+            "batch_per_replica": config.batch_per_replica,
+        }
+        # Both kinds of steps share a pipeline, which is opened only if they are measured.
+        tried = functools.cache(self._open_feed)
+        with self.outputs.run_dir.converted_write_errors():
+            return xla.decide(
+                self.outputs.run_dir.xla,
+                circumstances,
+                lambda on: self._compile(tried(), on),
+                self.state.all_variables(),
+            )
+
+    @functools.cached_property
+    def _resident(self) -> feed.ResidentImages | None:
+        return feed.resident_images(self.config, self.data, self.replicas)
 
     def _compile_steps(self) -> RunSteps:
         """Returns the compiled steps, from the current step."""
-        xla.switch(self.with_xla)
-        self.data_wait_timer.mean_secs()  # discards what the XLA trials measured
-        return self._compiled()
+        with self.replicas.limited("compiling the training steps"):
+            with_xla = self.with_xla
+            if self.data_wait_timer is not None:
+                self.data_wait_timer.mean_secs()  # discards what the XLA trials measured
+            return self._compile(self._open_feed(), with_xla)
 
-    def _compiled(self) -> RunSteps:
-        config = self.config
+    def _compile(self, source: feed.Feed, with_xla: bool) -> RunSteps:
+        xla.cluster(with_xla and self.replicas.num_replicas > 1)
+        return compile_steps(
+            self.config, self.replicas, self.state, source, self.meter, xla=with_xla
+        )
 
-        def batches(fed: range) -> tf.data.Dataset:
-            """Returns the batches of reals of some replicas, from the current step."""
-            plan = pipeline.BatchPlan(
-                seed=config.seed,
-                batch_size=config.batch_size,
-                batches_per_step=step.real_batches_per_step(config),
-                first_step=self.state.steps_done(config.batch_size),
-                shuffle=config.shuffle,
-            )
-            return pipeline.batches(
-                self.data, plan, replicas=fed, num_replicas=self.replicas.num_replicas
-            )
-
-        iterator = self.replicas.make_iterator(batches)
-
-        def batch(number: tf.Tensor) -> Any:
-            return self.data_wait_timer.timed(lambda: next(iterator), number)
-
-        classes = self.data.shape.classes
-        return compile_steps(config, self.replicas, self.state, classes, batch, self.meter)
+    def _open_feed(self) -> feed.Feed:
+        """Opens the input pipeline at the current step."""
+        return feed.open_feed(
+            self.config,
+            self.data,
+            self.replicas,
+            first_step=self.state.steps_done(self.config.batch_size),
+            timer=self.data_wait_timer,
+            resident=self._resident,
+        )

@@ -2,17 +2,24 @@
 
 import logging
 import shlex
+from collections.abc import Sequence
 
+from trainer import recipes
 from trainer.config import Config
 from trainer.config.settings import Duration, as_flag
+from trainer.data.file_stores import printable
 from trainer.data.images import ImageSet
 from trainer.generation.sampler import frames
 from trainer.machine.replicas import Replicas
 from trainer.recipes import files
 from trainer.run_dir.directory import RunDir
+from trainer.training.cost import Cost
 from trainer.training.state import TrainState
 
 log = logging.getLogger(__name__)
+
+NAMED_CLASSES = 20  # classes that are listed at the start
+WORTHWHILE_SHARE = 256  # images per step from which several GPUs are worth their overhead
 
 
 def start(
@@ -24,17 +31,26 @@ def start(
         files.shown_name(config.recipe),
         config.dataset,
         f"{len(data):,}",
-        data.shape.size,
-        data.shape.size,
+        *data.shape.sides,
         data.shape.channels,
         "1 class" if data.shape.classes == 1 else f"{data.shape.classes} classes",
         ", conditional" if config.conditional else "",
     )
-    log.info(
-        "Generator of %s weights, discriminator of %s",
-        f"{state.generator.count_params():,}",
-        f"{state.discriminator.count_params():,}",
-    )
+    names = data.class_names
+    if config.conditional and not all(map(str.isdecimal, names)):
+        shown = ", ".join(printable(name) for name in names[:NAMED_CLASSES])
+        more = f" and {len(names) - NAMED_CLASSES} more" if len(names) > NAMED_CLASSES else ""
+        log.info("Rows of the sample grids, from the top: %s%s", shown, more)
+    sides = recipes.network_sides(config, data.shape.sides)
+    if sides != data.shape.sides:
+        log.info(
+            "The networks are built for %dx%d pixels, of which the images are the middle",
+            *sides,
+        )
+    share = config.batch_size // replicas.num_replicas
+    rows = min(share, config.batch_per_replica or share)
+    cost = Cost.of(config, state.generator, state.discriminator)
+    log.info("%s", cost.describe(rows, replicas.precision))
     kind = replicas.device_names[0].partition(":")[0]
     log.info(
         "Devices: %s (%s), %s%s",
@@ -43,7 +59,7 @@ def start(
         replicas.precision,
         ", deterministic" if replicas.deterministic else "",
     )
-    share = config.batch_size // replicas.num_replicas
+    warn_of_small_shares(share, replicas.device_names, replicas.num_replicas)
     if 0 < config.batch_per_replica < share:
         log.info(
             "Accumulating gradients over %d micro-batches of %d images per device. Batch norm "
@@ -63,6 +79,27 @@ def start(
         exact["epochs"],
     )
     log.info("Run directory: %s", config.run_dir)
+
+
+def warn_of_small_shares(share: int, device_names: Sequence[str], num_replicas: int) -> None:
+    """Warns if several GPUs have so few images per step that more GPUs hardly help.
+
+    Args:
+      share: images per step of each GPU.
+      device_names: names of this worker's devices.
+      num_replicas: number of replicas of all workers.
+    """
+    if num_replicas == 1 or not device_names[0].startswith("GPU") or share >= WORTHWHILE_SHARE:
+        return
+    log.warning(
+        "Each of %d GPUs trains on %d images per step. With fewer than %d, launching kernels and "
+        "exchanging gradients takes most of the time. Use fewer GPUs, or --batch_size=%d, which "
+        "changes what is trained and suits a higher learning rate",
+        num_replicas,
+        share,
+        WORTHWHILE_SHARE,
+        num_replicas * WORTHWHILE_SHARE,
+    )
 
 
 def end(config: Config, run_dir: RunDir) -> None:

@@ -1,17 +1,22 @@
-"""Applies gradients: sums them over replicas, unscales them, and skips non-finite ones."""
+"""Updates a network: sums its gradients over replicas and applies them.
+
+In float16, gradients that overflow are normal: they are scaled, and an update that is not finite is
+skipped.  In the other formats such an update is divergence, which `check_finite` finds.
+"""
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from trainer.machine import replicas
+from trainer.machine import program, replicas
+from trainer.machine.devices import on_host
 from trainer.models import kernels
-from trainer.models.spectral_norms import SpectralNorms
-from trainer.training.buffer import Buffer
+from trainer.models.spectral_norms import Normalized, SpectralNorms
+from trainer.training.buffer import Buffer, assign_own
 from trainer.training.optimizers import Optimizer, Update
 
 FIRST_SCALE = 2.0**15
@@ -45,8 +50,8 @@ class LossScale:
         steps = tf.where(finite, self.finite_steps + 1, 0)
         grows = steps >= GROWTH_STEPS
         grown = tf.where(grows, 2.0 * self.value, self.value)
-        self.value.assign(tf.where(finite, grown, tf.maximum(1.0, 0.5 * self.value)))
-        self.finite_steps.assign(tf.where(grows, tf.zeros_like(steps), steps))
+        assign_own(self.value, tf.where(finite, grown, tf.maximum(1.0, 0.5 * self.value)))
+        assign_own(self.finite_steps, tf.where(grows, tf.zeros_like(steps), steps))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,13 +109,25 @@ class TracedNetwork:
     """A network inside a step: its variables are tensors that the step reads and replaces.
 
     A step creates one for each replica, because it changes while the step is traced.
+
+    Attributes:
+      weights: the values of the weights, before spectral normalization.
     """
 
-    def __init__(self, updater: Updater) -> None:
-        self._updater = updater
-        self._norms = SpectralNorms(updater.network.layers)
-        self._kernels: dict[int, tf.Tensor] | None = None
+    def __init__(self, updater: Updater, updates: tf.Tensor | int = 0) -> None:
+        """Reads the variables.
+
+        Args:
+          updater: the network with its optimizer, whose buffers are loaded.
+          updates: number of updates before the step, an integer scalar in host memory.
+        """
+        self._updater, self._updates = updater, updates
+        self._norms = SpectralNorms(updater.network.layers, updater.weights.places())
+        self._halved = _read_in_half(updater.network, self._norms)
         self._statistics = updater.statistics.parts()
+        self._normalized: Normalized | None = None
+        self._tape: tf.GradientTape | None = None
+        self._uses: list[list[tf.Tensor]] = []
         self._read_weights()
 
     @property
@@ -125,85 +142,151 @@ class TracedNetwork:
 
     def iterate(self) -> None:
         """Runs the power iterations of spectral norms.  Call it once before each update."""
-        with self._scope():
+        with self._scope(self.weights):
             self._norms.iterate()
-        self._kernels = None
+        self._normalized = None
 
     def __call__(self, inputs: Any) -> tf.Tensor:
         """Calls the network in training mode, and keeps the statistics that it updates."""
-        with self._scope():
-            if self._kernels is None:
-                self._kernels = self._norms.kernels()
-            with kernels.use(self._kernels):
-                return self._updater.network(inputs, training=True)
+        weights = self._cast_weights()
+        if self._tape is not None:
+            weights = [tf.identity(weight) for weight in weights]
+            self._tape.watch(weights)
+            self._uses.append(weights)
+        by_variable = zip(self._updater.weights.variables, weights, strict=True)
+        weight_of = {id(variable): weight for variable, weight in by_variable}
+        normalized = {id(layer): weight_of[id(layer.kernel)] for layer in self._norms.layers}
+        with self._scope(weights), kernels.use(normalized):
+            return self._updater.network(inputs, training=True)
 
     def watch(self, tape: tf.GradientTape) -> None:
-        """Makes a tape record what depends on the weights."""
-        tape.watch(self.weights)
-        self._kernels = None  # those computed before do not depend on what this tape watches
+        """Makes a tape record what depends on the weights, until `gradients` is called.
 
-    def gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
-        """Returns the gradients of a loss, times the loss scale.  Call it outside the tape."""
-        if self.scale is None:
-            return tape.gradient(loss, self.weights)
+        Each call of the network uses tensors of its own, so that the gradients of all calls are
+        added as one buffer each and not weight by weight.
+        """
+        self._tape, self._uses = tape, []
+
+    @contextlib.contextmanager
+    def in_branch(self) -> Iterator[None]:
+        """Forgets after the block what it computed: other parts of a graph cannot use it."""
+        before = self._normalized, self._statistics
+        yield
+        self._normalized, self._statistics = before
+
+    def gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> tf.Tensor:
+        """Returns the gradients of a loss, times the loss scale.  Call it outside the tape.
+
+        They are those of the weights as the network uses them, after spectral normalization.
+
+        Returns:
+          [size] float32, in the layout of the buffer of the weights.
+        """
+        uses, self._tape, self._uses = self._uses, None, []
         # Scaling the loss is the same as scaling the gradient that starts the backward pass.
-        return tape.gradient(loss, self.weights, output_gradients=self.scale.value)
+        start = None if self.scale is None else self.scale.value
+        return self._updater.weights.join_sum(tape.gradient(loss, uses, output_gradients=start))
 
-    def apply(self, gradients: list[tf.Tensor], images: tf.Tensor | int) -> tf.Tensor:
+    def apply(self, gradients: tf.Tensor, images: tf.Tensor | int) -> tf.Tensor:
         """Updates the network with the sum over replicas of what `gradients` returned.
 
-        If a gradient of any replica is not finite, every replica skips the update, because all
-        of them check the same sum.
+        With a loss scale, every replica skips the update if the gradient of any replica is not
+        finite, because all of them check the same sum.
 
         Args:
-          gradients: one for each weight.
+          gradients: [size] float32.
           images: number of images seen, an integer scalar in host memory.
 
         Returns:
-          The Euclidean norm of the sum without the loss scale, a scalar.  It is not finite if
-          the update was skipped.
+          Half of the squared Euclidean norm of the sum without the loss scale, a scalar that is
+          equal on every replica.  It is not finite if the gradient was not.
         """
         updater = self._updater
         weights = updater.weights
-        (gradient,) = replicas.sum_over_replicas([weights.join(gradients)])
-        norm = tf.sqrt(2.0 * tf.nn.l2_loss(gradient))
+        (gradient,) = replicas.sum_over_replicas([gradients])
+        gradient = self._normalize().weight_gradient(gradient)
+        half_square = tf.nn.l2_loss(gradient)
+        number, finite = self._count_update(), None
         if self.scale is not None:
-            norm /= self.scale.value
-        finite = tf.math.is_finite(norm)
-        factor = tf.cast(finite, tf.float32)
-        if self.scale is not None:
-            factor /= self.scale.value
-        gradient = tf.math.multiply_no_nan(gradient, factor)
+            half_square /= tf.square(self.scale.value)
+            finite = tf.math.is_finite(half_square)
+            factor = tf.cast(finite, tf.float32) / self.scale.value
+            gradient = tf.math.multiply_no_nan(gradient, factor)
+            iterations = updater.optimizer.iterations.value
+            number = iterations + tf.cast(finite, iterations.dtype)
+            assign_own(iterations, number)
         slots = [slot.flat for slot in updater.slots]
-        iterations = updater.optimizer.iterations
-        iterations.assign(iterations + tf.cast(finite, iterations.dtype))
-        updater.optimizer.update(Update(weights.flat, slots, gradient, finite, images))
+        updater.optimizer.update(Update(weights.flat, slots, gradient, images, number, finite))
         if updater.clip:
             weights.replace(tf.clip_by_value(weights.value(), -updater.clip, updater.clip))
         if self.scale is not None:
             self.scale.after(finite)
         self._read_weights()
-        return norm
+        return half_square
 
     def write_statistics(self) -> None:
         """Writes the statistics into the buffer.  Call it at the end of the step."""
         self._updater.statistics.assign(self._statistics)
 
+    def _count_update(self) -> tf.Tensor | int:
+        """Returns the number of the present update, if none was skipped, from 1."""
+        with program.outside(), on_host():
+            self._updates = self._updates + 1
+        return self._updates
+
+    def _cast_weights(self) -> list[tf.Tensor]:
+        """Returns the weights as the network uses them, each in the number format of its layer.
+
+        They are cast as one buffer, because each cast takes a kernel launch.
+        """
+        buffer, flat = self._updater.weights, self._normalize().weights
+        weights = buffer.parts(flat)
+        if not self._halved:
+            return weights
+        halves = buffer.parts(tf.cast(flat, self.compute_dtype))
+        return [
+            half if id(variable) in self._halved else weight
+            for variable, weight, half in zip(buffer.variables, weights, halves, strict=True)
+        ]
+
     def _read_weights(self) -> None:
-        self.weights = self._updater.weights.parts()
-        self._kernels = None
+        self._flat = self._updater.weights.value()
+        self.weights = self._updater.weights.parts(self._flat)
+        self._normalized = None
+
+    def _normalize(self) -> Normalized:
+        """Returns the weights as the network uses them, until the next iteration or update."""
+        if self._normalized is None:
+            with self._scope(self.weights):
+                self._normalized = self._norms.normalize(self._flat)
+        return self._normalized
 
     @contextlib.contextmanager
-    def _scope(self) -> Iterator[None]:
+    def _scope(self, weights: Sequence[tf.Tensor]) -> Iterator[None]:
         """Makes the tensors the values of the variables, and keeps what layers assign to them."""
         updater = self._updater
         variables = (*updater.weights.variables, *updater.statistics.variables)
-        values = (*self.weights, *self._statistics)
-        with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
+        values = (*weights, *self._statistics)
+        with keras.StatelessScope() as scope:
+            for pair in zip(variables, values, strict=True):
+                scope.add_update(pair)  # unlike the constructor, it keeps the number format
             yield
         self._statistics = [scope.get_current_value(v) for v in updater.statistics.variables]
         for variable in updater.network.non_trainable_variables:
             if variable.dtype != "float32":  # a state of another type, which no buffer holds
                 value = scope.get_current_value(variable)
                 if value is not None:
-                    variable.assign(value)
+                    assign_own(variable.value, value)
+
+
+def _read_in_half(network: keras.Model, norms: SpectralNorms) -> set[int]:
+    """Returns the ids of the trained variables that their layers use in half precision only."""
+    half = network.compute_dtype
+    if half == "float32":
+        return set()
+    found = {id(layer.kernel) for layer in norms.layers if layer.compute_dtype == half}
+    for layer in network._flatten_layers():  # also those inside of other layers
+        if layer.autocast and layer.compute_dtype == half:
+            own = layer._trainable_variables
+            found |= {id(variable) for variable in own if variable._autocast}
+    return found

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from trainer.machine import program
 from trainer.machine.devices import compute_dtype
 
 SIDES = {"CPU": 1024, "GPU": 8192}  # side of the square matrices whose product is measured
@@ -18,11 +19,12 @@ def flops(graph: tf.Graph) -> int:
 
     A multiplication and an addition count as two operations.  Products with the padding of
     convolutions count, as is usual.  Products of unknown size count nothing, nor do unused
-    ones, which TensorFlow removes.
+    ones, which TensorFlow removes.  Programs that XLA compiles count, too.
     """
     return sum(
         _flops(operation)
-        for operation in graph.get_operations()
+        for part in (graph, *program.graphs_of(graph))
+        for operation in part.get_operations()
         if any(output.consumers() for output in operation.outputs)
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 from trainer import recipes
 from trainer.commands.flags.command_line import CommandLine
 from trainer.config import Config, all_settings, value_types
+from trainer.config.image_size import ImageSize
 from trainer.config.replaced import REPLACEMENTS, Replacement
 from trainer.config.schedules import Schedule
 from trainer.config.settings import Duration, as_flag
@@ -53,7 +54,7 @@ def define_settings(parser: CommandLine) -> None:
                 parser.real(f"{field.name}_kimg", _explain(field))
             elif field.name in all_settings.paths():
                 parser.path(field.name, _explain(field))
-            elif field.name in all_settings.scheduled():
+            elif field.name in all_settings.scheduled() or ImageSize in value_types()[field.name]:
                 parser.text(field.name, _explain(field))
             else:
                 defines[kind](field.name, _explain(field))

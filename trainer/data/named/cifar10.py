@@ -19,6 +19,7 @@ def _read(data_dir: Path, splits: tuple[str, ...]) -> Arrays | None:
 
 SOURCE = Source(
     image_size=32,
+    channels=3,
     class_names=(
         "airplane",
         "automobile",

@@ -14,6 +14,7 @@ class Source:
     Attributes:
       image_size: default height and width of the images in pixels; --image_size overrides it.
       class_names: class names in the order of the labels.
+      channels: 1 (grayscale) or 3 (RGB).
       read: function of a folder and the names of the splits ("train", "test") that returns the
         images [N, H, W, C] uint8 and labels [N] int32 of these splits, or None if the folder
         does not contain the files.
@@ -29,6 +30,7 @@ class Source:
     class_names: tuple[str, ...]
     read: Callable[[Path, tuple[str, ...]], Arrays | None]
     origin: str
+    channels: int = 1
     files: str = ""
     keras_name: str = ""
     bucket_patterns: tuple[str, ...] = ()

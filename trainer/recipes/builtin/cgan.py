@@ -42,12 +42,15 @@ RECIPE = Recipe(
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
     """Builds 3x3 transposed convolutions that start from a quarter of the image size."""
-    side, width = shape.size // 4, config.g_width
+    height, width = shape.height // 4, shape.width // 4
     inputs, x, onehot = layers.generator_inputs(config, shape)
-    filters = layers.scaled(256, width)
-    x = layers.g_dense(x, config, side * side * filters)
-    x = keras.layers.Reshape([side, side, filters])(x)
-    for count, stride in ((layers.scaled(128, width), 2), (layers.scaled(64, width), 1)):
+    filters = layers.scaled(256, config.g_width)
+    x = layers.g_dense(x, config, height * width * filters)
+    x = keras.layers.Reshape([height, width, filters])(x)
+    for count, stride in (
+        (layers.scaled(128, config.g_width), 2),
+        (layers.scaled(64, config.g_width), 1),
+    ):
         x = layers.conv_transpose(x, config, count, 3, stride)
         x = keras.layers.LeakyReLU(0.01)(layers.g_norm(x, config, onehot))
     x = layers.conv_transpose(x, config, shape.channels, 3, 2)

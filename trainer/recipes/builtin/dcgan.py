@@ -35,26 +35,19 @@ RECIPE = Recipe(
         beta1=0.5,
         ema_half_life_kimg=10.0,
     ),
+    side_multiple=0,
 )
-
-
-def halvings(size: int) -> int:
-    """Returns how often a side can be halved while it stays a whole number of at least 4 pixels."""
-    count = 0
-    while size % 2 == 0 and size >= 8:
-        size, count = size // 2, count + 1
-    return count
 
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
     """Builds 4x4 transposed convolutions of stride 2 up to the image size."""
-    ups = halvings(shape.size)
-    side = shape.size >> ups
+    ups = layers.halvings(shape)
+    height, width = shape.height >> ups, shape.width >> ups
     # 64 filters at half the image size, doubled at each smaller size up to 512.
     filters = [layers.scaled(min(512, 32 << k), config.g_width) for k in range(ups, 0, -1)]
     inputs, x, onehot = layers.generator_inputs(config, shape)
-    x = layers.g_dense(x, config, side * side * filters[0], use_bias=False)
-    x = keras.layers.Reshape([side, side, filters[0]])(x)
+    x = layers.g_dense(x, config, height * width * filters[0], use_bias=False)
+    x = keras.layers.Reshape([height, width, filters[0]])(x)
     x = keras.layers.ReLU()(layers.g_norm(x, config, onehot))
     for count in filters[1:]:
         x = layers.conv_transpose(x, config, count, 4, 2, use_bias=False)
@@ -64,9 +57,9 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
 
 
 def discriminator(config: Config, shape: ImageShape) -> keras.Model:
-    """Builds 4x4 convolutions of stride 2 until the side is at most 4 pixels."""
+    """Builds 4x4 convolutions of stride 2 until the shorter side is at most 4 pixels."""
     inputs, x, onehot = layers.discriminator_inputs(config, shape)
-    count, side = 32, shape.size
+    count, side = 32, min(shape.sides)
     while side > 4:
         first = count == 32
         x = layers.conv(x, config, layers.scaled(count, config.d_width), 4, 2, first=first)

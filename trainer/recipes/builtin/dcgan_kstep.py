@@ -40,10 +40,11 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
 
     The published network has no norm.
     """
-    side, filters = shape.size // 4, layers.scaled(256, config.g_width)
+    height, width = shape.height // 4, shape.width // 4
+    filters = layers.scaled(256, config.g_width)
     inputs, x, onehot = layers.generator_inputs(config, shape)
-    x = layers.g_dense(x, config, side * side * filters)
-    x = keras.layers.Reshape([side, side, filters])(x)
+    x = layers.g_dense(x, config, height * width * filters)
+    x = keras.layers.Reshape([height, width, filters])(x)
     for count in (filters, layers.scaled(128, config.g_width)):
         x = layers.g_norm(layers.conv_transpose(x, config, count, 3, 2), config, onehot)
         x = keras.layers.LeakyReLU(0.3)(x)

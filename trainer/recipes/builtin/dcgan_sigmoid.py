@@ -44,16 +44,16 @@ RECIPE = Recipe(
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
     """Builds 5x5 transposed convolutions, each after a norm, from a quarter of the size."""
-    side, width = shape.size // 4, config.g_width
+    height, width = shape.height // 4, shape.width // 4
     inputs, x, onehot = layers.generator_inputs(config, shape)
     filters = [
-        layers.scaled(128, width),
-        layers.scaled(64, width),
-        layers.scaled(32, width),
+        layers.scaled(128, config.g_width),
+        layers.scaled(64, config.g_width),
+        layers.scaled(32, config.g_width),
         shape.channels,
     ]
-    x = layers.g_dense(x, config, side * side * filters[0])
-    x = keras.layers.Reshape([side, side, filters[0]])(x)
+    x = layers.g_dense(x, config, height * width * filters[0])
+    x = keras.layers.Reshape([height, width, filters[0]])(x)
     for count, stride in zip(filters, (2, 2, 1, 1), strict=True):
         x = keras.layers.ReLU()(layers.g_norm(x, config, onehot))
         x = layers.conv_transpose(x, config, count, 5, stride)

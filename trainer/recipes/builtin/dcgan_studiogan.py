@@ -9,8 +9,8 @@ from trainer.recipes.recipe import Recipe
 
 RECIPE = Recipe(
     source="Kang et al., StudioGAN, arXiv:2206.09479; after Radford et al., arXiv:1511.06434",
-    architecture="4x4 transposed convolutions from 4x4x512 to 32 pixels; pairs of 3x3 and strided "
-    "4x4 convolutions with batch norm in the discriminator.",
+    architecture="4x4 transposed convolutions from an eighth of the image size, 4x4x512 at 32 "
+    "pixels; pairs of 3x3 and strided 4x4 convolutions with batch norm in the discriminator.",
     updates="Two discriminator updates per step, each on its own reals, then one generator "
     "update; cross-entropy.",
     differences=("None is known, apart from rounding.",),
@@ -22,7 +22,7 @@ RECIPE = Recipe(
         d_activation="relu",
         bn_momentum=0.9,  # PyTorch's default, which it writes as 0.1
     ),
-    image_sizes=(32,),
+    side_multiple=8,
     loop=dict(
         horizontal_flip=True,
         batch_size=64,
@@ -35,11 +35,12 @@ RECIPE = Recipe(
 
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
-    """Builds a 4x4 dense layer, three 4x4 transposed convolutions and a 3x3 convolution."""
+    """Builds three 4x4 transposed convolutions, from an eighth of the size, and a 3x3 one."""
     filters = [layers.scaled(count, config.g_width) for count in (512, 256, 128, 64)]
     inputs, x, onehot = layers.generator_inputs(config, shape)
-    x = layers.g_dense(x, config, 16 * filters[0])
-    x = keras.layers.Reshape([4, 4, filters[0]])(x)
+    height, width = shape.height // 8, shape.width // 8
+    x = layers.g_dense(x, config, height * width * filters[0])
+    x = keras.layers.Reshape([height, width, filters[0]])(x)
     for count in filters[1:]:
         x = layers.conv_transpose(x, config, count, 4, 2)
         x = keras.layers.ReLU()(layers.g_norm(x, config, onehot))

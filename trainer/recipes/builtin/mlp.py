@@ -25,6 +25,7 @@ RECIPE = Recipe(
         sample_grid=4,
     ),
     by_dataset=dict(cifar10=dict(batch_size=64)),
+    side_multiple=1,
 )
 
 
@@ -48,8 +49,8 @@ def discriminator(config: Config, shape: ImageShape) -> keras.Model:
 
 def to_image(x: keras.KerasTensor, config: Config, shape: ImageShape) -> keras.KerasTensor:
     """Maps features [N, F] to images [N, H, W, C] in the image range."""
-    x = layers.g_dense(x, config, shape.size**2 * shape.channels)
-    x = keras.layers.Reshape([shape.size, shape.size, shape.channels])(x)
+    x = layers.g_dense(x, config, shape.height * shape.width * shape.channels)
+    x = keras.layers.Reshape([*shape.sides, shape.channels])(x)
     return layers.image_output(x, config)
 
 

@@ -32,6 +32,7 @@ RECIPE = Recipe(
         sample_grid=5,
         log_every_steps=1,
     ),
+    side_multiple=1,
 )
 
 

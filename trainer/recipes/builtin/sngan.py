@@ -5,7 +5,6 @@ from __future__ import annotations
 from trainer.config import Config
 from trainer.config.dataset import ImageShape
 from trainer.models.lazy import keras, layers, residual
-from trainer.recipes.builtin.dcgan import halvings
 from trainer.recipes.recipe import Recipe
 
 RECIPE = Recipe(
@@ -44,6 +43,7 @@ RECIPE = Recipe(
         g_lr="linear 2e-4 0 over 100%",
         d_lr="linear 2e-4 0 over 100%",
     ),
+    side_multiple=0,
 )
 
 SMALL = 32  # largest side with the networks for CIFAR-10
@@ -52,16 +52,16 @@ MOST = 1024  # largest number of filters beyond it
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
     """Builds residual blocks that double the side up to the image size."""
-    ups = halvings(shape.size)
-    side = shape.size >> ups
+    ups = layers.halvings(shape)
+    height, width = shape.height >> ups, shape.width >> ups
     # 64 filters at the image size, doubled at each smaller size.
     filters = [256] * (ups + 1)
-    if shape.size > SMALL:
+    if min(shape.sides) > SMALL:
         filters = [min(MOST, 64 << k) for k in range(ups, -1, -1)]
     filters = [layers.scaled(count, config.g_width) for count in filters]
     inputs, x, onehot = layers.generator_inputs(config, shape)
-    x = layers.g_dense(x, config, side * side * filters[0], name="from_latents")
-    x = keras.layers.Reshape([side, side, filters[0]])(x)
+    x = layers.g_dense(x, config, height * width * filters[0], name="from_latents")
+    x = keras.layers.Reshape([height, width, filters[0]])(x)
     for k, count in enumerate(filters[1:]):
         x = residual.up_block(x, config, onehot, count, f"block{k}")
     x = residual.norm_relu(x, config, None, "norm")
@@ -72,7 +72,7 @@ def generator(config: Config, shape: ImageShape) -> keras.Model:
 def discriminator(config: Config, shape: ImageShape) -> keras.Model:
     """Builds residual blocks of which the first ones halve the side, and a sum over pixels."""
     inputs, x, onehot = layers.discriminator_inputs(config, shape)
-    for k, (count, halve) in enumerate(down_blocks(shape.size)):
+    for k, (count, halve) in enumerate(down_blocks(min(shape.sides))):
         count = layers.scaled(count, config.d_width)
         x = residual.down_block(x, config, count, f"block{k}", halve=halve, first=k == 0)
     x = layers.d_norm_activation(x, config)
@@ -84,7 +84,7 @@ def down_blocks(size: int) -> list[tuple[int, bool]]:
     """Returns the filters of the discriminator's blocks, and whether each halves the side.
 
     Args:
-      size: side of the images in pixels.
+      size: shorter side of the images in pixels.
     """
     if size <= SMALL:
         return [(128, True), (128, True), (128, False), (128, False)]

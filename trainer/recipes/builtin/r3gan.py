@@ -1,15 +1,4 @@
-"""A modern baseline: residual networks without normalisation, with a relativistic loss.
-
-This file belongs into builtin/ as soon as these settings of its source exist:
-
-- the relativistic loss on pairs of reals and fakes, and reals in the generator's step;
-- the penalties R1 and R2 with weight gamma / 2, every step;
-- cosine schedules over 20,000 kimg of the rates (2e-4 to 5e-5), of Adam's beta2 (0.9 to 0.99), of
-  gamma (CIFAR-10: 0.05 to 0.005), of the EMA's half-life (0 to 5,000 kimg) and of the strength of
-  the augmentation (0 to 0.55; blit and geometry 1, colour 0.5, cutout 1);
-- gamma by data set or side: 2 to 0.2 at 64 pixels (FFHQ), 150 to 15 at 256 pixels (FFHQ), 0.5 to
-  0.05 and 1 to 0.1 on ImageNet at 32 and 64 pixels.
-"""
+"""Residual networks without normalisation, with a relativistic loss and two penalties."""
 
 from __future__ import annotations
 
@@ -17,16 +6,37 @@ from trainer.config import Config
 from trainer.config.dataset import ImageShape
 from trainer.errors import UsageError
 from trainer.models.lazy import grouped, keras, layers
-from trainer.recipes.builtin.dcgan import halvings
 from trainer.recipes.recipe import Recipe
 
+SPAN = "over 20000 kimg"
+
+
+def _gamma(start: float, end: float) -> dict[str, str]:
+    """Returns the weights of both penalties."""
+    return dict.fromkeys(("r1", "r2"), f"cosine {start} {end} {SPAN}")
+
+
+FFHQ = dict(
+    batch_size=256,
+    augment_strength=f"cosine 0 0.3 {SPAN}",
+    ema_half_life_kimg=f"cosine 0 500 {SPAN}",
+)
 RECIPE = Recipe(
     source="Huang et al., arXiv:2501.05441",
     architecture="Residual blocks around grouped 3x3 convolutions, without normalisation; "
     "resampling with the filter [1, 3, 3, 1]; the smallest stage in float32. --g_width=0.25 "
     "--d_width=0.25 makes small ones; ImageNet has --g_width=2 --d_width=2 "
     "--hyperparameters=group_size=32, and at 64 pixels widest_side=64 besides.",
-    updates="One discriminator update per step, then one generator update.",
+    updates="One discriminator update per step with the penalties R1 and R2, then one generator "
+    "update on new fakes and reals of its own; schedules over 20,000 kimg of the rates, of Adam's "
+    "beta2, of both penalties, of the EMA and of the augmentation.",
+    differences=(
+        "Adam's epsilon is 1e-7.",
+        "Sides that are not published have the penalties of the next smaller one that is: 32, 64 "
+        "and 256 pixels. Those of ImageNet are --r1='cosine 0.5 0.05 over 200000 kimg' at 32 "
+        "pixels, with the same --r2, and 1 and 0.1 at 64 pixels.",
+        "Digits are not mirrored.",
+    ),
     networks=dict(
         latent_dim=64,
         g_conditioning="embedding",
@@ -38,11 +48,23 @@ RECIPE = Recipe(
         horizontal_flip=True,
         batch_size=512,
         length="250000 kimg",
-        update_rule="separate",
+        loss="relativistic",
+        **_gamma(0.05, 0.005),
+        update_rule="joint",  # without batch norm, the same as two batches
+        augment="ada",
+        augment_policy="blit,geometry,color:0.5,cutout",
+        augment_strength=f"cosine 0 0.55 {SPAN}",
+        g_lr=f"cosine 2e-4 5e-5 {SPAN}",
+        d_lr=f"cosine 2e-4 5e-5 {SPAN}",
         beta1=0.0,
-        beta2=0.99,
+        beta2=f"cosine 0.9 0.99 {SPAN}",
+        ema_half_life_kimg=f"cosine 0 5000 {SPAN}",
+        ema_ramp=0.0,
     ),
+    by_dataset={name: dict(horizontal_flip=False) for name in ("digits", "mnist")},
+    by_size={64: {**FFHQ, **_gamma(2.0, 0.2)}, 256: {**FFHQ, **_gamma(150.0, 15.0)}},
     hyperparameters=dict(blocks=2, group_size=16, widest_side=32),
+    side_multiple=0,
 )
 
 WIDTH = 768  # channels of a stage; half at each double side beyond the hyper-parameter widest_side
@@ -78,24 +100,24 @@ def stages(config: Config, shape: ImageShape, factor: float) -> grouped.Stages:
             )
     own = config.hyperparameter_values
     multiple = max(1, own["group_size"] // EXPANSION)  # whole groups inside the blocks
-    side = shape.size >> halvings(shape.size)
-    widths: list[int] = []
-    while side << len(widths) <= shape.size:
-        wide = WIDTH / max(1, -(-(side << len(widths)) // own["widest_side"]))
+    ups, widths = layers.halvings(shape), []
+    sides = (shape.height >> ups, shape.width >> ups)
+    for stage in range(ups + 1):
+        wide = WIDTH / max(1, -(-(min(sides) << stage) // own["widest_side"]))
         widths.append(multiple * layers.scaled(wide / multiple, factor))
-    return grouped.Stages(side, tuple(widths), own["blocks"], EXPANSION, own["group_size"])
+    return grouped.Stages(sides, tuple(widths), own["blocks"], EXPANSION, own["group_size"])
 
 
 def build_generator(config: Config, shape: ImageShape, form: grouped.Stages) -> keras.Model:
     """Builds a generator: a learned basis, stages, and a linear output without tanh."""
     inputs, x, _ = layers.generator_inputs(config, shape)
-    width, side, dtype = form.widths[0], form.side, form.dtype(0)
+    width, dtype = form.widths[0], form.dtype(0)
     x = keras.layers.Dense(
         width, use_bias=False, kernel_initializer=grouped.normal(x.shape[-1] ** -0.5),
         name="from_latents", dtype=dtype,
     )(x)  # fmt: skip
     x = keras.layers.EinsumDense(
-        "nc,hwc->nhwc", (side, side, width), kernel_initializer=grouped.normal(1.0), name="basis",
+        "nc,hwc->nhwc", (*form.sides, width), kernel_initializer=grouped.normal(1.0), name="basis",
         dtype=dtype,
     )(x)  # fmt: skip
     for stage in range(len(form.widths)):
@@ -112,7 +134,7 @@ def build_discriminator(config: Config, shape: ImageShape, form: grouped.Stages)
         x = grouped.down_stage(x, form, stage)
     width, dtype = form.widths[0], form.dtype(0)
     x = keras.layers.EinsumDense(
-        "nhwc,hwc->nc", (width,), kernel_initializer=grouped.normal(1.0 / form.side),
+        "nhwc,hwc->nc", (width,), kernel_initializer=grouped.normal(form.pixels**-0.5),
         name="basis", dtype=dtype,
     )(x)  # fmt: skip
     projects = onehot is not None and config.d_conditioning == "projection"

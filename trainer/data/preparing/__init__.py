@@ -1,0 +1,1 @@
+"""Turns pictures into prepared sets: shards of images, labels and a manifest."""
