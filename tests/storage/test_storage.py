@@ -59,6 +59,7 @@ def server(gcs, monkeypatch, tmp_path):
     monkeypatch.setattr(bucket_module, "RETRY_SECS", 1.0)
     monkeypatch.setattr(mirror, "FINAL_RETRY_SECS", 0.05)
     monkeypatch.setattr(lease, "BEAT_SECS", 0.2)
+    monkeypatch.setattr(lease, "RETRY_SECS", 3.0)  # a busy machine answers late
     monkeypatch.setattr(lease, "WATCH_SECS", 1.0)
     return gcs
 

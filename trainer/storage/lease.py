@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 NAME = "lock.json"
 NOTE = ".bucket-lock"  # file in the scratch folder with the token of its latest job
 BEAT_SECS = 5.0  # between heartbeats
+RETRY_SECS = 10.0  # how long a call is retried; below WATCH_SECS
 WATCH_SECS = 20.0  # without a heartbeat, after which a holder counts as dead
 RELEASE_SECS = 1.0  # time limit for deleting the lease
 
@@ -33,7 +34,7 @@ class Lease:
     """A lease on a run directory in a bucket."""
 
     def __init__(self, address: Address, scratch: Path) -> None:
-        self._bucket, self._token_file = Bucket(address, retry_secs=2 * BEAT_SECS), scratch / NOTE
+        self._bucket, self._token_file = Bucket(address, retry_secs=RETRY_SECS), scratch / NOTE
         self._claim = Claim(address)
         self._generation = 0
         self._new_holder: Heartbeat | None = None  # the job that has taken over the lease
