@@ -101,7 +101,13 @@ def count_step(
     devices = "cpu" if replicas == 1 else f"cpu:{replicas}"
     shape = {**trained.shape_of(recipe), **settings.pop("shape", {})}
     made = trained.parts(
-        recipe=recipe, devices=devices, precision=precision, count=100, **shape, **settings
+        recipe=recipe,
+        devices=devices,
+        precision=precision,
+        count=100,
+        on_gpus=True,
+        **shape,
+        **settings,
     )
     graph = step_graph(made, xla=xla)
     shapes = {tensor.name: tensor.shape for op in graph.get_operations() for tensor in op.outputs}

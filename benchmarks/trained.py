@@ -22,7 +22,7 @@ def images(count: int, side: int, channels: int) -> Any:
     )
 
 
-def shape_of(recipe: str) -> dict[str, int]:
+def shape_of(recipe: str) -> dict[str, Any]:
     """Returns the image shape that a recipe is measured on: that of CIFAR-10 or of MNIST."""
     return dict(side=32, channels=3) if recipe == "dcgan-studiogan" else dict(side=28, channels=1)
 
@@ -71,18 +71,35 @@ class Parts:
         return Work(call, self.config.batch_size, {"batch": self.config.batch_size})
 
 
-def parts(*, side: int = 28, channels: int = 1, count: int = 10_000, **settings: Any) -> Parts:
-    """Returns the parts of a recipe's training step on random images."""
+def parts(
+    *,
+    side: int = 28,
+    channels: int = 1,
+    count: int = 10_000,
+    on_gpus: bool | None = None,
+    **settings: Any,
+) -> Parts:
+    """Returns the parts of a recipe's training step on random images.
+
+    Args:
+      side: height and width of the images in pixels.
+      channels: channels of the images.
+      count: number of images.
+      on_gpus: whether the step is built as for GPUs; None if the devices decide.
+      **settings: settings of the configuration.
+    """
     from trainer import recipes
     from trainer.machine import replicas
     from trainer.training import state
 
     config = recipes.resolve(settings)
     data = images(count, side, channels)
-    devices = replicas.create_replicas(config)
+    small = recipes.get(config.networks).fully_connected
+    devices = replicas.create_replicas(config, small_operations=small)
+    on_gpus = devices.is_on_gpus if on_gpus is None else on_gpus
     config = config.with_spans_in_kimg(len(data))
     with devices.scope():
-        variables = state.create_state(config, data.shape, devices.precision)
+        variables = state.create_state(config, data.shape, devices.precision, on_gpus=on_gpus)
     return Parts(config, data, devices, variables)
 
 

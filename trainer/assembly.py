@@ -139,7 +139,7 @@ def _train_on(
     """Trains a run to its end on some replicas."""
     location = RunLocation(config)
     with replicas.limited("building the networks with the other workers"), replicas.scope():
-        state = create_state(config, data.shape, replicas.precision)
+        state = create_state(config, data.shape, replicas.precision, on_gpus=replicas.is_on_gpus)
     during_training.check_settings(config, data)
     _check_workers(config, data, replicas)
     initialization = None

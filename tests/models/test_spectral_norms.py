@@ -29,17 +29,17 @@ def test_kernels_and_gradients_equal_those_of_each_layer():
     others = [keras.Variable(tf.ones([n])) for n in (3, 40)]  # weights that are not normalized
     buffer = Buffer.create([others[0], *(layer.kernel for layer in made), others[1]], "weights")
     buffer.load()
-    together = SpectralNorms(made, buffer.places()).normalize(buffer.value())
+    together = SpectralNorms(made, buffer.places()).normalize([buffer.value()])
     factors = [tf.random.stateless_normal(v.shape, [1, k]) for k, v in enumerate(buffer.variables)]
     with tf.GradientTape() as tape:
         alone = [tf.convert_to_tensor(others[0])]
         alone += [layer.normalized_kernel() for layer in made]
         alone.append(tf.convert_to_tensor(others[1]))
         loss = tf.add_n([tf.reduce_sum(f * w) for f, w in zip(factors, alone, strict=True)])
-    for one, other in zip(buffer.parts(together.weights), alone, strict=True):
+    for one, other in zip(buffer.parts(*together.weights), alone, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
     expected = tape.gradient(loss, [v.value for v in buffer.variables])
-    found = buffer.parts(together.weight_gradient(buffer.join(factors)))
+    found = buffer.parts(*together.weight_gradient([buffer.join(factors)]))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
 

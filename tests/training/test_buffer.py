@@ -2,9 +2,13 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from trainer.training.buffer import ALIGNMENT, Buffer
+from tests.helpers.runs import trajectory
+from trainer.config.dataset import ImageShape
+from trainer.training import state
+from trainer.training.buffer import ALIGNMENT, Buffer, Buffers
 
 
 def variables():
@@ -71,3 +75,60 @@ def test_an_empty_buffer_does_nothing():
     buffer.load()
     buffer.store()
     assert buffer.parts() == []
+
+
+def test_variables_are_held_by_several_buffers():
+    made = variables()
+    buffers = Buffers.create(made, "buffers", size=96)
+    # The variable of 105 elements has a buffer of its own.
+    order = [3, 0, 1, 2, 4]
+    assert [len(buffer.variables) for buffer in buffers.each] == [1, 4]
+    made = [made[k] for k in order]
+    assert list(map(id, buffers.variables)) == list(map(id, made))
+    whole = Buffers.create(made, "buffers")
+    assert len(whole.each) == 1
+    for each in (buffers, whole):
+        each.load()
+    half = [tf.cast(part, tf.bfloat16) for part in whole.parts()]
+    groups = [half, [None, *whole.parts()[1:]], [None, *half[1:]]]
+    sums = [each.parts(each.join_sum(groups)) for each in (buffers, whole)]
+    for one, other in zip(*sums, strict=True):
+        np.testing.assert_array_equal(one, other)
+    buffers.assign([part + 1.0 for part in buffers.parts()])
+    buffers.move_towards([tf.zeros_like(value) for value in buffers.values()], tf.constant(0.5))
+    buffers.store()
+    for variable, part in zip(made, whole.parts(), strict=True):
+        np.testing.assert_array_equal(variable, 0.5 * (part + 1.0))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        dict(ema_half_life_kimg=0.1),
+        dict(precision="float16", d_clip=0.05, update_rule="joint-simultaneous"),
+        dict(update_rule="joint", r1=1.0, penalty_every=2, devices="cpu:2"),
+    ],
+    ids=["average", "scale", "penalties"],
+)
+def test_several_buffers_train_as_one_does(tiny, monkeypatch, given):
+    """Compares the variables after some steps, bit for bit."""
+    config = tiny(recipe="mlp-small", **given)
+    found = []
+    for size in (128, 2**30):
+        monkeypatch.setattr(state, "BUFFER_SIZE", size)
+        _, trained = trajectory(config, 3)
+        found.append([variable.numpy() for variable in trained.all_variables()])
+        assert (len(trained.g.weights.each) > 1) == (size == 128)
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_networks_on_gpus_or_with_spectral_norms_have_one_buffer(tiny, monkeypatch):
+    monkeypatch.setattr(state, "BUFFER_SIZE", 128)
+    shape = ImageShape.square(28, 1, 10)
+    on_gpus = state.create_state(tiny(recipe="mlp-small"), shape, "float32", on_gpus=True)
+    assert [len(updater.weights.each) for updater in (on_gpus.g, on_gpus.d)] == [1, 1]
+    config = tiny(recipe="mlp-small", d_weights="spectral")
+    normed = state.create_state(config, shape, "float32")
+    assert len(normed.g.weights.each) > 1
+    assert len(normed.d.weights.each) == 1

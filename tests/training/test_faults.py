@@ -109,7 +109,7 @@ def update_with_bad_gradient(config, replica):
             g = TracedNetwork(variables.g)
             gradients = [tf.zeros_like(w) for w in g.weights]
             gradients[3] += tf.where(bad, np.inf, 0.0)
-            half_square = g.apply(variables.g.weights.join(gradients), 0)
+            half_square = g.apply(variables.g.weights.join_sum([gradients]), 0)
             variables.store()
             return half_square
 

@@ -67,7 +67,7 @@ def d_gradients(config, layer, images, fakes, dtype="float32", seen=0):
     none = config.replace(gradient_penalty=0.0, r1=0.0, r2=0.0)
     whole, adversarial = (tf.function(gradients)(each) for each in (config, none))
     keras.config.set_dtype_policy("float32")
-    parts = updater.weights.parts(whole - adversarial)
+    parts = updater.weights.parts([a - b for a, b in zip(whole, adversarial, strict=True)])
     return [part.numpy() for part in parts], network.get_weights()
 
 

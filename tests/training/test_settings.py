@@ -232,7 +232,7 @@ def update_with_overflow(config: Config, bad_replica: int | None):
         value = tf.where(bad, np.inf, 1.0)
         variables.load()
         d = TracedNetwork(variables.d)
-        d.apply(variables.d.weights.join([tf.fill(w.shape, value) for w in d.weights]), 0)
+        d.apply(variables.d.weights.join_sum([[tf.fill(w.shape, value) for w in d.weights]]), 0)
         variables.store()
         return tf.zeros([])
 

@@ -6,6 +6,7 @@ launches would take longer than a step's convolutions on a GPU.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,13 +23,13 @@ class Normalized:
     """The weights of a network with each kernel over its singular value.
 
     Attributes:
-      weights: [size] float32.
-      weight_gradient: returns the gradient of the weights, given that of the normalized ones, both
-        [size] float32.
+      weights: [size] float32 for each buffer of the weights.
+      weight_gradient: returns the gradients of the weights, given those of the normalized ones, in
+        the same form.
     """
 
-    weights: tf.Tensor
-    weight_gradient: Callable[[tf.Tensor], tf.Tensor]
+    weights: Sequence[tf.Tensor]
+    weight_gradient: Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]]
 
 
 class SpectralNorms:
@@ -55,11 +56,7 @@ class SpectralNorms:
             variable's id, in order; multiples of ALIGNMENT.  Zeros follow shorter variables.
         """
         self._places = places or {}
-        self._all = [
-            layer
-            for layer in layers
-            if isinstance(layer, NormalizedKernel) and layer.norm == "spectral"
-        ]
+        self._all = _with_spectral_norm(layers)
         trained = {id(layer.kernel): layer for layer in self._all}
         self.layers = [trained[key] for key in self._places if key in trained]
 
@@ -81,18 +78,19 @@ class SpectralNorms:
         for layer, row, product in zip(layers, tf.unstack(rows), products, strict=True):
             layer.spectral_vector.assign(_first(row, product.shape[0]))
 
-    def normalize(self, weights: tf.Tensor) -> Normalized:
+    def normalize(self, buffers: Sequence[tf.Tensor]) -> Normalized:
         """Divides each kernel by its singular value.
 
         The singular value s = y'A x with y = A x / |A x| has the gradient y x' with respect to A,
         so the gradient of W = A / s is G / s - <G, A> / s^2 * y x', where G is that of W.
 
         Args:
-          weights: the buffer of all weights, [size] float32, whose values are those of the
-            variables.
+          buffers: the buffers of all weights, each [size] float32, whose values are those of the
+            variables.  There is a single one if a trained layer has a spectral norm.
         """
         if not self.layers:
-            return Normalized(weights, lambda gradient: gradient)
+            return Normalized(buffers, lambda gradients: gradients)
+        (weights,) = buffers
         matrices = [layer.spectral_matrix() for layer in self.layers]
         vectors = [tf.convert_to_tensor(layer.spectral_vector) for layer in self.layers]
         products = [
@@ -105,8 +103,9 @@ class SpectralNorms:
             tf.concat([[1.0], tf.math.rsqrt(squares)], 0), self._numbers(weights.shape[0])
         )
 
-        def weight_gradient(gradient: tf.Tensor) -> tf.Tensor:
+        def weight_gradient(gradients: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
             """Returns the gradient of the weights, given that of the normalized ones."""
+            (gradient,) = gradients
             dots = tf.stack([tf.reduce_sum(part) for part in self._parts_of(weights * gradient)])
             # <G, A> / s * y in each row
             scaled = tf.unstack(rows * tf.reshape(dots / squares, [-1, 1]))
@@ -117,9 +116,9 @@ class SpectralNorms:
                 image = _first(row, product.shape[0])
                 left, right = (vector, image) if transposed else (image, vector)
                 outers.append(layer.from_matrix(left[:, tf.newaxis] * right[tf.newaxis, :]))
-            return _times_blocks(gradient - self._joined(outers, weights.shape[0]), factors)
+            return [_times_blocks(gradient - self._joined(outers, weights.shape[0]), factors)]
 
-        return Normalized(_times_blocks(weights, factors), weight_gradient)
+        return Normalized([_times_blocks(weights, factors)], weight_gradient)
 
     def _numbers(self, size: int) -> tf.Tensor:
         """Returns for each ALIGNMENT weights the number of their layer, from 1, or 0."""
@@ -146,6 +145,19 @@ class SpectralNorms:
         if size > filled:
             pieces.append(tf.zeros([size - filled]))
         return tf.concat(pieces, 0)
+
+
+def has_spectral_norms(layers: Iterable[keras.layers.Layer]) -> bool:
+    """Returns whether some of a network's layers have a spectral norm."""
+    return bool(_with_spectral_norm(layers))
+
+
+def _with_spectral_norm(layers: Iterable[keras.layers.Layer]) -> list[Any]:
+    return [
+        layer
+        for layer in layers
+        if isinstance(layer, NormalizedKernel) and layer.norm == "spectral"
+    ]
 
 
 def _times_blocks(flat: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:

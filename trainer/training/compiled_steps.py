@@ -10,7 +10,7 @@ import tensorflow as tf
 from trainer.config import Config
 from trainer.errors import NotFiniteError, UsageError
 from trainer.machine.replicas import Replicas
-from trainer.training.buffer import Buffer
+from trainer.training.buffer import Buffers
 from trainer.training.divergence import check_finite
 from trainer.training.feed import Feed
 from trainer.training.position import Position, Start, count_steps
@@ -134,5 +134,6 @@ def _memory_named(at_once: int) -> Iterator[None]:
         ) from error
 
 
-def _is_finite(buffers: Iterable[Buffer]) -> tf.Tensor:
-    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(buffer.value())) for buffer in buffers])
+def _is_finite(buffers: Iterable[Buffers]) -> tf.Tensor:
+    values = [value for buffer in buffers for value in buffer.values()]
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])

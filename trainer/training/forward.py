@@ -1,6 +1,7 @@
 """The forward passes of a micro-batch: images and what the discriminator says of them."""
 
 import dataclasses
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -12,6 +13,22 @@ from trainer.models.schedules import current
 from trainer.training import adaptation
 from trainer.training.adaptation import AdaptiveStrength
 from trainer.training.updates import TracedNetwork
+
+
+class Logits(NamedTuple):
+    """The logits of reals and of fakes.
+
+    A loss takes them separately: the gradient of `both` would make the backward pass of the reals
+    wait for the fakes.
+
+    Attributes:
+      reals, fakes: [N] float32.
+      both: [2, N] float32, for results that need no gradient.
+    """
+
+    reals: tf.Tensor
+    fakes: tf.Tensor
+    both: tf.Tensor
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,14 +75,13 @@ class Forward:
 
     def discriminate_both(
         self, reals: tf.Tensor, fakes: tf.Tensor, labels: tf.Tensor, draws: Draws
-    ) -> tf.Tensor:
-        """Returns the logits of reals and fakes [2, N], discriminated as one batch or as two."""
+    ) -> Logits:
+        """Returns the logits of reals and fakes, discriminated as one batch or as two."""
         if self.config.updates.batches == "joint":
             both = tf.concat([reals, fakes], 0), tf.concat([labels, labels], 0)
-            return tf.reshape(self.discriminate(*both, draws), [2, -1])
-        return tf.stack(
-            [
-                self.discriminate(reals, labels, draws.within("reals")),
-                self.discriminate(fakes, labels, draws.within("fakes")),
-            ]
-        )
+            logits = tf.reshape(self.discriminate(*both, draws), [2, -1])
+            of_reals, of_fakes = tf.unstack(logits)
+            return Logits(of_reals, of_fakes, logits)
+        of_reals = self.discriminate(reals, labels, draws.within("reals"))
+        of_fakes = self.discriminate(fakes, labels, draws.within("fakes"))
+        return Logits(of_reals, of_fakes, tf.stack([of_reals, of_fakes]))

@@ -15,11 +15,11 @@ from trainer.machine.devices import on_host
 from trainer.models.objective import OBJECTIVES, Loss, Objective, Sum, verdicts
 from trainer.models.randomness import Draws
 from trainer.training import penalties
-from trainer.training.forward import Forward
+from trainer.training.forward import Forward, Logits
 from trainer.training.penalties import Penalty
 from trainer.training.updates import TracedNetwork
 
-Gradients: TypeAlias = tf.Tensor  # in the layout of the buffer of the weights, [size] float32
+Gradients: TypeAlias = list[tf.Tensor]  # [size] float32 in the layout of each buffer of weights
 LossAndJudgement = tuple[tf.Tensor, tf.Tensor]  # the first two fields of `step.Sums`
 
 
@@ -136,7 +136,7 @@ class MicroBatch:
             self.d.watch(tape)
             fakes = self.forward.generate(labels, draws)
             logits, found = self._judge(reals, fakes, labels, draws, self._penalties)
-            g_sums = self.g_sums(logits if self._objective.on_pairs else logits[1])
+            g_sums = self.g_sums(logits if self._objective.on_pairs else logits.fakes)
             d_loss = self._d_loss(logits, draws) + found.total
         d_gradients, d_loss, found = self._with_lazy_penalties(
             (self.d.gradients(tape, d_loss), d_loss, found), reals, fakes, labels, draws
@@ -151,7 +151,7 @@ class MicroBatch:
         labels: tf.Tensor | None,
         draws: Draws,
         d_draws: Draws,
-    ) -> tf.Tensor:
+    ) -> tf.Tensor | Logits:
         """Returns the logits that the generator's loss needs.
 
         Args:
@@ -162,7 +162,7 @@ class MicroBatch:
           d_draws: random numbers of the discriminator.
 
         Returns:
-          Logits [2, N] of reals and fakes if the loss is on pairs, otherwise of fakes alone, [N].
+          The logits of reals and fakes if the loss is on pairs, otherwise of fakes alone, [N].
         """
         if not self._objective.on_pairs:
             return self.forward.discriminate(fakes, labels, d_draws)
@@ -170,17 +170,17 @@ class MicroBatch:
             self.forward.to_reals(images, draws), fakes, labels, d_draws
         )
 
-    def g_sums(self, logits: tf.Tensor) -> LossAndJudgement:
+    def g_sums(self, logits: tf.Tensor | Logits) -> LossAndJudgement:
         """Returns the generator's loss and the verdicts on its fakes, two scalars.
 
         Args:
           logits: what `judge_for_g` returns.
         """
         objective = self._objective
-        margins = objective.margins(logits)
-        if objective.on_pairs:
-            return self._mean(objective.g_loss(*tf.unstack(logits))), _verdicts(margins[1])
-        return self._mean(objective.g_loss(None, logits)), _verdicts(margins)
+        if isinstance(logits, Logits):
+            loss = self._mean(objective.g_loss(logits.reals, logits.fakes))
+            return loss, _verdicts(objective.margins(logits.both)[1])
+        return self._mean(objective.g_loss(None, logits)), _verdicts(objective.margins(logits))
 
     def _g_gradients_on(
         self, images: tf.Tensor | None, labels: tf.Tensor | None, draws: Draws, d_draws: Draws
@@ -219,16 +219,16 @@ class MicroBatch:
                 targets[k] = tf.where(flipped, 1.0 - targets[k], targets[k])
         return objective.with_targets(*targets)
 
-    def _d_loss(self, logits: tf.Tensor, draws: Draws) -> tf.Tensor:
+    def _d_loss(self, logits: Logits, draws: Draws) -> tf.Tensor:
         """Returns the mean over one joint batch or over pairs, or the sum of two batches' means."""
         pairs = self._objective.on_pairs
         objective = self._objective if pairs else self._sum(draws)
         share = 0.5 if self.config.updates.batches == "joint" and not pairs else 1.0
-        return self._mean(objective.d_loss(*tf.unstack(logits)), share)
+        return self._mean(objective.d_loss(logits.reals, logits.fakes), share)
 
-    def _d_judgement(self, logits: tf.Tensor, found: Penalties) -> tf.Tensor:
+    def _d_judgement(self, logits: Logits, found: Penalties) -> tf.Tensor:
         """Returns the verdicts on reals and on fakes, and each penalty, [2 + penalties] float32."""
-        judged = _verdicts(self._objective.margins(logits))
+        judged = _verdicts(self._objective.margins(logits.both))
         return tf.concat([judged, tf.stack(found.each)], 0) if found.each else judged
 
     @property
@@ -243,8 +243,8 @@ class MicroBatch:
         labels: tf.Tensor,
         draws: Draws,
         chosen: Sequence[Penalty],
-    ) -> tuple[tf.Tensor, Penalties]:
-        """Returns the logits of reals and fakes [2, N], and the penalties."""
+    ) -> tuple[Logits, Penalties]:
+        """Returns the logits of reals and fakes, and the penalties."""
         batches = {"reals": reals, "fakes": fakes}
         at_batches = [penalty for penalty in chosen if penalty.images in batches]
         logits, gradients = penalties.judge(
@@ -304,7 +304,9 @@ class MicroBatch:
             with self.d.in_branch(), tf.GradientTape(watch_accessed_variables=False) as tape:
                 self.d.watch(tape)
                 _, found = self._judge(reals, fakes, labels, draws, chosen)
-            return gradients + self.d.gradients(tape, found.total), loss + found.total, found
+            added = self.d.gradients(tape, found.total)
+            total = [a + b for a, b in zip(gradients, added, strict=True)]
+            return total, loss + found.total, found
 
         with on_host():
             due = penalties.is_due(self.config, draws.images)

@@ -5,11 +5,15 @@ The gradient is that of the logit with respect to the image before its augmentat
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import tensorflow as tf
 
 from trainer.config import Config
 from trainer.models.schedules import current
+from trainer.training.forward import Logits
+
+Judged = TypeVar("Judged", tf.Tensor, Logits)
 
 # Half precision: the logits are multiplied by it before the inner gradient, which would underflow,
 # and the gradient is divided by it in float32.
@@ -77,15 +81,15 @@ def is_due(config: Config, images: tf.Tensor | int) -> tf.Tensor:
 
 
 def judge(
-    discriminate: Callable[[], tf.Tensor], images: Sequence[tf.Tensor], *, half: bool
-) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    discriminate: Callable[[], Judged], images: Sequence[tf.Tensor], *, half: bool
+) -> tuple[Judged, list[tf.Tensor]]:
     """Returns logits, and their gradients with respect to images.
 
     The gradients are differentiable in whatever the logits depend on.
 
     Args:
-      discriminate: returns the logits of `images`, perhaps with those of other images.  No logit
-        may depend on more than one image.
+      discriminate: returns the logits of `images`, perhaps with those of other images, as one
+        tensor or as `Logits`.  No logit may depend on more than one image.
       images: batches of images, [N, H, W, C] float32 each.
       half: whether the discriminator computes in half precision.
 
@@ -98,6 +102,6 @@ def judge(
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
         logits = discriminate()
-        total = scale * tf.reduce_sum(logits)
+        total = scale * tf.reduce_sum(logits.both if isinstance(logits, Logits) else logits)
     gradients = tape.gradient(total, images)
     return logits, [each / scale for each in gradients] if half else gradients

@@ -5,14 +5,19 @@ import dataclasses
 import keras
 import tensorflow as tf
 
+from trainer import recipes
 from trainer.config import Config
 from trainer.config.dataset import ImageShape
 from trainer.models.graph import freeze
 from trainer.recipes.networks import build_networks
 from trainer.training import adaptation, optimizers
 from trainer.training.adaptation import AdaptiveStrength
-from trainer.training.buffer import Buffer
+from trainer.training.buffer import Buffer, Buffers
 from trainer.training.updates import LossScale, Updater
+
+# Elements from which a weight has a buffer of its own where operations run side by side on CPU
+# cores.  An update by itself of a smaller one would not pay.
+BUFFER_SIZE = 2**16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +40,7 @@ class TrainState:
     images: tf.Variable
     rollbacks: tf.Variable
     augment: AdaptiveStrength | None = None
-    average: tuple[Buffer, ...] = ()
+    average: tuple[Buffers, ...] = ()
 
     @property
     def generator(self) -> keras.Model:
@@ -61,9 +66,9 @@ class TrainState:
         named = dict(generator=self.generator, discriminator=self.discriminator)
         return named if self.ema_generator is None else {**named, "average": self.ema_generator}
 
-    def buffers_by_network(self) -> dict[str, tuple[Buffer, ...]]:
+    def buffers_by_network(self) -> dict[str, tuple[Buffers, ...]]:
         """Returns the buffers of each network's variables, by its name in checkpoints."""
-        named: dict[str, tuple[Buffer, ...]] = dict(
+        named: dict[str, tuple[Buffers, ...]] = dict(
             generator=(self.g.weights, self.g.statistics),
             discriminator=(self.d.weights, self.d.statistics),
         )
@@ -79,7 +84,7 @@ class TrainState:
         for buffer in self._buffers():
             buffer.store()
 
-    def _buffers(self) -> tuple[Buffer, ...]:
+    def _buffers(self) -> tuple[Buffers, ...]:
         return (*self.g.buffers, *self.d.buffers, *self.average)
 
     def all_variables(self) -> list[tf.Variable]:
@@ -109,13 +114,16 @@ class TrainState:
         return named
 
 
-def create_state(config: Config, shape: ImageShape, precision: str) -> TrainState:
+def create_state(
+    config: Config, shape: ImageShape, precision: str, *, on_gpus: bool = False
+) -> TrainState:
     """Creates the state of a run.  Call it inside the scope of the replicas.
 
     Args:
       config: the configuration of the run.
       shape: the shape of its images.
       precision: the number format; float16 scales the losses.
+      on_gpus: whether the replicas are GPUs, where a network has a single buffer of weights.
 
     Raises:
       UsageError: if the networks cannot be built, or --d_freeze_layers is too large.
@@ -123,10 +131,13 @@ def create_state(config: Config, shape: ImageShape, precision: str) -> TrainStat
     generator, discriminator = build_networks(config, shape)
     freeze(discriminator, config.d_freeze_layers)  # the optimizer then has no slots for them
     images, rollbacks = _counter("images"), _counter("rollbacks")
+    side_by_side = recipes.get(config.networks).fully_connected and not on_gpus
+    buffer_size = BUFFER_SIZE if side_by_side else None
 
     def updater(network: keras.Model, name: str, clip: float) -> Updater:
         scale = LossScale.create() if precision == "float16" else None
-        return Updater.create(network, optimizers.make(config, name, images), scale, clip)
+        optimizer = optimizers.make(config, name, images)
+        return Updater.create(network, optimizer, scale, clip, buffer_size)
 
     g, d = updater(generator, "g", 0.0), updater(discriminator, "d", config.d_clip)
     ema_generator = None
@@ -141,16 +152,22 @@ def create_state(config: Config, shape: ImageShape, precision: str) -> TrainStat
     return TrainState(g, d, ema_generator, images, rollbacks, augment, average)
 
 
-def _average_buffers(g: Updater, ema_generator: keras.Model) -> tuple[Buffer, ...]:
+def _average_buffers(g: Updater, ema_generator: keras.Model) -> tuple[Buffers, ...]:
     """Returns buffers of the moving average that match those of the generator."""
     averaged = {
         id(variable): average
         for variable, average in zip(g.network.variables, ema_generator.variables, strict=True)
     }
-    return tuple(
-        Buffer.create([averaged[id(variable)] for variable in buffer.variables], "average")
-        for buffer in (g.weights, g.statistics)
-    )
+
+    def like(buffers: Buffers) -> Buffers:
+        return Buffers(
+            tuple(
+                Buffer.create([averaged[id(variable)] for variable in buffer.variables], "average")
+                for buffer in buffers.each
+            )
+        )
+
+    return like(g.weights), like(g.statistics)
 
 
 def _counter(name: str) -> tf.Variable:

@@ -19,7 +19,7 @@ from trainer.models.randomness import Draws
 from trainer.models.schedules import current
 from trainer.training import adaptation, penalties
 from trainer.training.forward import Forward
-from trainer.training.gradients import MicroBatch
+from trainer.training.gradients import Gradients, MicroBatch
 from trainer.training.position import Position, d_updates_per_step
 from trainer.training.state import TrainState
 from trainer.training.updates import TracedNetwork
@@ -283,7 +283,7 @@ class ReplicaStep:
         ]
 
     def _apply(
-        self, network: TracedNetwork, gradients: tf.Tensor, sums: tuple[tf.Tensor, tf.Tensor]
+        self, network: TracedNetwork, gradients: Gradients, sums: tuple[tf.Tensor, tf.Tensor]
     ) -> Sums:
         """Updates a network; returns the sums of the loss and of the images, and the gradient's."""
         return Sums(*sums, network.apply(gradients, self._position.images))
@@ -331,4 +331,4 @@ class ReplicaStep:
         for buffer, average in zip(
             (state.g.weights, state.g.statistics), state.average, strict=True
         ):
-            average.move_towards(buffer.value(), weight)
+            average.move_towards(buffer.values(), weight)

@@ -15,8 +15,8 @@ import tensorflow as tf
 from trainer.machine import program, replicas
 from trainer.machine.devices import on_host
 from trainer.models import kernels
-from trainer.models.spectral_norms import Normalized, SpectralNorms
-from trainer.training.buffer import Buffer, assign_own
+from trainer.models.spectral_norms import Normalized, SpectralNorms, has_spectral_norms
+from trainer.training.buffer import Buffers, assign_own
 from trainer.training.optimizers import Optimizer, Update
 
 FIRST_SCALE = 2.0**15
@@ -67,16 +67,16 @@ class Updater:
       clip: weights are clipped to [-clip, clip]; 0 disables clipping.
       weights: the trainable variables.
       statistics: the other float32 variables, such as the moving averages of batch norms.
-      slots: the slots of the optimizer.
+      slots: the slots of the optimizer by kind, in buffers like those of the weights.
     """
 
     network: keras.Model
     optimizer: Optimizer
     scale: LossScale | None
     clip: float
-    weights: Buffer
-    statistics: Buffer
-    slots: tuple[Buffer, ...]
+    weights: Buffers
+    statistics: Buffers
+    slots: tuple[Buffers, ...]
 
     @classmethod
     def create(
@@ -85,22 +85,34 @@ class Updater:
         optimizer: Any,
         scale: LossScale | None = None,
         clip: float = 0.0,
+        size: int | None = None,
     ) -> "Updater":
-        """Builds the optimizer and creates the buffers.  Call it inside the replicas' scope."""
+        """Builds the optimizer and creates the buffers.  Call it inside the replicas' scope.
+
+        Args:
+          network: see the attributes.
+          optimizer: see the attributes.
+          scale: see the attributes.
+          clip: see the attributes.
+          size: number of elements from which a weight has a buffer of its own; None for a single
+            buffer, which networks with spectral norms always have.
+        """
         optimizer.build(network.trainable_variables)
+        if has_spectral_norms(network.layers):
+            size = None
         statistics = [v for v in network.non_trainable_variables if v.dtype == "float32"]
         return cls(
             network,
             optimizer,
             scale,
             clip,
-            Buffer.create(network.trainable_variables, "weights"),
-            Buffer.create(statistics, "statistics"),
-            tuple(Buffer.create(slot, "slot") for slot in optimizer.slots()),
+            Buffers.create(network.trainable_variables, "weights", size),
+            Buffers.create(statistics, "statistics"),
+            tuple(Buffers.create(slot, "slot", size) for slot in optimizer.slots()),
         )
 
     @property
-    def buffers(self) -> tuple[Buffer, ...]:
+    def buffers(self) -> tuple[Buffers, ...]:
         """All buffers."""
         return (self.weights, self.statistics, *self.slots)
 
@@ -174,27 +186,27 @@ class TracedNetwork:
         yield
         self._normalized, self._statistics = before
 
-    def gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> tf.Tensor:
+    def gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
         """Returns the gradients of a loss, times the loss scale.  Call it outside the tape.
 
         They are those of the weights as the network uses them, after spectral normalization.
 
         Returns:
-          [size] float32, in the layout of the buffer of the weights.
+          [size] float32 for each buffer of the weights, in its layout.
         """
         uses, self._tape, self._uses = self._uses, None, []
         # Scaling the loss is the same as scaling the gradient that starts the backward pass.
         start = None if self.scale is None else self.scale.value
         return self._updater.weights.join_sum(tape.gradient(loss, uses, output_gradients=start))
 
-    def apply(self, gradients: tf.Tensor, images: tf.Tensor | int) -> tf.Tensor:
+    def apply(self, gradients: list[tf.Tensor], images: tf.Tensor | int) -> tf.Tensor:
         """Updates the network with the sum over replicas of what `gradients` returned.
 
         With a loss scale, every replica skips the update if the gradient of any replica is not
         finite, because all of them check the same sum.
 
         Args:
-          gradients: [size] float32.
+          gradients: [size] float32 for each buffer of the weights.
           images: number of images seen, an integer scalar in host memory.
 
         Returns:
@@ -202,23 +214,23 @@ class TracedNetwork:
           equal on every replica.  It is not finite if the gradient was not.
         """
         updater = self._updater
-        weights = updater.weights
-        (gradient,) = replicas.sum_over_replicas([gradients])
-        gradient = self._normalize().weight_gradient(gradient)
-        half_square = tf.nn.l2_loss(gradient)
+        summed = replicas.sum_over_replicas(gradients)
+        gradients = list(self._normalize().weight_gradient(summed))
+        half_square = _sum([tf.nn.l2_loss(gradient) for gradient in gradients])
         number, finite = self._count_update(), None
         if self.scale is not None:
             half_square /= tf.square(self.scale.value)
             finite = tf.math.is_finite(half_square)
             factor = tf.cast(finite, tf.float32) / self.scale.value
-            gradient = tf.math.multiply_no_nan(gradient, factor)
+            gradients = [tf.math.multiply_no_nan(gradient, factor) for gradient in gradients]
             iterations = updater.optimizer.iterations.value
             number = iterations + tf.cast(finite, iterations.dtype)
             assign_own(iterations, number)
-        slots = [slot.flat for slot in updater.slots]
-        updater.optimizer.update(Update(weights.flat, slots, gradient, images, number, finite))
-        if updater.clip:
-            weights.replace(tf.clip_by_value(weights.value(), -updater.clip, updater.clip))
+        for k, (buffer, gradient) in enumerate(zip(updater.weights.each, gradients, strict=True)):
+            slots = [slot.each[k].flat for slot in updater.slots]
+            updater.optimizer.update(Update(buffer.flat, slots, gradient, images, number, finite))
+            if updater.clip:
+                buffer.replace(tf.clip_by_value(buffer.value(), -updater.clip, updater.clip))
         if self.scale is not None:
             self.scale.after(finite)
         self._read_weights()
@@ -237,28 +249,28 @@ class TracedNetwork:
     def _cast_weights(self) -> list[tf.Tensor]:
         """Returns the weights as the network uses them, each in the number format of its layer.
 
-        They are cast as one buffer, because each cast takes a kernel launch.
+        They are cast as whole buffers, because each cast takes a kernel launch.
         """
-        buffer, flat = self._updater.weights, self._normalize().weights
-        weights = buffer.parts(flat)
+        buffers, flats = self._updater.weights, self._normalize().weights
+        weights = buffers.parts(flats)
         if not self._halved:
             return weights
-        halves = buffer.parts(tf.cast(flat, self.compute_dtype))
+        halves = buffers.parts([tf.cast(flat, self.compute_dtype) for flat in flats])
         return [
             half if id(variable) in self._halved else weight
-            for variable, weight, half in zip(buffer.variables, weights, halves, strict=True)
+            for variable, weight, half in zip(buffers.variables, weights, halves, strict=True)
         ]
 
     def _read_weights(self) -> None:
-        self._flat = self._updater.weights.value()
-        self.weights = self._updater.weights.parts(self._flat)
+        self._flats = self._updater.weights.values()
+        self.weights = self._updater.weights.parts(self._flats)
         self._normalized = None
 
     def _normalize(self) -> Normalized:
         """Returns the weights as the network uses them, until the next iteration or update."""
         if self._normalized is None:
             with self._scope(self.weights):
-                self._normalized = self._norms.normalize(self._flat)
+                self._normalized = self._norms.normalize(self._flats)
         return self._normalized
 
     @contextlib.contextmanager
@@ -277,6 +289,10 @@ class TracedNetwork:
                 value = scope.get_current_value(variable)
                 if value is not None:
                     assign_own(variable.value, value)
+
+
+def _sum(scalars: Sequence[tf.Tensor]) -> tf.Tensor:
+    return tf.add_n(scalars) if len(scalars) > 1 else scalars[0]
 
 
 def _read_in_half(network: keras.Model, norms: SpectralNorms) -> set[int]:
