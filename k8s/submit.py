@@ -16,45 +16,16 @@ import re
 import secrets
 import sys
 import tempfile
-import textwrap
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import jobset
 from cluster import Cluster, SubmissionError, apply, checked
+from folders import FOLDER, components_of, own_components, subfolders
+from patches import GPU, kustomization, worker_count
 
-FOLDER = Path(__file__).resolve().parent
-IMAGES = ("gan-trainer", "gan-trainer-cpu")
-# Node labels that name the GPU model: the label set by GKE and that of NVIDIA's GPU operator.
-GKE_LABEL, NVIDIA_LABEL = "cloud.google.com/gke-accelerator", "nvidia.com/gpu.product"
-GPU = "nvidia.com/gpu"
-GKE = {"gke", "autopilot", "spot"}  # components whose nodes carry GKE's label
 EXCLUSIVE = ({"gke", "autopilot", "openshift"}, {"prometheus", "google-prometheus"})
 PORT = 2222
-# What a GPU is given by default: small nodes with one GPU have 4 CPUs and 16 GiB. The memory is
-# limited to what is requested, as k8s/components/gpu/job.yaml explains.
-CPUS_PER_GPU, GIB_PER_GPU = 3, 12
-RETRIES_PER_WORKER = 4
-FINAL_CODES = [64, 65, 70, 73]  # exit codes of the trainer that a retry cannot change
-JOBSET_POLICY = {
-    "maxRestarts": 0,  # of the restarts that count, which are none
-    "restartStrategy": "BlockingRecreate",  # start no Pod before all old ones have ended
-    "rules": [
-        {
-            "name": "final",
-            "action": "FailJobSet",
-            "onJobFailureReasons": ["PodFailurePolicy", "DeadlineExceeded"],
-        },
-        {"name": "restart", "action": "RestartJobSetAndIgnoreMaxRestarts"},
-    ],
-}
-MAX_SHM_MIB = 4096
-REPLICATED_JOB = "w"  # a JobSet names its Job JOBSET-w-0
-CONTAINER = "/spec/template/spec/containers/0"
-INSTANCE = "app.kubernetes.io~1instance"  # as a part of a JSON pointer
 USAGE_ERROR = 64  # as the trainer's exit code for a wrong command line
-
-Json = dict[str, Any]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -94,15 +65,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def subfolders(kind: str) -> list[str]:
-    """Returns the names of the available overlays or components.
-
-    Args:
-      kind: "overlays" or "components".
-    """
-    return sorted(path.name for path in (FOLDER / kind).iterdir() if path.is_dir())
-
-
 def dns_label(text: str, max_length: int) -> str:
     """Converts a name or path to lower-case letters, digits and hyphens, as DNS labels require.
 
@@ -110,19 +72,6 @@ def dns_label(text: str, max_length: int) -> str:
     """
     stem = re.sub(r"\.(zip|npz)$", "", text.rstrip("/").rpartition("/")[2].lower())
     return re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:max_length].strip("-")
-
-
-def own_components(overlay: str) -> list[str]:
-    """Returns the components that an overlay lists."""
-    text = (FOLDER / "overlays" / overlay / "kustomization.yaml").read_text(encoding="utf-8")
-    return re.findall(r"^  - \.\./\.\./components/(\S+)$", text, re.M)
-
-
-def components_of(options: argparse.Namespace) -> list[str]:
-    """Returns the components of the overlay, and those of the command line that it lacks."""
-    own = own_components(options.overlay)
-    given = sorted(dict.fromkeys(options.component), key=lambda name: name != "gpu")
-    return own + [name for name in given if name not in own]  # others refine gpu
 
 
 def run_settings(options: argparse.Namespace, defaults: dict[str, str]) -> dict[str, str]:
@@ -146,212 +95,10 @@ def run_settings(options: argparse.Namespace, defaults: dict[str, str]) -> dict[
     settings["JOB"] = f"gan-{dns_label(settings['RUN'], 36)}-{secrets.token_hex(3)}"
     if "WORKERS" in settings:
         count = options.workers or worker_count(settings)
-        job = f"{settings['JOB']}-{REPLICATED_JOB}-0" if options.jobset else settings["JOB"]
+        job = f"{settings['JOB']}-{jobset.REPLICATED_JOB}-0" if options.jobset else settings["JOB"]
         hosts = [f"{job}-{index}.gan-workers:{PORT}" for index in range(count)]
         settings["WORKERS"] = ",".join(hosts)
     return settings
-
-
-def worker_count(settings: dict[str, str]) -> int:
-    """Returns the number of addresses in the setting WORKERS."""
-    return settings["WORKERS"].count(",") + 1
-
-
-def kustomization(options: argparse.Namespace, settings: dict[str, str]) -> Json:
-    """Returns the kustomization that turns the overlay and its components into a Job."""
-    literals = [f"{name}={value}" for name, value in settings.items()]
-    # Because JOB is among the literals, the hash suffix makes the ConfigMap unique to this Job.
-    # The label lets it be deleted together with the Job.
-    job_label = {"labels": {"app.kubernetes.io/instance": settings["JOB"]}}
-    config = {"name": "gan-run", "behavior": "merge", "literals": literals, "options": job_label}
-    return {
-        "configMapGenerator": [config],
-        "images": [image_override(name, options.image) for name in IMAGES if options.image],
-        "patches": list(patches(options, settings)),
-    }
-
-
-def patches(options: argparse.Namespace, settings: dict[str, str]) -> Iterator[Json]:
-    """Yields the patches of the objects of the overlay and its components."""
-    job = settings["JOB"]
-    edits = [
-        replace("/metadata/name", job),
-        add("/metadata/labels/" + INSTANCE, job),
-        replace(f"/spec/template/metadata/labels/{INSTANCE}", job),
-        *(add(f"{CONTAINER}/args/-", flag) for flag in options.flag),
-        *resource_edits(options),
-    ]
-    if options.gpu_type:
-        edits += gpu_type_edits(options)
-    if options.billing_project:
-        variable = {"name": "GOOGLE_CLOUD_QUOTA_PROJECT", "value": options.billing_project}
-        edits.append(add(f"{CONTAINER}/env/-", variable))
-    if "WORKERS" in settings:
-        count = worker_count(settings)
-        edits += [replace("/spec/completions", count), replace("/spec/parallelism", count)]
-        edits.append(replace("/spec/backoffLimit", RETRIES_PER_WORKER * count))
-        yield worker_policy_patch(job)
-    if options.service_account:
-        account = {"iam.gke.io/gcp-service-account": options.service_account}
-        yield patch({"kind": "ServiceAccount"}, [add("/metadata/annotations", account)])
-    if options.scratch:
-        claim = {"spec": {"resources": {"requests": {"storage": options.scratch}}}}
-        yield volume_patch({"name": "runs", "ephemeral": {"volumeClaimTemplate": claim}})
-    if memory := requested_memory(options):
-        shm = {"medium": "Memory", "sizeLimit": shm_size(memory)}
-        yield volume_patch({"name": "shm", "emptyDir": shm})
-    yield patch({"kind": "Job"}, edits)
-    if options.jobset:
-        yield patch({"kind": "Job"}, list(jobset_edits(options)))
-
-
-def resource_edits(options: argparse.Namespace) -> Iterator[Json]:
-    """Yields the edits of the container's requests and limits."""
-    resources = f"{CONTAINER}/resources"
-    gpu = options.gpu_resource or GPU
-    if gpu != GPU:
-        yield {"op": "remove", "path": f"{resources}/limits/{escaped(GPU)}"}
-        toleration = {"key": gpu, "operator": "Exists", "effect": "NoSchedule"}
-        yield add("/spec/template/spec/tolerations/-", toleration)
-    if options.gpus or gpu != GPU:
-        yield add(f"{resources}/limits/{escaped(gpu)}", options.gpus or 1)
-    cpus = options.cpus or CPUS_PER_GPU * options.gpus
-    if cpus:
-        yield replace(f"{resources}/requests/cpu", str(cpus))
-        yield replace(f"{resources}/limits/cpu", str(max(32, cpus)))
-    if memory := requested_memory(options):
-        yield replace(f"{resources}/requests/memory", memory)
-        yield replace(f"{resources}/limits/memory", memory)
-
-
-def requested_memory(options: argparse.Namespace) -> str:
-    """Returns the memory of a Pod as MEMORY or GPUS sets it; "" for that of the manifests."""
-    return options.memory or (f"{GIB_PER_GPU * options.gpus}Gi" if options.gpus else "")
-
-
-def shm_size(memory: str) -> str:
-    """Returns the size of /dev/shm, which counts towards the memory of the Pod, such as 96Gi."""
-    number, unit = int(memory[:-2]), memory[-2:]
-    mib = number * 1024 if unit == "Gi" else number
-    return f"{min(mib // 4, MAX_SHM_MIB)}Mi"
-
-
-def gpu_type_edits(options: argparse.Namespace) -> Iterator[Json]:
-    """Yields the edits that select nodes with the requested GPU model."""
-    components = set(components_of(options))
-    label, _, value = options.gpu_type.rpartition("=")
-    label = label or (GKE_LABEL if components & GKE else NVIDIA_LABEL)
-    if "autopilot" in components and label != GKE_LABEL:
-        # The component selects a model by GKE's label, and nodes would have to match both.
-        yield {"op": "remove", "path": node_selector(GKE_LABEL)}
-    yield add(node_selector(label), value)
-
-
-def jobset_edits(options: argparse.Namespace) -> Iterator[Json]:
-    """Yields the edits of a Job that a JobSet recreates after each failure.
-
-    A recreated Job starts without a back-off, so the Job itself must not retry.
-    """
-    final = {
-        "action": "FailJob",
-        "onExitCodes": {"containerName": "trainer", "operator": "In", "values": FINAL_CODES},
-    }
-    yield replace("/spec/backoffLimit", 0)
-    yield replace("/spec/podFailurePolicy/rules", [final])
-    yield {"op": "remove", "path": "/spec/ttlSecondsAfterFinished"}
-    if "kueue" in components_of(options):
-        yield {"op": "remove", "path": "/spec/suspend"}  # Kueue suspends the JobSet
-
-
-def wrap_in_jobset(manifests: str, *, suspend: bool) -> str:
-    """Returns the manifests with the Job as the only Job of a JobSet.
-
-    The JobSet fails with the exit codes that a retry cannot change and at the deadline. It restarts
-    after every other failure; the trainer limits the number of starts without progress.
-    """
-    documents = []
-    for text in manifests.split("\n---\n"):
-        if re.search(r"^kind: Job$", text, re.M):
-            head, _, job_spec = text.partition("\nspec:\n")
-            metadata = head[head.index("metadata:") :]
-            labels = {"app.kubernetes.io/name": "gan-trainer"}
-            text = "\n".join([
-                f"apiVersion: jobset.x-k8s.io/v1alpha2\nkind: JobSet\n{metadata}\nspec:",
-                *(["  suspend: true"] if suspend else []),
-                "  ttlSecondsAfterFinished: 604800",
-                f"  network: {json.dumps({'enableDNSHostnames': False})}",
-                f"  failurePolicy: {json.dumps(JOBSET_POLICY)}",
-                "  replicatedJobs:",
-                f"  - name: {REPLICATED_JOB}",
-                "    replicas: 1",
-                "    template:",
-                f"      metadata: {json.dumps({'labels': labels})}",
-                "      spec:",
-                textwrap.indent(job_spec, "      "),
-            ])  # fmt: skip
-        documents.append(text)
-    return "\n---\n".join(documents)
-
-
-def volume_patch(volume: Json) -> Json:
-    """Returns the patch that merges fields into the volume of the same name."""
-    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "gan"}}
-    spec = {"template": {"spec": {"volumes": [volume]}}}
-    return {"target": {"kind": "Job"}, "patch": json.dumps({**job, "spec": spec})}
-
-
-def worker_policy_patch(job: str) -> Json:
-    """Returns the patch that restricts the NetworkPolicy of the workers to the Pods of one Job."""
-    edits = [
-        replace("/metadata/name", job),
-        add(f"/metadata/labels/{INSTANCE}", job),
-        replace(f"/spec/podSelector/matchLabels/{INSTANCE}", job),
-        replace(f"/spec/ingress/0/from/0/podSelector/matchLabels/{INSTANCE}", job),
-        replace(f"/spec/egress/0/to/0/podSelector/matchLabels/{INSTANCE}", job),
-    ]
-    return patch({"kind": "NetworkPolicy", "name": "gan-workers"}, edits)
-
-
-def node_selector(label: str) -> str:
-    """Returns the JSON pointer to a label in the node selector of a Job."""
-    return f"/spec/template/spec/nodeSelector/{escaped(label)}"
-
-
-def escaped(name: str) -> str:
-    """Returns a name as a part of a JSON pointer."""
-    return name.replace("~", "~0").replace("/", "~1")
-
-
-def replace(path: str, value: object) -> Json:
-    """Returns a JSON-patch operation that replaces an existing value."""
-    return {"op": "replace", "path": path, "value": value}
-
-
-def add(path: str, value: object) -> Json:
-    """Returns a JSON-patch operation that adds a value."""
-    return {"op": "add", "path": path, "value": value}
-
-
-def patch(target: dict[str, str], edits: list[Json]) -> Json:
-    """Returns a kustomize patch, which may also change the names of the objects it matches."""
-    return {"target": target, "options": {"allowNameChange": True}, "patch": json.dumps(edits)}
-
-
-def image_override(name: str, wanted: str) -> dict[str, str]:
-    """Returns the entry of `images` that replaces one of the project's images.
-
-    Args:
-      name: Image name in the overlays.
-      wanted: HOST/NAME, HOST/NAME:TAG or HOST/NAME@sha256:DIGEST. Without a tag the overlay's
-        tag is kept.
-    """
-    repository, at, digest = wanted.partition("@")
-    if at:
-        return {"name": name, "newName": repository, "digest": digest}
-    repository, colon, tag = wanted.rpartition(":")
-    if not colon or "/" in tag:  # the colon precedes the port of a registry
-        return {"name": name, "newName": wanted}
-    return {"name": name, "newName": repository, "newTag": tag}
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -459,7 +206,7 @@ def render(options: argparse.Namespace, settings: dict[str, str] | None = None) 
         (outer / "kustomization.yaml").write_text(json.dumps(content), encoding="utf-8")
         manifests = kustomize(outer)
     if options.jobset:
-        manifests = wrap_in_jobset(manifests, suspend="kueue" in components_of(options))
+        manifests = jobset.wrap(manifests, suspend="kueue" in components_of(options))
     return manifests
 
 
