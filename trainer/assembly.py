@@ -239,15 +239,15 @@ def _restore(
     telemetry = control.telemetry or Telemetry(0, {})
     telemetry.set("step", done)
     telemetry.set("target_step", last_step)
+    events = EventLog(RunLocation(config).folder, replicas.worker_index)
     if run_dir is None:
-        folder = RunLocation(config).folder
-        EventLog(folder, replicas.worker_index).add_start(step=done, **_versions())
+        events.add_start(step=done, **_versions())
     else:
-        started = run_dir.record_start(done, options.attempt.reached())
+        started = run_dir.record_start(done, attempts := options.attempt.reached())
         telemetry.set("resumes", started)
         if (saved := saver.last_step) is not None:
             telemetry.restored(saved, run_dir.saved_at(saved))
-        EventLog(run_dir.path).add_start(step=done, starts=started + 1, **_versions())
+        events.add_start(attempts - 1, step=done, starts=started + 1, **_versions())
     outputs = Outputs(run_dir, saver, opened.uploads, control.terminal, telemetry, evaluations)
     return Run(config, session.data, replicas, state, outputs, upkeep, phases)
 

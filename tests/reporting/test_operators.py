@@ -156,6 +156,16 @@ def test_the_next_start_records_an_end_that_was_not_recorded(tmp_path, monkeypat
     )
 
 
+def test_a_start_records_those_that_did_not_reach_the_run(tmp_path):
+    (tmp_path / "config.json").touch()
+    EventLog(tmp_path).add_start(2, step=3)
+    EventLog(tmp_path).add_start(0, step=3)
+    found = events.read_newest(tmp_path, 9)
+    assert [event["event"] for event in found] == ["lost", "start", "lost", "start"]
+    assert found[0]["starts"] == 2
+    assert "process" in found[2]  # that of the first start, whose end nothing recorded
+
+
 def test_status_of_running_and_killed_runs(tiny, run, tmp_path):
     config = tiny(recipe="mlp", length=steps(2))
     run(config)

@@ -50,8 +50,13 @@ class EventLog:
             finally:
                 file.close()
 
-    def add_start(self, **fields: Any) -> None:
-        """Appends a start, and before it the end of the last one if that could not record it."""
+    def add_start(self, unreached: int = 0, **fields: Any) -> None:
+        """Appends a start, and before it the ends that could not be recorded.
+
+        Args:
+          unreached: number of starts since the last one that ended before they reached the run.
+          **fields: what else to record of the start.
+        """
         if (lost := self._start_without_end()) is not None:
             where = lost.get("pod") or lost.get("host", "")
             self.add(
@@ -59,6 +64,13 @@ class EventLog:
                 process=lost["process"],  # whose end it is
                 reason=f"No end was recorded for the start of {lost['time']} on {where}. The "
                 "process was probably killed, ran out of memory or lost power.",
+            )
+        if unreached:
+            self.add(
+                "lost",
+                starts=unreached,
+                reason=f"Starts that ended before they reached the run: {unreached}. Their logs "
+                "say why, unless the processes were killed.",
             )
         self.add("start", **fields)
 
