@@ -28,8 +28,8 @@ from trainer.errors import ExitCode
 # Networks that train on a CPU, each conditional.
 RECIPES: dict[str, dict[str, Any]] = {
     "dcgan": {},
-    "sngan": dict(g_width=0.25, d_width=0.25),
-    "r3gan": dict(g_width=0.1, d_width=0.1, batch_size=64),
+    "sngan": dict(g_width=0.125, d_width=0.125),
+    "r3gan": dict(g_width=0.05, d_width=0.05, batch_size=64, r1=1, r2=1),
 }
 AUGMENTATIONS = ("none", "diffaugment")
 NUM_SAMPLES = 10_000

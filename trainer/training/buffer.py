@@ -156,7 +156,9 @@ class Buffers:
         groups = [
             [variable] for variable in variables if size is not None and _padded(variable) >= size
         ]
-        return cls(tuple(Buffer.create(group, name) for group in [*groups, small]))
+        if small or not groups:
+            groups.append(small)
+        return cls(tuple(Buffer.create(group, name) for group in groups))
 
     @property
     def variables(self) -> tuple[keras.Variable, ...]:
