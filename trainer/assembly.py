@@ -277,7 +277,7 @@ def _restore_checkpoint(
     return definition, run_dir.is_complete(restored)
 
 
-def _versions() -> dict[str, str]:
+def _versions() -> dict[str, Any]:
     return {"tensorflow": tf.__version__, "keras": keras.__version__}
 
 
