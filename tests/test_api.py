@@ -100,6 +100,8 @@ def test_a_program_can_stop_a_run(tmp_path):
 
 
 def test_ctrl_c_in_a_program_saves_and_raises(tmp_path):
+    # A shell that runs the tests in the background makes its commands ignore the signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     given = dict(recipe="mlp", steps=10**6, run_dir="run", log_every_secs=0.0, **TINY)
     code = f"import trainer\ntry: trainer.train(**{given})\nexcept KeyboardInterrupt as e: print(e)"
     process = subprocess.Popen(
