@@ -69,8 +69,8 @@ class EventLog:
             self.add(
                 "lost",
                 starts=unreached,
-                reason=f"Starts that ended before they reached the run: {unreached}. Their logs "
-                "say why, unless the processes were killed.",
+                reason=f"Number of earlier starts that ended before they reached the run: "
+                f"{unreached}. The logs show why, unless the processes were killed.",
             )
         self.add("start", **fields)
 

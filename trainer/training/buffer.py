@@ -83,7 +83,7 @@ class Buffer:
         if len(self.variables) == 1:  # nothing to join
             given = [tensor for (tensor,) in groups if tensor is not None]
             if given:
-                total = _sum([tf.cast(tensor, tf.float32) for tensor in given])
+                total = tf.add_n([tf.cast(tensor, tf.float32) for tensor in given])
                 return self._joined([[total]], tf.float32)
         # They are joined first, because each sum or cast of a tensor takes a kernel launch.
         dtypes = {tensor.dtype for group in groups for tensor in group if tensor is not None}
@@ -91,7 +91,7 @@ class Buffer:
         for dtype in sorted(dtypes or {tf.float32}, key=str):
             joined = tf.cast(self._joined(groups, dtype), tf.float32)
             terms += tf.split(joined, len(groups)) if len(groups) > 1 else [joined]
-        return _sum(terms)
+        return tf.add_n(terms)
 
     def _joined(self, groups: Sequence[Sequence[tf.Tensor | None]], dtype: tf.DType) -> tf.Tensor:
         """Returns groups one after another, with zeros for tensors of other number formats."""
@@ -224,10 +224,6 @@ def assign_own(variable: tf.Variable, value: tf.Tensor) -> None:
     The replicas must compute the same value.  Unlike `variable.assign`, they do not exchange it.
     """
     tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
-
-
-def _sum(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    return tf.add_n(tensors) if len(tensors) > 1 else tensors[0]
 
 
 def _padded(variable: keras.Variable) -> int:

@@ -18,12 +18,10 @@ from trainer.training.updates import TracedNetwork
 class Logits(NamedTuple):
     """The logits of reals and of fakes.
 
-    A loss takes them separately: the gradient of `both` would make the backward pass of the reals
-    wait for the fakes.
-
     Attributes:
-      reals, fakes: [N] float32.
-      both: [2, N] float32, for results that need no gradient.
+      reals, fakes: [N] float32, from which losses are computed: the gradient of `both` would make
+        the backward pass of the reals wait for the fakes.
+      both: [2, N] float32, from which verdicts and penalties are computed.
     """
 
     reals: tf.Tensor

@@ -216,7 +216,7 @@ class TracedNetwork:
         updater = self._updater
         summed = replicas.sum_over_replicas(gradients)
         gradients = list(self._normalize().weight_gradient(summed))
-        half_square = _sum([tf.nn.l2_loss(gradient) for gradient in gradients])
+        half_square = tf.add_n([tf.nn.l2_loss(gradient) for gradient in gradients])
         number, finite = self._count_update(), None
         if self.scale is not None:
             half_square /= tf.square(self.scale.value)
@@ -289,10 +289,6 @@ class TracedNetwork:
                 value = scope.get_current_value(variable)
                 if value is not None:
                     assign_own(variable.value, value)
-
-
-def _sum(scalars: Sequence[tf.Tensor]) -> tf.Tensor:
-    return tf.add_n(scalars) if len(scalars) > 1 else scalars[0]
 
 
 def _read_in_half(network: keras.Model, norms: SpectralNorms) -> set[int]:
