@@ -1,5 +1,6 @@
 """Sets larger than memory: the cache of shards, its limits, several processes, and the order."""
 
+import concurrent.futures
 import json
 import os
 import signal
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from tests.helpers.pictures import load
 from tests.helpers.runs import records
 from trainer import recipes
 from trainer.data import decoding, order, picture_cache, pipeline, sources, user_images
-from trainer.data.file_stores import Folder
+from trainer.data.file_stores import Archive, Folder
 from trainer.data.images import ImageSet
 from trainer.data.listing import list_data_set
 from trainer.errors import StorageError
@@ -326,3 +329,23 @@ def test_listing_files_takes_little_memory(tmp_path):
         tracemalloc.stop()
     assert len(listing.names) == count
     assert peak < 220 * count
+
+
+def test_threads_share_one_archive(tmp_path):
+    """Checks that each file is read right, and that only one list of the files is in memory."""
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(300):
+            archive.writestr(f"{number}.bin", bytes([number % 256]) * (1000 + number))
+    store = Archive(path)
+
+    def is_right(name: str) -> bool:
+        number = int(name.removesuffix(".bin"))
+        with store.open(name) as file:
+            return file.read() == bytes([number % 256]) * (1000 + number)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(is_right, list(store.names) * 5))
+    opened = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()]
+    assert opened.count(str(path)) == 1
+    store.close()

@@ -9,6 +9,7 @@ containers, so mount paths are replaced with local paths.
 
 import contextlib
 import dataclasses
+import json
 import os
 import random
 import re
@@ -17,8 +18,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from tests.helpers import manifests as k8s
 
@@ -53,6 +56,18 @@ class Pod:
     @property
     def output(self) -> str:
         return self.log.read_text()
+
+    @property
+    def node(self) -> str:
+        """The name of its node: each Pod has one of its own."""
+        return self.environment["NODE_NAME"]
+
+    @property
+    def heartbeat(self) -> dict[str, Any]:
+        """The newest phase and step of its process; empty before the first one."""
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((self.scratch / "tmp" / "heartbeat").read_bytes())
+        return {}
 
     def evict(self, grace_secs: float) -> None:
         """Evicts the Pod, as a drained node, the kubelet or a preempting Pod does."""
@@ -104,9 +119,19 @@ class Job:
         claims: Path,
         scratch: Path,
         clock: Callable[[], float] = time.monotonic,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """Creates the Job.
+
+        Args:
+          manifests: its manifests.
+          claims: folder of the persistent volumes.
+          scratch: folder of the other volumes and of the logs.
+          clock: returns monotonic seconds.
+          environment: environment variables that replace those of the manifests.
+        """
         self._manifests, self._claims, self._scratch = manifests, claims, scratch
-        self._clock = clock
+        self._clock, self._environment = clock, environment
         self.name = k8s.one_of(manifests, "Job")["metadata"]["name"]
         self.spec = k8s.one_of(manifests, "Job")["spec"]
         self.grace_secs = k8s.pod_of(manifests)["terminationGracePeriodSeconds"]
@@ -240,6 +265,7 @@ class Job:
             local["JOB_COMPLETION_INDEX"] = str(index)
         given = k8s.environment_of(self._manifests)
         environment = local | {name: self._localize(text, mounts) for name, text in given.items()}
+        environment |= {"NODE_NAME": "/".join(scratch.parts[-2:]), **self._environment}
         container = k8s.trainer_of(self._manifests)
         command = container.get("command") or k8s.entry_point()
         arguments = [self._localize(text, mounts) for text in k8s.arguments_of(self._manifests)]

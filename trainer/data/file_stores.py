@@ -137,14 +137,12 @@ class Archive:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._per_thread = threading.local()  # holds a ZipFile for each thread
-        self._all: list[zipfile.ZipFile] = []
         status = path.stat()
         self._stamp = f"{status.st_size} {status.st_mtime_ns}"
         try:
-            with zipfile.ZipFile(path) as archive:
-                infos = packed.members(archive)
+            # All threads share it, because it holds about 600 bytes per file.
+            self._archive = zipfile.ZipFile(path)
+            infos = packed.members(self._archive)
         except packed.MethodError as error:
             raise DataError(
                 f"{printable(path)} cannot be read ({error}). Create the archive again, as "
@@ -158,6 +156,7 @@ class Archive:
         _check_sizes(path, status.st_size, sum(info.file_size for info in infos))
         for info in infos:
             _check_name(path, info.filename)
+        self._lock = threading.Lock()
         self._members = {info.filename.replace("\\", "/"): info for info in infos}
         self.names = self._members.keys()
 
@@ -177,7 +176,7 @@ class Archive:
                 f"its unpacked size of {info.file_size:,} bytes exceeds {MAX_MEMBER:,}"
             )
         try:
-            return io.BytesIO(packed.read_member(self._archive(), info))
+            return io.BytesIO(packed.read_member(self._archive, info, self._lock))
         except Exception as error:  # damaged archives cause many types of errors
             raise ImageFileError(_reason(error)) from None
 
@@ -185,16 +184,9 @@ class Archive:
         """Returns the bytes of memory that opening a file takes, which is unpacked."""
         return min(self._members[name].file_size, MAX_MEMBER)
 
-    def _archive(self) -> zipfile.ZipFile:
-        if not hasattr(self._per_thread, "archive"):
-            self._per_thread.archive = zipfile.ZipFile(self._path)
-            self._all.append(self._per_thread.archive)
-        return self._per_thread.archive
-
     def close(self) -> None:
-        """Closes the archives opened by all threads."""
-        for archive in self._all:
-            archive.close()
+        """Closes the archive."""
+        self._archive.close()
 
 
 def _reason(error: Exception) -> str:

@@ -4,6 +4,7 @@ Sizes that a file states are checked against the size of the file before memory 
 more is unpacked than is stated.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -63,8 +64,17 @@ def members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     return found
 
 
-def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytearray:
+def read_member(
+    archive: zipfile.ZipFile,
+    info: zipfile.ZipInfo,
+    lock: contextlib.AbstractContextManager[object],
+) -> bytearray:
     """Unpacks a file of an archive: no more bytes than its entry states, checked by its CRC-32.
+
+    Args:
+      archive: the archive.
+      info: the entry of the file.
+      lock: held while the file is opened and closed, because several threads may read the archive.
 
     Raises:
       DamagedError: if the stated sizes cannot be true.
@@ -72,8 +82,13 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytearray:
     """
     check_expansion(info.compress_size, info.file_size)
     content = bytearray(info.file_size)
-    with archive.open(info) as file:
+    with lock:  # ZipFile counts its open files without one
+        file = archive.open(info)
+    try:
         fill(file, memoryview(content))
+    finally:
+        with lock:
+            file.close()
     return content
 
 
