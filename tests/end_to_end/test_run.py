@@ -118,16 +118,20 @@ def test_run_resumes_on_two_replicas_with_the_same_losses(tiny, run, tmp_path):
 
 def test_four_replicas_have_the_losses_of_one(tmp_path, trainer):
     """Compares runs with all random draws, which must not depend on the replicas."""
-    losses = {}
+    losses, strengths = {}, {}
     for devices in ("cpu", "cpu:4"):
         result = trainer(
             "train", "--recipe=dcgan-kstep", "--conditional", "--horizontal_flip", "--d_steps=2",
-            "--augment=diffaugment", "--g_width=0.05", "--d_width=0.05", "--batch_size=8",
-            "--steps=4", "--log_every_steps=1", f"--devices={devices}", f"--run_dir={devices}",
+            "--augment=ada", "--augment_speed_kimg=0.05", "--augment_target=-0.5",
+            "--g_width=0.05", "--d_width=0.05", "--batch_size=8", "--steps=10",
+            "--log_every_steps=1", f"--devices={devices}", f"--run_dir={devices}",
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
         losses[devices] = [(r["d_loss"], r["g_loss"]) for r in records(tmp_path / devices)]
-    assert len(losses["cpu"]) == 4
+        strengths[devices] = [r["augment_strength"] for r in records(tmp_path / devices)]
+    assert len(losses["cpu"]) == 10
+    assert strengths["cpu:4"] == strengths["cpu"]
+    assert strengths["cpu"][-1] > 0
     np.testing.assert_allclose(losses["cpu:4"], losses["cpu"], rtol=2e-3)
 
 

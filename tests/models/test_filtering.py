@@ -7,12 +7,12 @@ import tensorflow as tf
 
 from trainer import recipes
 from trainer.config.dataset import ImageShape
-from trainer.errors import UsageError
 from trainer.models import convolutions, grouped_convolution
 from trainer.models.filtering import Downsample, Upsample
 from trainer.models.grouped_convolution import GroupedConv2D, one_by_one
+from trainer.models.kernels import NormalizedConv2DTranspose
 from trainer.models.plain import plain
-from trainer.models.resize_convolution import ResizeConv2D
+from trainer.models.resize_convolution import NormalizedResizeConv2D, ResizeConv2D
 from trainer.models.spectral import SpectralConv2D
 from trainer.models.spectral_norms import SpectralNorms
 from trainer.recipes.networks import build_networks
@@ -138,16 +138,32 @@ def test_resize_convolution_maps_a_uniform_image_to_a_uniform_one():
     assert np.ptp(transposed, axis=(1, 2)).max() > 1e-2  # the checkerboard
 
 
-def test_resizing_replaces_the_transposed_convolutions_of_dcgan():
-    config = recipes.resolve(dict(recipe="dcgan", g_upsampling="resize", g_width=0.1))
+@pytest.mark.parametrize(
+    ("norm", "kind"),
+    [
+        ("plain", ResizeConv2D),
+        ("spectral", NormalizedResizeConv2D),
+        ("weight", NormalizedResizeConv2D),
+    ],
+)
+def test_resizing_replaces_the_transposed_convolutions_of_dcgan(norm, kind):
+    config = recipes.resolve(dict(recipe="dcgan", g_width=0.1, g_weights=norm))
     generator, _ = build_networks(config, ImageShape.square(32, 3, 10))
     kinds = [type(layer) for layer in generator.layers]
-    assert kinds.count(ResizeConv2D) == 3
-    assert convolutions.Conv2DTranspose not in kinds
+    assert kinds.count(kind) == 3
+    assert not {convolutions.Conv2DTranspose, NormalizedConv2DTranspose} & set(kinds)
     given = [images(2, 100), tf.constant([0, 9])]
     np.testing.assert_allclose(plain(generator)(given), generator(given), atol=1e-5)
-    with pytest.raises(UsageError, match="It excludes --g_weights=spectral"):
-        recipes.resolve(dict(recipe="dcgan", g_upsampling="resize", g_weights="spectral"))
+
+
+def test_normalized_resize_convolution_equals_the_other_one_with_its_kernel():
+    layer, values = NormalizedResizeConv2D(3, 4, norm="weight", strides=2), images(2, 4, 6, 5)
+    layer(values)
+    layer.length.assign([1.0, 2.0, 3.0])
+    other = ResizeConv2D(3, 4)
+    other(values)
+    other.set_weights([layer.normalized_kernel(), layer.bias])
+    np.testing.assert_array_equal(layer(values), other(values))
 
 
 def test_published_power_iteration_finds_the_largest_singular_value():

@@ -20,11 +20,6 @@ def check_together(config: AllSettings) -> None:
             f"--update_rule={rule} needs one discriminator update per step. It excludes "
             f"--d_steps={config.d_steps}."
         )
-    if config.g_upsampling == "resize" and config.g_weights != "plain":
-        raise UsageError(
-            f"--g_upsampling=resize needs kernels without normalisation. It excludes "
-            f"--g_weights={config.g_weights}."
-        )
     for name in PENALTIES:
         if getattr(config, name) and config.d_norm == "batch":
             raise UsageError(

@@ -11,7 +11,7 @@ from trainer.config.dataset import ImageShape
 from trainer.config.schedules import Value
 from trainer.models import convolutions, kernels, norms, randomness
 from trainer.models.convolutions import register
-from trainer.models.resize_convolution import ResizeConv2D
+from trainer.models.resize_convolution import NormalizedResizeConv2D, ResizeConv2D
 from trainer.models.schedules import current
 
 Tensor: TypeAlias = Any  # a symbolic keras.KerasTensor
@@ -165,9 +165,11 @@ def conv_transpose(
 ) -> Tensor:
     """Applies a transposed convolution of the generator, 'same' padding."""
     options.update(strides=stride, kernel_initializer=initializer(config))
+    resizes = stride == 2 and config.g_upsampling == "resize"
     if config.g_weights != "plain":
-        return kernels.NormalizedConv2DTranspose(filters, size, norm=config.g_weights, **options)(x)
-    if stride == 2 and config.g_upsampling == "resize":
+        layer = NormalizedResizeConv2D if resizes else kernels.NormalizedConv2DTranspose
+        return layer(filters, size, norm=config.g_weights, **options)(x)
+    if resizes:
         return ResizeConv2D(filters, size, **options)(x)
     return convolutions.Conv2DTranspose(filters, size, padding="same", **options)(x)
 

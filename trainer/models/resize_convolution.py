@@ -7,6 +7,19 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.models.convolutions import conv2d_transpose, register, with_bias
+from trainer.models.kernels import NormalizedConv2DTranspose
+
+
+def spread(kernel: tf.Tensor) -> tf.Tensor:
+    """Spreads a kernel by a box of 2x2, [k, k, O, I] to [k + 1, k + 1, O, I].
+
+    This is one matrix product, which a GPU runs as one kernel.
+    """
+    size, _, outputs, inputs = kernel.shape
+    box = np.eye(size + 1, size) + np.eye(size + 1, size, -1)
+    both = tf.constant(np.kron(box, box), kernel.dtype)
+    spread_rows = tf.matmul(both, tf.reshape(kernel, [size * size, outputs * inputs]))
+    return tf.reshape(spread_rows, [size + 1, size + 1, outputs, inputs])
 
 
 @register
@@ -27,17 +40,8 @@ class ResizeConv2D(keras.layers.Conv2DTranspose):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps [N, H, W, I] to [N, 2 H, 2 W, O]."""
-        kernel = tf.cast(self.spread_kernel(), self.compute_dtype)
+        kernel = tf.cast(spread(tf.convert_to_tensor(self.kernel)), self.compute_dtype)
         return with_bias(self, conv2d_transpose(inputs, kernel, 2))
-
-    def spread_kernel(self) -> tf.Tensor:
-        """Returns the kernel of the transposed convolution, [k, k, O, I] float32."""
-        kernel = tf.convert_to_tensor(self.kernel)
-        for axis in (0, 1):
-            before, after = ([[0, 0] for _ in range(4)] for _ in range(2))
-            before[axis], after[axis] = [1, 0], [0, 1]
-            kernel = tf.pad(kernel, before) + tf.pad(kernel, after)
-        return kernel
 
     def plain(self) -> keras.layers.Layer:
         """Returns the equivalent Keras layer."""
@@ -48,7 +52,7 @@ class ResizeConv2D(keras.layers.Conv2DTranspose):
 
     def plain_weights(self) -> list[np.ndarray]:
         """Returns the weights with which the plain layer gives the same outputs."""
-        kernel = self.spread_kernel().numpy()
+        kernel = spread(tf.convert_to_tensor(self.kernel)).numpy()
         return [kernel, self.bias.numpy()] if self.use_bias else [kernel]
 
     def get_config(self) -> dict[str, Any]:
@@ -57,3 +61,22 @@ class ResizeConv2D(keras.layers.Conv2DTranspose):
         for name in ("strides", "padding"):
             del config[name]
         return {**config, "kernel_size": self.kernel_size[0] + 1}
+
+
+@register
+class NormalizedResizeConv2D(NormalizedConv2DTranspose):
+    """The same with a normalized kernel: the one that is spread."""
+
+    def build(self, input_shape: tuple) -> None:
+        """Creates the weights for inputs [N, H, W, C]."""
+        size = self.kernel_size - 1
+        self.add_weights((size, size, self.units, input_shape[-1]), output_axis=2)
+
+    def cast_kernel(self) -> tf.Tensor:
+        """Returns the kernel of the transposed convolution in the layer's compute dtype."""
+        return tf.cast(spread(self.normalized_kernel()), self.compute_dtype)
+
+    def plain_weights(self) -> list[np.ndarray]:
+        """Returns the weights with which the plain layer gives the same outputs."""
+        kernel, *bias = super().plain_weights()
+        return [spread(tf.constant(kernel)).numpy(), *bias]

@@ -10,18 +10,21 @@ from trainer.recipes.recipe import Recipe
 RECIPE = Recipe(
     source="Radford et al., arXiv:1511.06434; spectral norm and hinge: Miyato et al., "
     "arXiv:1802.05957; projection: Miyato and Koyama, arXiv:1802.05637",
-    architecture="Transposed convolutions up to the image size and strided convolutions down from "
-    "it, sized to 28 to 128 pixels; batch norm in the generator, spectral norm in the "
+    architecture="Resizing and convolutions up to the image size and strided convolutions down "
+    "from it, sized to 28 to 128 pixels; batch norm in the generator, spectral norm in the "
     "discriminator.",
     updates="One discriminator update per step on a joint batch, hinge loss; the generator is "
     "updated with the same fakes.",
     differences=(
         "This project's default: the DCGAN guidelines with spectral norm, hinge loss, "
         "projection and EMA, sized for a workstation.",
+        "The transposed convolutions of the source leave a checkerboard; their kernels are those "
+        "of resizing and convolving (--g_upsampling).",
     ),
     networks=dict(
         latent_dim=100,
         g_conditioning="batchnorm",
+        g_upsampling="resize",
         d_conditioning="projection",
         d_weights="spectral",
         initializer="normal",
@@ -40,7 +43,7 @@ RECIPE = Recipe(
 
 
 def generator(config: Config, shape: ImageShape) -> keras.Model:
-    """Builds 4x4 transposed convolutions of stride 2 up to the image size."""
+    """Builds 4x4 transposed convolutions of stride 2, or their form without a checkerboard."""
     ups = layers.halvings(shape)
     height, width = shape.height >> ups, shape.width >> ups
     # 64 filters at half the image size, doubled at each smaller size up to 512.
