@@ -99,14 +99,15 @@ class SpectralNorms:
         ]
         rows = _as_rows(products)
         squares = tf.reduce_sum(tf.square(rows), 1)
-        factors = tf.gather(
-            tf.concat([[1.0], tf.math.rsqrt(squares)], 0), self._numbers(weights.shape[0])
-        )
+        numbers = self._numbers(weights.shape[0])
+        factors = tf.gather(tf.concat([[1.0], tf.math.rsqrt(squares)], 0), tf.constant(numbers))
 
         def weight_gradient(gradients: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
             """Returns the gradient of the weights, given that of the normalized ones."""
             (gradient,) = gradients
-            dots = tf.stack([tf.reduce_sum(part) for part in self._parts_of(weights * gradient)])
+            sums = tf.reduce_sum(tf.reshape(weights * gradient, [-1, ALIGNMENT]), 1)
+            # <G, A> of each layer; what belongs to none has a negative number and is left out.
+            dots = tf.math.unsorted_segment_sum(sums, tf.constant(numbers - 1), len(self.layers))
             # <G, A> / s * y in each row
             scaled = tf.unstack(rows * tf.reshape(dots / squares, [-1, 1]))
             outers = []
@@ -120,18 +121,13 @@ class SpectralNorms:
 
         return Normalized([_times_blocks(weights, factors)], weight_gradient)
 
-    def _numbers(self, size: int) -> tf.Tensor:
+    def _numbers(self, size: int) -> np.ndarray:
         """Returns for each ALIGNMENT weights the number of their layer, from 1, or 0."""
         numbers = np.zeros(size // ALIGNMENT, np.int64)  # GPUs keep int32 in host memory
         for number, layer in enumerate(self.layers, 1):
             begin, end = self._places[id(layer.kernel)]
             numbers[begin // ALIGNMENT : end // ALIGNMENT] = number
-        return tf.constant(numbers)
-
-    def _parts_of(self, flat: tf.Tensor) -> list[tf.Tensor]:
-        """Returns the part of a buffer that belongs to each kernel."""
-        places = [self._places[id(layer.kernel)] for layer in self.layers]
-        return [flat[begin:end] for begin, end in places]
+        return numbers
 
     def _joined(self, kernels: Sequence[tf.Tensor], size: int) -> tf.Tensor:
         """Returns a buffer that contains kernels and is zero elsewhere."""
