@@ -26,12 +26,15 @@ from trainer.run_dir import events
 
 pytestmark = pytest.mark.faults
 
-STEPS_PER_KILL = 400
+STEPS_PER_KILL = 100
 FLAGS = [
     "--g_width=0.05", "--d_width=0.05", "--batch_size=8", "--sample_grid=2",
-    "--checkpoint_every_kimg=0.4", "--sample_every_kimg=3.2", "--evaluate_every_kimg=3.2",
+    "--checkpoint_every_kimg=0.4", "--sample_every_kimg=1.6", "--evaluate_every_kimg=1.6",
     "--evaluate_samples=100", "--log_every_steps=50", "--log_every_secs=1e9",
 ]  # fmt: skip
+STARTING = (
+    "launch", "starting", "reading", "waiting for peers", "downloading", "restoring", "compiling"
+)  # fmt: skip
 PHASES = (
     "launch", "starting", "reading", "restoring", "compiling", "training", "saving", "sampling",
     "evaluating",
@@ -67,16 +70,16 @@ class Form:
 
 
 FORMS = {
-    "1 replica": Form.smoke("cpu:1"),
-    "2 replicas": Form.smoke("cpu:2"),
-    "4 replicas": Form.smoke("cpu:4"),
+    "1-replica": Form.smoke("cpu:1"),
+    "2-replicas": Form.smoke("cpu:2"),
+    "4-replicas": Form.smoke("cpu:4"),
     "bucket": Form(
         ("--overlay=single-node", "--component=gcs", "--bucket=bucket", "--flag=--devices=cpu"),
         claim="",
         phases=("downloading",),
     ),
-    "2 workers": Form.of_workers(),
-    "2 workers in a JobSet": Form.of_workers("--jobset"),
+    "2-workers": Form.of_workers(),
+    "2-workers-in-a-JobSet": Form.of_workers("--jobset"),
 }
 
 
@@ -155,13 +158,18 @@ class Cluster:
 
 
 def plan(form: Form, kills: int, rng: random.Random) -> list[tuple[str, str]]:
-    """Returns the phase and the signal of each kill; those of the end come last."""
+    """Returns the phase and the signal of each kill.
+
+    Those of the end come last.  A run that is asked to stop there completes, so that only its last
+    kill may be such a request.
+    """
     phases = PHASES + form.phases
     num_ends = max(1, kills // (len(phases) + 1))
     found = [phases[number % len(phases)] for number in range(kills - num_ends)]
     rng.shuffle(found)
     first = rng.randrange(len(SIGNALS))
     given = [SIGNALS[(first + number) % len(SIGNALS)] for number in range(kills)]
+    given[-num_ends:-1] = ["SIGKILL"] * (num_ends - 1)
     return list(zip([*found, *[END] * num_ends], given, strict=True))
 
 
@@ -175,6 +183,8 @@ def _pod_in(cluster: Cluster, phase: str, steps: int, rng: random.Random) -> Pod
         beat = pod.heartbeat
         if phase == END:
             return beat.get("step") == steps and beat["phase"] == "saving"
+        if phase in STARTING and beat.get("phase") == "training":
+            return True  # it was too short to be seen
         return phase == "launch" or beat.get("phase") == phase
 
     patience = 600 if phase == END else PATIENCE_SECS
@@ -255,8 +265,10 @@ def test_run_killed_in_any_phase_is_identical_to_an_uninterrupted_run(tmp_path, 
         before = len(cluster.ended)
         cluster.submit("run", steps)
         tally = collections.Counter()
-        for phase, signal in plan(form, kills, rng):
-            tally[kill(cluster, phase, signal, steps, rng), signal] += 1
+        for number, (phase, signal) in enumerate(plan(form, kills, rng), 1):
+            found = kill(cluster, phase, signal, steps, rng)
+            tally[found, signal] += 1
+            print(f"{name}: {number} of {kills}: {signal} in phase {found}", flush=True)
         complete(cluster)
         pods = cluster.ended[before:]
         codes = collections.Counter(pod.exit_code for pod in pods)
