@@ -9,6 +9,7 @@ from PIL import Image
 
 from trainer import recipes
 from trainer.data import contact_sheet, inspection
+from trainer.errors import DataError
 
 
 @pytest.fixture
@@ -115,3 +116,20 @@ def test_inspect_names_what_is_wrong(trainer, arguments, message):
     result = trainer("inspect", *arguments.split())
     assert result.returncode in (64, 65)
     assert message in result.stderr
+
+
+def test_inspect_reads_pictures_in_a_bucket(pictures, gcs):
+    for path in pictures.rglob("*.*"):
+        gcs.put(f"pics/{path.relative_to(pictures).as_posix()}", path.read_bytes())
+    config = recipes.resolve({"dataset": "gs://bucket/pics", "skip_bad_images": True})
+    found = inspection.inspect(config, 0, lambda *_: None).facts
+    assert found["classes"] == {"cats": 3, "dogs": 3}
+
+
+def test_pictures_of_which_none_can_be_read_are_refused(pictures):
+    content = (pictures / "dogs/broken.png").read_bytes()
+    for path in [*pictures.rglob("*.png"), *pictures.rglob("*.jpg")]:
+        path.write_bytes(content)
+    config = recipes.resolve({"dataset": str(pictures), "skip_bad_images": True})
+    with pytest.raises(DataError, match="none of 6 pictures can be read, for example cats"):
+        inspection.inspect(config, 0, lambda *_: None)

@@ -139,6 +139,11 @@ def refused(path, **given):
         ("labels.csv", "file,label\nx/0.png,cat\n", "names none of the 4 pictures, but for exam"),
         ("metadata.jsonl", '{"file": "00000/0.png", "labels": [1, 2]}', "several labels per pict"),
         ("metadata.jsonl", '{"label": 3}', "None is not the path of a picture"),
+        (
+            "metadata.jsonl",
+            '{"file": "00000/0.png"}\n{"file": "00000/1.png", "label": "cat"}',
+            "3 of 4 pictures have no label",
+        ),
     ],
 )
 def test_unsuitable_files_are_named(place, name, content, message):

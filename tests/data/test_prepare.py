@@ -1,5 +1,6 @@
 """`prepare`: sources, splits, parts, kills, damage, and training on what it wrote."""
 
+import errno
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -483,3 +485,129 @@ def test_sources_and_sets_in_buckets(pictures, tmp_path, gcs):
     whole, data = load("gs://bucket/whole"), load("gs://bucket/out")
     assert by_class(data) == by_class(whole)
     np.testing.assert_array_equal(data.images[:], load(pictures, image_size=SIZE).images)
+
+
+def test_changed_labels_are_not_mixed_with_those_of_a_complete_part(pictures, tmp_path):
+    names = sorted(path.relative_to(pictures).as_posix() for path in pictures.rglob("*.png"))
+    rows = [f"{name},{'xy'[number % 2]}\n" for number, name in enumerate(names)]
+    (pictures / "labels.csv").write_text("".join(rows))
+    make(pictures, tmp_path / "out")
+    (pictures / "labels.csv").write_text("".join(rows).translate(str.maketrans("xy", "yx")))
+    with pytest.raises(UsageError, match="was begun with other labels"):
+        make(pictures, tmp_path / "out")
+
+
+def test_parts_of_different_lists_of_pictures_are_not_joined(pictures, tmp_path):
+    make(pictures, tmp_path / "out", Part(0, 2))
+    for name in ("a/00.png", "b/01.png"):
+        (pictures / name).unlink()
+    make(pictures, tmp_path / "out", Part(1, 2))
+    with pytest.raises(DataError, match="were prepared from different lists of pictures"):
+        prepare.join_parts(str(tmp_path / "out"), lambda *_: None)
+
+
+def test_the_form_of_the_images_is_stated(trainer, pictures):
+    Image.new("RGBA", (10, 10)).save(pictures / "a" / "clear.png")
+    result = trainer("prepare", f"--source={pictures}", "--out=out", "--image_size=12x9")
+    lines = result.stdout + result.stderr
+    assert "the smallest picture, a/00.png, is 12x10 px" in lines or "is 10 px" in lines
+    assert "pictures are cropped to this shape" in lines
+    assert "1 of 21 pictures have an alpha channel. Transparent pixels become white" in lines
+    assert "Enlarged: 1 that are smaller than 12x9 px" in lines
+
+
+def test_a_source_is_neither_a_prepared_set_nor_around_it(pictures, tmp_path):
+    make(pictures, tmp_path / "out")
+    with pytest.raises(UsageError, match=r"--source=.*out is a prepared set"):
+        make(tmp_path / "out", tmp_path / "again")
+    with pytest.raises(UsageError, match=r"--out=.* is in the folder of the pictures"):
+        make(pictures, pictures / "out")
+
+
+def test_opaque_images_are_not_those_of_a_set_with_transparency(pictures, tmp_path):
+    settings = Settings(options=FormOptions((8, 8), "pad", "4"))
+    prepare.prepare(str(pictures), str(tmp_path / "out"), settings, Part(), lambda *_: None)
+    prepare.join_parts(str(tmp_path / "out"), lambda *_: None)
+    with pytest.raises(DataError, match=r"--channels=opaque: .* was prepared with channels 4"):
+        load(tmp_path / "out", channels="opaque")
+    make(pictures, tmp_path / "rgb")
+    assert load(tmp_path / "rgb", channels="opaque").images.shape[3] == 3
+
+
+def refused(_):
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_files_that_may_not_be_read_are_named_and_not_called_damaged(
+    pictures, tmp_path, monkeypatch
+):
+    tar_of(tmp_path / "p.tar", {"a/0.png": encoded(0)})
+    make(pictures, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", lambda *_: refused(_))
+        with pytest.raises(DataError, match=r"p\.tar cannot be read \(Permission denied\)\. Make"):
+            make(tmp_path / "p.tar", tmp_path / "other")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refused)
+        with pytest.raises(DataError, match=r"manifest\.json cannot be read .*Make it readable"):
+            load(tmp_path / "out")
+    monkeypatch.setattr("mmap.mmap", lambda *_, **__: refused(_))
+    with pytest.raises(DataError, match=r"u8: Permission denied\)\. Make its files readable"):
+        load(tmp_path / "out")
+
+
+def test_running_out_of_memory_is_named(pictures, tmp_path, monkeypatch):
+    def too_much(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(prepare, "prepare_part", too_much)
+    with pytest.raises(DataError, match="needs more memory than is available"):
+        make(pictures, tmp_path / "out")
+
+
+# Names of files that hold many pictures.
+
+
+def test_names_in_a_tar_may_begin_with_the_folder_itself(pictures, tmp_path):
+    with tarfile.open(tmp_path / "p.tar", "w") as archive:
+        archive.add(pictures, ".")
+    assert by_class(load(tmp_path / "p.tar", image_size=SIZE)) == by_class(
+        load(pictures, image_size=SIZE)
+    )
+
+
+@pytest.mark.parametrize("name", ["../a/0.png", "/a/0.png", "a/../../0.png"])
+def test_names_that_lead_out_of_a_tar_are_refused(tmp_path, name):
+    tar_of(tmp_path / "p.tar", {name: encoded(0), "a/1.png": encoded(1)})
+    with pytest.raises(DataError, match=r"p\.tar contains .*, a path outside the archive"):
+        make(tmp_path / "p.tar", tmp_path / "out")
+
+
+def test_the_names_of_packed_files_state_the_split(tmp_path, caplog):
+    folder = tmp_path / "hub" / "data"
+    folder.mkdir(parents=True)
+    (tmp_path / "hub" / "README.md").write_text("x")
+    files = ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001", "val-0")
+    for number, name in enumerate(files):
+        tar_of(folder / f"{name}.tar", webdataset(2 * number, "cls") | webdataset(9, "cls"))
+    caplog.set_level("INFO")
+    counts = {split: len(load(tmp_path / "hub", split=split)) for split in ("train", "test", "all")}
+    assert counts == {"train": 4, "test": 2, "all": 6}
+    assert "2 images in val files are not used" in caplog.text
+    tar_of(folder / "more.tar", webdataset(7, "cls"))
+    with pytest.raises(DataError, match=r"contains more\.tar next to test-00000-of-00001\.tar"):
+        load(tmp_path / "hub")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [([[0, 1], [1]], "the column label holds several labels per"), ([0.5, 1.0], "is double")],
+)
+def test_unsuitable_labels_in_parquet_files_are_named(tmp_path, labels, message):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table({"image": [encoded(0), encoded(1)], "label": labels})
+    parquet.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(DataError, match=message):
+        make(tmp_path / "p.parquet", tmp_path / "out")

@@ -78,7 +78,7 @@ def _command(values: dict[str, Any], facts: inspection.Facts) -> str:
 
 def _describe(dataset: str, facts: inspection.Facts) -> str:
     """Returns the facts as lines of text."""
-    lines = [f"{dataset}: {facts['pictures']:,} pictures"]
+    lines = [f"{dataset}: {_counted(facts['pictures'], 'picture')}"]
     if facts["read"] < facts["pictures"]:
         lines[0] += f", of which {facts['read']:,} were read (--sample)"
     rows = [
@@ -100,10 +100,12 @@ def _describe(dataset: str, facts: inspection.Facts) -> str:
 def _files(facts: inspection.Facts) -> str:
     if "formats" not in facts:
         return ""
-    others = (
-        f", and {facts['other_files']:,} files that are no pictures" if facts["other_files"] else ""
-    )
+    others = f", and {_counted(facts['other_files'], 'other file')}" if facts["other_files"] else ""
     return _named_counts(facts["formats"]) + others
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _sizes(sizes: inspection.Facts) -> str:

@@ -134,6 +134,8 @@ def _describe(out: str, manifest: Facts) -> str:
         f"Copies: {found['exact']:,} exact, {found['near']:,} exact or nearly so "
         "(duplicates.json names them)",
     ]
+    if enlarged := manifest["enlarged"]:
+        lines.append(f"Enlarged: {enlarged:,} that are smaller than {shown(height, width)}")
     if skipped := manifest["skipped"]:
         named = ", ".join(printable(name) for name in skipped[:MAX_NAMED])
         more = f" and {len(skipped) - MAX_NAMED:,} more" if len(skipped) > MAX_NAMED else ""

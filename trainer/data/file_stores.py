@@ -149,15 +149,10 @@ class Archive:
                 "`zip -r` does."
             ) from None
         except Exception as error:  # damaged archives cause many types of errors
-            raise DataError(
-                f"{printable(path)} cannot be read ({_reason(error)}). Replace it with a fresh "
-                "copy."
-            ) from None
+            raise unreadable(path, error) from None
         _check_sizes(path, status.st_size, sum(info.file_size for info in infos))
-        for info in infos:
-            _check_name(path, info.filename)
         self._lock = threading.Lock()
-        self._members = {info.filename.replace("\\", "/"): info for info in infos}
+        self._members = {member_name(path, info.filename): info for info in infos}
         self.names = self._members.keys()
 
     def stamp(self, name: str) -> str:
@@ -189,6 +184,25 @@ class Archive:
         self._archive.close()
 
 
+def unreadable(
+    path: Path, error: BaseException, remedy: str = "Replace it with a fresh copy."
+) -> DataError:
+    """Returns the error for a file that cannot be read because of `error`.
+
+    Args:
+      path: the file.
+      error: why it cannot be read.
+      remedy: what to do if the file is damaged.
+    """
+    if isinstance(error, PermissionError):
+        reason, remedy = os.strerror(errno.EACCES), "Make it readable."
+    elif isinstance(error, MemoryError):
+        reason = "it needs more memory than is available"
+    else:
+        reason = " ".join(str(error).split()) or type(error).__name__
+    return DataError(f"{printable(path)} cannot be read ({reason}). {remedy}")
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory to unpack it"
@@ -204,10 +218,16 @@ def _check_sizes(path: Path, packed: int, unpacked: int) -> None:
         )
 
 
-def _check_name(path: Path, name: str) -> None:
-    parts = name.replace("\\", "/").split("/")
+def member_name(archive: Path, name: str) -> str:
+    """Returns the path of a file in an archive with slashes and without the folder ".".
+
+    Raises:
+      DataError: if the path leads out of the archive.
+    """
+    parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
     if not parts[0] or ".." in parts or re.match("[A-Za-z]:", name):
         raise DataError(
-            f"{printable(path)} contains {printable(name)}, a path outside the archive. "
+            f"{printable(archive)} contains {printable(name)}, a path outside the archive. "
             "Create the archive again from within the folder of images."
         )
+    return "/".join(parts)

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from trainer.data.file_stores import printable
+from trainer.data.file_stores import printable, unreadable
 from trainer.errors import DataError, TrainerError
 from trainer.files.packed import DamagedError, Npz, check_expansion, fill
 from trainer.machine import memory
@@ -32,10 +32,7 @@ CIFAR_ROW = 3072  # bytes of an image of CIFAR-10
 
 def damaged(path: Path, error: Exception) -> DataError:
     """Returns the error for a file that cannot be read because of `error`."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, MemoryError):
-        reason = "it needs more memory than is available"
-    return DataError(f"{printable(path)} cannot be read ({reason}). Replace it with a fresh copy.")
+    return unreadable(path, error)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from trainer.data.images import ImageSet
 from trainer.data.listing import Listing
 from trainer.data.picture_plan import make_plan
 from trainer.data.reader import Reader, Report
+from trainer.errors import DataError
 from trainer.files import cache
 from trainer.machine import memory
 
@@ -70,10 +71,12 @@ def inspect(config: Config, sample: int, report: Report) -> Inspection:
     Raises:
       DataError: if there is no such set, or nothing in it can be read.
     """
-    path = Path(config.dataset).expanduser()
-    is_array = path.is_file() and path.suffix.lower() == ".npz"
-    if config.dataset in sources.SOURCES or is_array or prepared_set.find(config.dataset):
-        return _inspect_arrays(sources.load(config.replace(batch_size=1), report))
+    arrays = config.replace(batch_size=1)
+    if config.dataset in sources.SOURCES or prepared_set.find(config.dataset):
+        return _inspect_arrays(sources.load(arrays, report))
+    path = user_images.local_path(config.dataset, report)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return _inspect_arrays(sources.load(arrays, report))
     name = f"--dataset={printable(config.dataset)}"
     with picture_sources.opened(path, name, report) as (store, listing):
         reader = Reader(store, listing, skip_bad=True, report=report)
@@ -92,6 +95,12 @@ def _inspect_pictures(config: Config, reader: Reader, files: int, sample: int) -
     looks = reader.map(positions, lambda _, file: _look(file, reader), progress)
     good = {n: look for n, look in zip(positions, looks) if isinstance(look, _Look)}
     errors = {n: e for n, e in zip(positions, looks) if isinstance(e, ImageFileError)}
+    if not good:
+        first = reader.name_skipped(*next(iter(errors.items())))
+        raise DataError(
+            f"{listing.source}: none of {len(positions):,} pictures can be read, for example "
+            f"{first}. Replace the files."
+        )
     chosen, labels, class_names = listing.select(config.split)
     facts = {
         "pictures": count,

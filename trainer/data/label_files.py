@@ -200,6 +200,7 @@ def _from_csv(text: str) -> Iterator[Pair]:
 
 
 def _from_json_lines(text: str) -> Iterator[Pair]:
+    has_labels = False
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -209,9 +210,10 @@ def _from_json_lines(text: str) -> Iterator[Pair]:
         file = next((entry[key] for key in FILE_KEYS if key in entry), None)
         if any(key in entry for key in MULTI_LABEL_KEYS):
             raise ValueError(f"several labels per picture are not supported. {REMEDY[:-1]}")
-        if number == 1 and not any(key in entry for key in LABEL_KEYS):
-            raise _NoLabelsError("its objects have no label")
+        has_labels |= any(key in entry for key in LABEL_KEYS)
         yield file, next((entry[key] for key in LABEL_KEYS if key in entry), None)
+    if not has_labels:
+        raise _NoLabelsError("its objects have no label")
 
 
 def _column(header: list[str], keys: tuple[str, ...]) -> int | None:

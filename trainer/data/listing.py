@@ -141,8 +141,8 @@ def list_images(names: Collection[str], source: str) -> Listing:
             example = printable(min(name for name in names if not _is_hidden(name)))
             others = f", but {visible:,} other files, for example {example}"
         raise DataError(
-            f"{source} contains no images ({', '.join(SUFFIXES)}){others}. Set --dataset to a "
-            "folder or archive of images."
+            f"{source} contains no images ({', '.join(SUFFIXES)}){others}. Give a folder or "
+            "archive of images."
         )
     depth = _enclosing_folders(images)
     if any(_split(name, depth) for name in images):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from trainer.data.decoding import ImageFileError
-from trainer.data.file_stores import MAX_MEMBER, printable
+from trainer.data.file_stores import MAX_MEMBER, printable, unreadable
 from trainer.data.listing import Listing
 from trainer.errors import DataError, UsageError
 from trainer.machine import memory
+
+log = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "class", "fine_label", "cls")
@@ -33,7 +36,7 @@ class Parquets:
         """Opens files and reads the labels.
 
         Raises:
-          DataError: if a file is damaged or has no column of pictures.
+          DataError: if a file is damaged, or has no column of pictures or unsuitable labels.
           UsageError: if pyarrow is not installed.
         """
         try:
@@ -57,13 +60,15 @@ class Parquets:
                 self._files.append(file)
                 schema = file.schema_arrow
                 self._images.append(_column(schema.names, IMAGE_COLUMNS) or "")
-                label = _column(schema.names, LABEL_COLUMNS)
+                label = _label_column(path, schema)
                 class_names = _class_names(schema.metadata or {}, label)
                 groups = range(file.num_row_groups)
                 rows = [file.metadata.row_group(group).num_rows for group in groups]
                 values = file.read([label])[label].to_pylist() if label else []
+            except DataError:
+                raise
             except Exception as error:  # damaged files cause many types of errors
-                raise _damaged(path, error) from None
+                raise unreadable(path, error) from None
             if not self._images[-1]:
                 raise DataError(
                     f"{printable(path)} has the columns {printable(', '.join(schema.names))}. Name "
@@ -138,6 +143,39 @@ def _column(names: Sequence[str], known: Sequence[str]) -> str | None:
     return next((name for name in known if name in names), None)
 
 
+def _label_column(path: Path, schema: Any) -> str | None:
+    """Returns the name of the column of labels; None if there is none.
+
+    Raises:
+      DataError: if it holds something else than numbers or names of classes.
+    """
+    from pyarrow import types
+
+    name = _column(schema.names, LABEL_COLUMNS)
+    if name is None:
+        others = ", ".join(column for column in schema.names if column not in IMAGE_COLUMNS)
+        if others:
+            log.info(
+                "%s has no labels, because none of its other columns (%s) has one of the names %s",
+                *(printable(path), printable(others), ", ".join(LABEL_COLUMNS)),
+            )
+        return None
+    kind = schema.field(name).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if types.is_nested(kind):
+        raise DataError(
+            f"{printable(path)}: the column {name} holds several labels per picture, which are not "
+            "supported. Give each picture one label."
+        )
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    if not (is_text or types.is_integer(kind) or types.is_null(kind)):
+        raise DataError(
+            f"{printable(path)}: the column {name} is {kind}. Save the labels as whole numbers or "
+            "names."
+        )
+    return name
+
+
 def _class(value: Any, names: Sequence[str]) -> str:
     """Returns the class of a value of the column of labels; "" if it has none."""
     if isinstance(value, bool) or not isinstance(value, (int, str)):
@@ -154,8 +192,3 @@ def _class_names(metadata: dict[bytes, bytes], column: str | None) -> tuple[str,
         return tuple(map(str, features[column]["names"]))
     except (KeyError, TypeError, ValueError, RecursionError):
         return ()
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return DataError(f"{printable(path)} cannot be read ({reason}). Replace it with a fresh copy.")

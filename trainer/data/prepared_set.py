@@ -41,8 +41,12 @@ SPARE_FILES = 256  # that the process may open besides the shards
 Facts = dict[str, Any]
 
 
-def find(dataset: str) -> Facts | None:
+def find(dataset: str, flag: str = "dataset") -> Facts | None:
     """Returns the manifest of a prepared set; None if `dataset` is something else.
+
+    Args:
+      dataset: a path, or gs://BUCKET/PATH.
+      flag: name of the flag that has this value, for messages.
 
     Raises:
       DataError: if it is a prepared set that is not complete, or that is damaged.
@@ -50,12 +54,12 @@ def find(dataset: str) -> Facts | None:
     path = Path(dataset).expanduser()
     if not is_bucket(dataset) and not path.is_dir():
         return None
-    target = open_target(str(path) if not is_bucket(dataset) else dataset, "dataset")
+    target = open_target(str(path) if not is_bucket(dataset) else dataset, flag)
     content = target.get(MANIFEST)
     if content is None:
         if not is_bucket(dataset) and _has_parts(path):
             raise DataError(
-                f"--dataset={printable(dataset)} is a prepared set that is not complete. Run the "
+                f"--{flag}={printable(dataset)} is a prepared set that is not complete. Run the "
                 "command that prepares it again, or, if it has several parts, prepare --join."
             )
         return None
@@ -69,12 +73,12 @@ def find(dataset: str) -> Facts | None:
         manifest = {"format": FORMAT}
     if manifest.get("format") != FORMAT:
         raise DataError(
-            f"--dataset={printable(dataset)} was prepared by another version: its format is "
+            f"--{flag}={printable(dataset)} was prepared by another version: its format is "
             f"{manifest.get('format')!r}, and this version reads {FORMAT}. Prepare it again."
         )
     if manifest.get(CHECKSUM) != checksum(manifest):
         raise DataError(
-            f"--dataset={printable(dataset)}: {MANIFEST} is damaged. Remove it, and run the "
+            f"--{flag}={printable(dataset)}: {MANIFEST} is damaged. Remove it, and run the "
             "command that prepares the set again, or, if it has several parts, prepare --join."
         )
     return manifest
@@ -109,9 +113,10 @@ def load(config: Config, manifest: Facts, report: Report) -> ImageSet:
             f"--image_size={config.image_size}: {name} was prepared with images of "
             f"{shown(height, width)}. Remove the flag, or prepare the set with this size."
         )
+    opaque = config.channels.replace("opaque", "auto")  # is what such images are
     for flag, wanted, found in (
         ("fit", config.fit, manifest["fit"]),
-        ("channels", config.channels.replace("opaque", "auto"), str(channels)),
+        ("channels", opaque if channels != 4 else config.channels, str(channels)),
     ):
         if wanted not in ("auto", found):
             raise DataError(
@@ -193,6 +198,12 @@ def _map(folder: Path, manifest: Facts, is_read_in_order: bool) -> MappedShards:
                 if hashlib.sha256(images.data).hexdigest() != shard["sha256"]:
                     raise DamagedShardError(f"{shard['name']}.u8 does not match its checksum")
     except DamagedShardError as error:
+        if isinstance(error.__cause__, OSError) and not isinstance(
+            error.__cause__, FileNotFoundError
+        ):
+            raise DataError(
+                f"--dataset={printable(folder)} cannot be read ({error}). Make its files readable."
+            ) from None
         raise DataError(
             f"--dataset={printable(folder)} is damaged ({error}). Remove that file and run the "
             "command that prepares the set again."

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from trainer.data.decoding import SUFFIXES, ImageFileError
-from trainer.data.file_stores import MAX_MEMBER, printable
+from trainer.data.file_stores import MAX_MEMBER, member_name, printable, unreadable
 from trainer.data.listing import Listing, list_images
 from trainer.errors import DataError
 
@@ -44,7 +44,7 @@ class Tars:
         """Opens archives and reads the headers of their members.
 
         Raises:
-          DataError: if an archive is damaged or compressed.
+          DataError: if an archive is damaged or compressed, or names paths outside of it.
         """
         self._paths, self._files = tuple(paths), list[int]()
         self._stamps: list[str] = []
@@ -52,7 +52,10 @@ class Tars:
         self.names = self._members.keys()
         try:
             for number, path in enumerate(paths):
-                self._files.append(os.open(path, os.O_RDONLY))
+                try:
+                    self._files.append(os.open(path, os.O_RDONLY))
+                except OSError as error:
+                    raise unreadable(path, error) from None
                 status = os.fstat(self._files[-1])
                 self._stamps.append(f"{status.st_size} {status.st_mtime_ns}")
                 prefix = f"{path.name}/" if len(paths) > 1 else ""
@@ -164,11 +167,9 @@ def _members(path: Path, number: int, size: int) -> list[_Member]:
                     continue
                 if info.offset_data + info.size > size:
                     raise tarfile.ReadError("it is truncated")
-                found.append(_Member(number, info.name, info.offset_data, info.size))
+                name = member_name(path, info.name)
+                found.append(_Member(number, name, info.offset_data, info.size))
     except (tarfile.TarError, OSError, ValueError, MemoryError, EOFError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"{printable(path)} cannot be read ({reason}). It must be a .tar archive that is not "
-            "compressed; unpack it or create it again."
-        ) from None
+        remedy = "It must be a .tar archive that is not compressed; unpack it or create it again."
+        raise unreadable(path, error, remedy) from None
     return found

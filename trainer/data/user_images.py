@@ -45,10 +45,7 @@ def load(config: Config, report: Report) -> ImageSet:
         if isinstance(data.images, MappedImages) and _fits(data.images, len(data)):
             return dataclasses.replace(data, images=data.images[:])
         return data
-    if is_bucket(config.dataset):
-        path = dataset_download.fetch(config.dataset, "dataset", cache_folder("data"), report)
-    else:
-        path = Path(config.dataset).expanduser()
+    path = local_path(config.dataset, report)
     name = f"--dataset={printable(config.dataset)}"
     is_default_size, form = not config.image_size, None
     if _is_npz(path):
@@ -85,6 +82,17 @@ def load(config: Config, report: Report) -> ImageSet:
     else:
         images = decoded.images[rows]
     return ImageSet(images, labels[is_decoded], class_names, size_message, decoded.notes)
+
+
+def local_path(dataset: str, report: Report) -> Path:
+    """Returns the path of a data set on this machine, to which one in a bucket is downloaded.
+
+    Raises:
+      DataError, UsageError, StorageError: as `dataset_download.fetch` does.
+    """
+    if is_bucket(dataset):
+        return dataset_download.fetch(dataset, "dataset", cache_folder("data"), report)
+    return Path(dataset).expanduser()
 
 
 def _fits(images: MappedImages, count: int) -> bool:

@@ -85,7 +85,8 @@ def map_images(path: Path, shape: tuple[int, ...], *, is_read_in_order: bool) ->
         with open(path, "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise DamagedShardError(f"{path.name}: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DamagedShardError(f"{path.name}: {reason}") from error
     if len(mapped) != math.prod(shape):
         raise DamagedShardError(f"{path.name} has another size")
     if not is_read_in_order:  # each read would otherwise load the pages beside it

@@ -116,10 +116,16 @@ def _read_parts(target: Target, sizes: dict[str, int], place: str) -> list[Facts
         for key in ("format", "settings", "shape", "fit", "rows_per_shard"):
             if facts.get(key) != found[0].get(key):
                 raise DataError(
-                    f"{place}: {part.name} has {key} {facts.get(key)}, but the first part has "
-                    f"{found[0].get(key)}. Prepare all parts with the same flags, among them "
-                    "--image_size, --fit and --channels."
+                    f"{place}: {part.name} has {key} {json.dumps(facts.get(key))}, but the first "
+                    f"part has {json.dumps(found[0].get(key))}. Prepare all parts with the same "
+                    "flags, among them --image_size, --fit and --channels."
                 )
+        if facts.get("source") != found[0].get("source"):
+            raise DataError(
+                f"{place}: {part.name} and the first part were prepared from different lists of "
+                "pictures, so some might be missing or be there twice. Prepare both again from "
+                "the same pictures."
+            )
     if len({bool(facts["classes"]) for facts in found}) > 1:
         raise DataError(
             f"{place}: some parts have classes and others do not. Label all pictures or none."

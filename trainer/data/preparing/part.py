@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import math
 import re
 import zlib
@@ -28,6 +29,8 @@ from trainer.data.reader import Reader, Report
 from trainer.errors import DataError, UsageError
 from trainer.files import cache
 from trainer.files.shards import SHARD_BYTES, Layout
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1  # of prepared sets; increase it when former versions could not read them
 BLOCK_BYTES = 1 << 20  # size of a block with its own checksum, which is read alone from a bucket
@@ -117,6 +120,7 @@ def prepare_part(
         "settings": kept,
         "classes": class_names,
         "pictures": cache.digest(stamps),
+        "labels": cache.digest(mine.classes),
     }
     with target.claimed(part.name):
         sizes = target.sizes()
@@ -125,6 +129,7 @@ def prepare_part(
             store.fetch(mine.names, report)
         reader = Reader(store, mine, skip_bad=settings.skip_bad, report=report)
         plan = make_plan(reader, settings.options)
+        _log_form(plan, settings.options)
         shape = plan.layout.shape
         per_shard = max(1, SHARD_BYTES // math.prod(shape))
         plan = dataclasses.replace(plan, layout=Layout(plan.layout.rows, shape, per_shard))
@@ -135,6 +140,7 @@ def prepare_part(
         ]
         summary = {
             **about,
+            "source": cache.digest(listing.names),
             "shape": shape,
             "fit": plan.fit,
             "rows_per_shard": per_shard,
@@ -143,6 +149,15 @@ def prepare_part(
             "enlarged": sum(facts["enlarged"] for facts in described),
         }
         target.put(f"{part.name}/part.json", json.dumps(summary).encode())
+
+
+def _log_form(plan: Plan, options: FormOptions) -> None:
+    """Logs the form of the images and why it was chosen."""
+    pictures, is_default = f"the smallest picture, {plan.smallest}", not any(options.sides)
+    side = plan.smallest_side
+    log.info("%s", decoding.explain_size(plan.form, pictures, side, is_default=is_default))
+    for note in plan.notes:
+        log.info("%s", note)
 
 
 def _own_share(listing: Listing, part: Part) -> tuple[Listing, slice]:
@@ -175,6 +190,8 @@ def _agree(target: Target, part: Part, about: dict[str, Any], sizes: dict[str, i
         target.put(name, json.dumps(about).encode())
     elif found != wanted:
         differing = [key for key in wanted if found.get(key) != wanted[key]]
+        if "pictures" in differing and "labels" in differing:  # each picture has its own
+            differing.remove("labels")
         raise UsageError(
             f"--out: {part.name} was begun with other {' and '.join(differing)}. Use another "
             "--out, or remove that folder."

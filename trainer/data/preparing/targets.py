@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from trainer.errors import BusyError, StorageError
+from trainer.errors import BusyError, DataError, StorageError
 from trainer.files.atomic import flush_to_disk, replacing
 from trainer.storage.address import Address, is_bucket
 
@@ -61,6 +61,11 @@ class Disk:
             return (self._path / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise DataError(
+                f"--{self._flag}={self._path}: {name} cannot be read ({error.strerror}). Make it "
+                "readable."
+            ) from None
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
         """Returns some bytes of a file."""
