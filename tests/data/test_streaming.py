@@ -239,6 +239,7 @@ def test_no_room_is_an_error_only_if_memory_is_too_small(place, streamed, monkey
     data = load(place, cache_gib=1e-7)
     assert isinstance(data.images, np.ndarray)
     assert "Cannot cache the decoded images in" in caplog.text
+    assert "of the cache are free). Set --cache_dir or --cache_gib." in caplog.text
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
     with pytest.raises(StorageError, match=r"do not fit into memory\. Free some"):
         load(place, cache_gib=1e-7)

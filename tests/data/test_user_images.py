@@ -214,6 +214,16 @@ def test_a_validation_split_is_left_out_and_said(place, caplog):
     assert "3 images in val/ are not used" in caplog.text
 
 
+def test_pictures_of_other_formats_are_named(place, caplog):
+    classes(place, {"a": 2})
+    (place / "a" / "photo.HEIC").write_bytes(b"x")
+    (place / "a" / "notes.txt").write_bytes(b"x")
+    assert len(load(place)) == 2
+    assert "1 pictures of formats that are not read are left out, for example a/photo.HEIC" in (
+        caplog.text
+    )
+
+
 @pytest.mark.parametrize(
     ("files", "given", "message"),
     [

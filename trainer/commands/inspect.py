@@ -123,7 +123,7 @@ def _sizes(sizes: inspection.Facts) -> str:
 def _channels(facts: inspection.Facts) -> str:
     gray = facts["gray"]
     colour = facts["read"] - len(facts["broken"]) - gray
-    alpha = f"; {facts['alpha']:,} with transparency" if facts["alpha"] else ""
+    alpha = f"; {facts['alpha']:,} with an alpha channel" if facts["alpha"] else ""
     return _named_counts({"gray": gray, "colour": colour}) + alpha
 
 

@@ -17,6 +17,11 @@ from trainer.errors import DataError
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "test")
+# Formats of pictures that are not read.
+UNREAD = (
+    ".avif", ".dng", ".exr", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".pgm", ".pnm", ".ppm",
+    ".psd", ".svg", ".tga",
+)  # fmt: skip
 UNUSED = ("val", "valid", "validation", "dev")  # usual names of validation splits
 
 
@@ -144,6 +149,12 @@ def list_images(names: Collection[str], source: str) -> Listing:
             f"{source} contains no images ({', '.join(SUFFIXES)}){others}. Give a folder or "
             "archive of images."
         )
+    if unread := [name for name in names if _is_unread_picture(name)]:
+        log.warning(
+            "%s: %s pictures of formats that are not read are left out, for example %s. Convert "
+            "them to PNG or JPEG",
+            *(source, f"{len(unread):,}", printable(min(unread))),
+        )
     depth = _enclosing_folders(images)
     if any(_split(name, depth) for name in images):
         images = _only_splits(images, depth, source)
@@ -165,6 +176,11 @@ def _in_parts(name: str) -> str:
 def is_image(name: str) -> bool:
     """Returns whether a name is that of a picture that is not hidden."""
     return name.lower().endswith(SUFFIXES) and not _is_hidden(name)
+
+
+def _is_unread_picture(name: str) -> bool:
+    """Returns whether a name is that of a picture of a format that is not read."""
+    return name.lower().endswith(UNREAD) and not _is_hidden(name)
 
 
 def _is_hidden(name: str) -> bool:

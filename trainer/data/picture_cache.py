@@ -94,7 +94,8 @@ def load(reader: Reader, key: str, config: Config) -> Decoded:
                 f"({reason}), and do not fit into memory. Free some disk space, or set --cache_dir "
                 "or --cache_gib."
             ) from None
-        log.warning("Cannot cache the decoded images in %s (%s). Set --cache_dir.", base, reason)
+        flags = "--cache_dir or --cache_gib" if config.cache_gib else "--cache_dir"
+        log.warning("Cannot cache the decoded images in %s (%s). Set %s.", base, reason, flags)
         images, facts = decode_rows(reader, plan, range(plan.layout.rows), 0)
         return _decoded(plan, images, [facts])
 
