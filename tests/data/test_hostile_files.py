@@ -24,6 +24,7 @@ from PIL import Image
 from trainer import recipes
 from trainer.data import sources
 from trainer.data.form import FormOptions
+from trainer.data.parquet import Parquets
 from trainer.data.preparing import prepare
 from trainer.data.preparing.part import Part, Settings
 from trainer.errors import DataError, ExitCode, TrainerError
@@ -410,3 +411,18 @@ def test_any_damage_to_a_cache_entry_is_survived(tmp_path, edits):
     path.write_bytes(damaged(path.read_bytes(), edits))
     entry = array_cache.read("entry.npz")
     assert entry is None or "x" in entry[0]
+
+
+def test_equal_pictures_of_a_parquet_file_are_in_memory_once(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    pictures = pyarrow.array([png(8, 8) + bytes(1 << 20)]).dictionary_encode()
+    table = pyarrow.table({"image": pictures.take(pyarrow.array([0] * 200)), "label": ["a"] * 200})
+    path = tmp_path / "p.parquet"
+    parquet.write_table(table, path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 10_000
+    before = pyarrow.total_allocated_bytes()
+    store = Parquets([path])
+    assert len(store.open("p.parquet/00000/000199").read()) > 1 << 20
+    assert pyarrow.total_allocated_bytes() - before < 20 << 20

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "class", "fine_label", "cls")
+# Columns whose equal values are kept once, as in the file, in which few bytes may stand for many.
+DICTIONARIES = (*IMAGE_COLUMNS, *(f"{name}.bytes" for name in IMAGE_COLUMNS), *LABEL_COLUMNS)
 KEPT_GROUPS = 2  # groups of rows that stay in memory; pictures are read in their order
 
 
@@ -56,7 +58,11 @@ class Parquets:
             status = path.stat()
             self._stamps.append(f"{status.st_size} {status.st_mtime_ns}")
             try:
-                file = parquet.ParquetFile(path)
+                stated = parquet.read_metadata(path)
+                leaves = (stated.schema.column(n).path for n in range(stated.num_columns))
+                file = parquet.ParquetFile(
+                    path, metadata=stated, read_dictionary=[n for n in leaves if n in DICTIONARIES]
+                )
                 self._files.append(file)
                 schema = file.schema_arrow
                 self._images.append(_column(schema.names, IMAGE_COLUMNS) or "")
@@ -64,7 +70,7 @@ class Parquets:
                 class_names = _class_names(schema.metadata or {}, label)
                 groups = range(file.num_row_groups)
                 rows = [file.metadata.row_group(group).num_rows for group in groups]
-                values = file.read([label])[label].to_pylist() if label else []
+                values = _values(file.read([label])[label]) if label else []
             except DataError:
                 raise
             except Exception as error:  # damaged files cause many types of errors
@@ -114,7 +120,7 @@ class Parquets:
                         f"{free / 2**30:,.1f} GiB are available"
                     )
                 try:
-                    read = file.read_row_group(group, [column])[column]
+                    read = file.read_row_group(group, [column, f"{column}.bytes"])[column]
                 except Exception as error:  # damaged files cause many types of errors
                     raise ImageFileError(" ".join(str(error).split())) from None
                 self._kept[number, group] = read
@@ -174,6 +180,18 @@ def _label_column(path: Path, schema: Any) -> str | None:
             "names."
         )
     return name
+
+
+def _values(column: Any) -> list[Any]:
+    """Returns the values of a column; equal ones of a dictionary are one object."""
+    found: list[Any] = []
+    for chunk in column.chunks:
+        if hasattr(chunk, "dictionary"):
+            known = chunk.dictionary.to_pylist()
+            found += [None if n is None else known[n] for n in chunk.indices.to_pylist()]
+        else:
+            found += chunk.to_pylist()
+    return found
 
 
 def _class(value: Any, names: Sequence[str]) -> str:
