@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import json
+import os
 import pickle
 import struct
 import subprocess
@@ -426,3 +427,15 @@ def test_equal_pictures_of_a_parquet_file_are_in_memory_once(tmp_path):
     store = Parquets([path])
     assert len(store.open("p.parquet/00000/000199").read()) > 1 << 20
     assert pyarrow.total_allocated_bytes() - before < 20 << 20
+
+
+def test_a_file_that_is_too_large_for_a_picture_is_not_read(tmp_path):
+    path = tmp_path / "a" / "sparse.png"
+    path.parent.mkdir()
+    path.write_bytes(png(8, 8))
+    os.truncate(path, GIB)
+    settings = Settings(options=FormOptions((8, 8)))
+    with pytest.raises(DataError, match=r"sparse\.png cannot be read \(its size of 1,073,741,824"):
+        prepare.prepare(
+            str(tmp_path), str(tmp_path.with_suffix(".out")), settings, Part(), lambda *_: None
+        )

@@ -19,7 +19,7 @@ from trainer.data.decoding import ImageFileError
 from trainer.errors import DataError
 from trainer.files import packed
 
-MAX_MEMBER = 1 << 29  # largest unpacked size of one archive member, in bytes
+MAX_MEMBER = 1 << 29  # largest size of a picture's file, unpacked, in bytes
 # Largest unpacked size of an archive, in bytes or as a multiple of its own size.
 MAX_UNPACKED, MAX_RATIO = 1 << 30, 200
 
@@ -96,12 +96,17 @@ class Folder:
         """Opens a file for reading.
 
         Raises:
-          ImageFileError: if the file cannot be opened.
+          ImageFileError: if the file is too large or cannot be opened.
         """
         try:
-            return open(self._root / name, "rb")
+            file = open(self._root / name, "rb")
         except OSError as error:
             raise ImageFileError(error.strerror or str(error)) from None
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_MEMBER:
+            file.close()
+            raise ImageFileError(f"its size of {size:,} bytes exceeds {MAX_MEMBER:,}")
+        return file
 
     def memory(self, name: str) -> int:
         """Returns 0: opening a file reads none of it into memory."""
