@@ -24,10 +24,12 @@ from PIL import Image
 
 from trainer import recipes
 from trainer.data import sources
+from trainer.data.file_stores import Archive
 from trainer.data.form import FormOptions
 from trainer.data.parquet import Parquets
 from trainer.data.preparing import prepare
 from trainer.data.preparing.part import Part, Settings
+from trainer.data.tars import Tars
 from trainer.errors import DataError, ExitCode, TrainerError
 from trainer.files import array_cache
 from trainer.machine import memory
@@ -439,3 +441,44 @@ def test_a_file_that_is_too_large_for_a_picture_is_not_read(tmp_path):
         prepare.prepare(
             str(tmp_path), str(tmp_path.with_suffix(".out")), settings, Part(), lambda *_: None
         )
+
+
+def test_the_headers_of_a_tar_are_bounded(tmp_path):
+    """A sparse file whose header is said to have two gigabytes, which tarfile would read."""
+    info = tarfile.TarInfo("header")
+    info.type, info.size = tarfile.XHDTYPE, 2 * GIB
+    path = tmp_path / "a.tar"
+    path.write_bytes(info.tobuf(tarfile.USTAR_FORMAT))
+    os.truncate(path, 3 * GIB)
+    with pytest.raises(DataError, match=r"a header is said to have 2,147,483,648 bytes"):
+        Tars([path])
+
+
+@pytest.mark.parametrize("name", [".", "./", "/", "a/../../b.png", "C:\\b.png"])
+def test_names_outside_of_an_archive_are_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        info = zipfile.ZipInfo("a")
+        info.filename = name.rstrip("/") or "/x"
+        archive.writestr(info, b"")
+    with pytest.raises(DataError, match="a path outside the archive"):
+        Archive(tmp_path / "a.zip")
+
+
+def test_equal_names_in_an_archive_are_warned_of(tmp_path, caplog):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", png(8, 8))
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("a.png", png(9, 9))
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for side in (8, 9):
+            info = tarfile.TarInfo("a.png")
+            info.size = len(png(side, side))
+            archive.addfile(info, io.BytesIO(png(side, side)))
+    for store in (Archive(tmp_path / "a.zip"), Tars([tmp_path / "a.tar"])):
+        assert store.open("a.png").read() == png(9, 9)
+        store.close()
+    warnings = [record.getMessage() for record in caplog.records]
+    assert [w.partition(" ")[2] for w in warnings] == [
+        "contains 1 files whose names occur again later in it. Only the last file of each name is "
+        "used"
+    ] * 2

@@ -40,7 +40,7 @@ def test_inspect_states_what_a_folder_holds_and_what_training_makes_of_it(traine
     assert (found["pictures"], found["other_files"]) == (6, 1)
     assert found["formats"] == {".png": 5, ".jpg": 1}
     assert found["classes"] == {"cats": 3, "dogs": 3}
-    assert found["sizes"]["smallest"] == [16, 17]
+    assert found["sizes"]["smallest"] == [17, 16]
     assert found["sizes"]["largest"] == [32, 32]
     assert found["gray"] == 1
     assert [name.split(" ")[0] for name in found["broken"]] == ["dogs/broken.png"]

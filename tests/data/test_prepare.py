@@ -82,7 +82,7 @@ def test_a_prepared_folder_holds_the_images_that_training_would_decode(
     assert prepared.class_names == ("a", "b")
     assert len(manifest["shards"]) == 4
     assert manifest["classes"] == {"a": 10, "b": 10}
-    assert manifest["sizes"]["smallest"] == (10, 12)
+    assert manifest["sizes"]["smallest"] == (12, 10)
     with Image.open(tmp_path / "out" / "preview.png") as preview:
         assert preview.width > 900
 
@@ -611,3 +611,10 @@ def test_unsuitable_labels_in_parquet_files_are_named(tmp_path, labels, message)
     parquet.write_table(table, tmp_path / "p.parquet")
     with pytest.raises(DataError, match=message):
         make(tmp_path / "p.parquet", tmp_path / "out")
+
+
+def test_a_file_as_the_destination_is_a_usage_error(pictures, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for out in ("file", "file/inside"):
+        with pytest.raises(UsageError, match=r"--out=\S+ cannot be written \((File|Not)"):
+            make(pictures, tmp_path / out)

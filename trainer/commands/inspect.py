@@ -113,7 +113,7 @@ def _sizes(sizes: inspection.Facts) -> str:
         return "unknown, because no picture can be read"
     first, median, last = (
         image_size.shown(height, width)
-        for width, height in (sizes[name] for name in ("smallest", "median", "largest"))
+        for height, width in (sizes[name] for name in ("smallest", "median", "largest"))
     )
     if sizes["different"] == 1:
         return f"all {first}"

@@ -3,6 +3,7 @@
 import bisect
 import errno
 import io
+import logging
 import os
 import re
 import stat
@@ -18,6 +19,8 @@ import numpy as np
 from trainer.data.decoding import ImageFileError
 from trainer.errors import DataError
 from trainer.files import packed
+
+log = logging.getLogger(__name__)
 
 MAX_MEMBER = 1 << 29  # largest size of a picture's file, unpacked, in bytes
 # Largest unpacked size of an archive, in bytes or as a multiple of its own size.
@@ -158,6 +161,7 @@ class Archive:
         _check_sizes(path, status.st_size, sum(info.file_size for info in infos))
         self._lock = threading.Lock()
         self._members = {member_name(path, info.filename): info for info in infos}
+        warn_of_equal_names(path, len(infos) - len(self._members))
         self.names = self._members.keys()
 
     def stamp(self, name: str) -> str:
@@ -223,6 +227,16 @@ def _check_sizes(path: Path, packed: int, unpacked: int) -> None:
         )
 
 
+def warn_of_equal_names(archive: Path, count: int) -> None:
+    """Logs a warning if `count` files of an archive have the name of a later one."""
+    if count:
+        log.warning(
+            "%s contains %s files whose names occur again later in it. Only the last file of each "
+            "name is used",
+            *(printable(archive), f"{count:,}"),
+        )
+
+
 def member_name(archive: Path, name: str) -> str:
     """Returns the path of a file in an archive with slashes and without the folder ".".
 
@@ -230,7 +244,7 @@ def member_name(archive: Path, name: str) -> str:
       DataError: if the path leads out of the archive.
     """
     parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
-    if not parts[0] or ".." in parts or re.match("[A-Za-z]:", name):
+    if not parts or not parts[0] or ".." in parts or re.match("[A-Za-z]:", name):
         raise DataError(
             f"{printable(archive)} contains {printable(name)}, a path outside the archive. "
             "Create the archive again from within the folder of images."

@@ -158,16 +158,16 @@ def _counts(values: Any) -> dict[str, int]:
 
 
 def _sizes(looks: Sequence[_Look]) -> Facts:
-    """Describes the sizes [width, height] of pictures."""
+    """Describes the sizes [height, width] of pictures."""
     if not looks:
         return {}
     by_area = sorted(looks, key=lambda look: (look.width * look.height, look.width))
     smallest, median, largest = by_area[0], by_area[len(by_area) // 2], by_area[-1]
-    common, times = collections.Counter((k.width, k.height) for k in looks).most_common(1)[0]
+    common, times = collections.Counter((k.height, k.width) for k in looks).most_common(1)[0]
     return {
-        "smallest": [smallest.width, smallest.height],
-        "median": [median.width, median.height],
-        "largest": [largest.width, largest.height],
+        "smallest": [smallest.height, smallest.width],
+        "median": [median.height, median.width],
+        "largest": [largest.height, largest.width],
         "most_common": [*common],
         "of_the_most_common": times,
         "different": len({(look.width, look.height) for look in looks}),

@@ -15,12 +15,19 @@ from pathlib import Path
 from typing import IO
 
 from trainer.data.decoding import SUFFIXES, ImageFileError
-from trainer.data.file_stores import MAX_MEMBER, member_name, printable, unreadable
+from trainer.data.file_stores import (
+    MAX_MEMBER,
+    member_name,
+    printable,
+    unreadable,
+    warn_of_equal_names,
+)
 from trainer.data.listing import Listing, list_images
 from trainer.errors import DataError
 
 LABEL_KEYS = ("label", "cls", "class", "class_name", "class_id")
 MAX_LABEL = 1 << 20  # bytes of a .cls or .json file
+MAX_HEADER = 1 << 20  # bytes of a header of an archive, as for long names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +66,10 @@ class Tars:
                 status = os.fstat(self._files[-1])
                 self._stamps.append(f"{status.st_size} {status.st_mtime_ns}")
                 prefix = f"{path.name}/" if len(paths) > 1 else ""
-                for member in _members(path, number, status.st_size):
-                    self._members[prefix + member.name] = member
+                found = _members(path, number, status.st_size)
+                own = {prefix + member.name: member for member in found}
+                warn_of_equal_names(path, len(found) - len(own))
+                self._members |= own
         except BaseException:
             self.close()
             raise
@@ -156,11 +165,40 @@ def _json_label(text: str) -> str:
     return ""
 
 
+class _Headers(io.RawIOBase):
+    """A file of which only headers are read, so that none can state that it takes gigabytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Reads from `file`."""
+        self._file = file
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Returns the next bytes.
+
+        Raises:
+          tarfile.ReadError: if it would be more than a header takes.
+        """
+        if not 0 <= size <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header is said to have {size:,} bytes")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Moves to an offset."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Returns the offset."""
+        return self._file.tell()
+
+
 def _members(path: Path, number: int, size: int) -> list[_Member]:
     """Returns the files of an archive, after checking that they lie within it."""
     found = []
     try:
-        with tarfile.open(path, "r:") as archive:
+        with (
+            open(path, "rb", buffering=1 << 16) as file,
+            tarfile.open(fileobj=_Headers(file), mode="r:") as archive,
+        ):
             for info in archive:
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                 if not info.isreg() or info.sparse is not None:

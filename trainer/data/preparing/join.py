@@ -172,10 +172,10 @@ def _pack(**arrays: np.ndarray) -> bytes:
 
 
 def _counts(records: np.ndarray, class_names: list[str]) -> Facts:
-    """Counts images by split and by class, and the sizes of their files."""
+    """Counts images by split and by class, and the sizes [height, width] of the pictures."""
     is_test = records["is_test"].astype(bool)
     by_class = np.bincount(records["label"], minlength=len(class_names)).tolist()
-    pairs = collections.Counter(zip(records["width"].tolist(), records["height"].tolist()))
+    pairs = collections.Counter(zip(records["height"].tolist(), records["width"].tolist()))
     by_area = sorted(pairs, key=lambda pair: pair[0] * pair[1])
     return {
         "splits": {"train": int((~is_test).sum()), "test": int(is_test.sum())},

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from trainer.errors import BusyError, DataError, StorageError
+from trainer.errors import BusyError, DataError, StorageError, UsageError
 from trainer.files.atomic import flush_to_disk, replacing
 from trainer.storage.address import Address, is_bucket
 
@@ -92,7 +92,8 @@ class Disk:
             folder.mkdir(parents=True, exist_ok=True)
             lock = open(folder / ".lock", "ab")
         except OSError as error:
-            raise StorageError(
+            is_file = isinstance(error, (FileExistsError, NotADirectoryError))
+            raise (UsageError if is_file else StorageError)(
                 f"--{self._flag}={self._path} cannot be written ({error.strerror or error}). Set "
                 f"--{self._flag} to a folder that is writable."
             ) from None
