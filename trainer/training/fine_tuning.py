@@ -27,7 +27,8 @@ MIN_SHARE = 0.1
 # are not among them: they leave many weights as they are.
 SHAPING = (
     "networks", "hyperparameters", "channels", "latent_dim", "g_width", "d_width",
-    "g_conditioning", "d_conditioning", "g_norm", "d_norm", "g_weights", "d_weights",
+    "g_conditioning", "d_conditioning", "g_norm", "d_norm", "g_upsampling", "g_weights",
+    "d_weights",
 )  # fmt: skip
 
 
