@@ -21,8 +21,8 @@ from trainer.run_dir.checkpoints import load_networks
 from trainer.run_dir.directory import RunDir
 
 # Smallest share of the weights of each network that must be taken over, class embeddings aside.
-# `dcgan` takes over 12% of the generator from 28 to 32 pixels, and 3.6% from 28 to 64.
-MIN_SHARE = 0.1
+# `dcgan` takes over 9% of the generator from 28 to 32 pixels, and 3% from 28 to 64.
+MIN_SHARE = 0.05
 # Differences that can change the shape of any weight.  Those of the image size and of the classes
 # are not among them: they leave many weights as they are.
 SHAPING = (
