@@ -54,7 +54,7 @@ CEILINGS = {
     "mlp": (134, 153, 201),
     "mlp-small": (152, 181, 253),
     "r3gan": (1045, 1098, 1149),
-    "sngan": (1685, 1845, 1991),
+    "sngan": (1600, 1760, 1906),
 }
 UPDATES = ("ResourceApply", "AssignAdd", "AssignSub", "ResourceStridedSliceAssign")
 

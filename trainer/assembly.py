@@ -248,6 +248,7 @@ def _restore(
         if (saved := saver.last_step) is not None:
             telemetry.restored(saved, run_dir.saved_at(saved))
         events.add_start(attempts - 1, step=done, starts=started + 1, **_versions())
+        opened.uploads.saved()
     outputs = Outputs(run_dir, saver, opened.uploads, control.terminal, telemetry, evaluations)
     return Run(config, session.data, replicas, state, outputs, upkeep, phases)
 
@@ -268,8 +269,7 @@ def _restore_checkpoint(
         recipe_files=files.copies(config),
     )
     definition.compare(run_dir, accept_changed_data=options.accept_changed_data)
-    restored = saver.restore_newest()
-    if restored:
+    if restored := saver.restore_newest():
         log.info("Resuming from %s", restored)
     elif config.init_from:
         initialization = session.initialization or _copy_networks(config, data, session.state)

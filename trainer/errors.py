@@ -29,6 +29,13 @@ class ExitCode(enum.IntEnum):
         return self in (ExitCode.STOPPED, ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 
 
+# With these codes a start ends for a reason that it states, and a cluster does not repeat it; or
+# the reason is another job.
+EXPLAINED = (
+    ExitCode.USAGE, ExitCode.DATA, ExitCode.DIVERGED, ExitCode.CHECKPOINT, ExitCode.BUSY
+)  # fmt: skip
+
+
 class TrainerError(Exception):
     """An error that the user can resolve, shown as one line without a traceback."""
 

@@ -12,6 +12,7 @@ from trainer import recipes
 from trainer.config.dataset import ImageShape
 from trainer.errors import UsageError
 from trainer.models import convolutions, kernels, norms
+from trainer.models.resize_convolution import ResizeConv2D, spread
 from trainer.models.spectral_norms import SpectralNorms
 from trainer.recipes.networks import build_networks
 
@@ -136,7 +137,10 @@ def test_dcgan_costs_at_most_0_7_gflop_per_image_at_28_pixels():
         total = 0
         for layer in network.layers:
             if hasattr(layer, "kernel"):
-                size = int(np.prod(layer.kernel.shape))
+                kernel = layer.kernel
+                if isinstance(layer, ResizeConv2D):
+                    kernel = spread(tf.convert_to_tensor(kernel))
+                size = int(np.prod(kernel.shape))
                 transposed = isinstance(layer, keras.layers.Conv2DTranspose)
                 pixels = (layer.input if transposed else layer.output).shape[1:-1]
                 total += size * int(np.prod(pixels))

@@ -166,6 +166,20 @@ def test_a_start_records_those_that_did_not_reach_the_run(tmp_path):
     assert "process" in found[2]  # that of the first start, whose end nothing recorded
 
 
+def test_starts_whose_end_was_recorded_are_not_counted_again(tmp_path):
+    (tmp_path / "config.json").touch()
+    log = EventLog(tmp_path)
+    log.add_start(step=3)
+    log.add_end(ExitCode.STOPPED, "an eviction")
+    for process, code in (("one", ExitCode.TERMINATED), ("two", ExitCode.BUSY)):
+        line = {"time": "2026", "event": "failure", "process": process, "code": int(code)}
+        with open(tmp_path / "events.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+    log.add_start(3, step=3)  # the one that was stopped early, and two that left no trace
+    lost = [event for event in events.read(tmp_path / "events.jsonl") if event["event"] == "lost"]
+    assert [event["starts"] for event in lost] == [2]
+
+
 def test_status_of_running_and_killed_runs(tiny, run, tmp_path):
     config = tiny(recipe="mlp", length=steps(2))
     run(config)

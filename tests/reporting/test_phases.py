@@ -74,5 +74,8 @@ def test_the_heartbeat_begins_before_the_data_are_read_and_sigterm_there_ends_wi
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == ExitCode.TERMINATED, errors
-    assert json.loads((tmp_path / "run" / "attempts.json").read_text()) == {"attempts": 1}
+    assert json.loads((tmp_path / "run" / "attempts.json").read_text()) == {
+        "attempts": 1,
+        "starts": 0,
+    }
     assert not (tmp_path / "run" / "config.json").exists()

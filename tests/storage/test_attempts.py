@@ -1,6 +1,8 @@
 """The limit on starts in a cluster that do not reach the run."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +11,9 @@ from trainer.run_dir import starts
 from trainer.run_dir.directory import RunDir
 from trainer.run_dir.starts import MAX_STARTS
 from trainer.storage import run_layout
+from trainer.storage.address import Address
 from trainer.storage.attempts import Uncounted, counted
+from trainer.storage.bucket import Bucket
 
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 
@@ -24,12 +28,14 @@ def place(request, tmp_path):
     return "gs://bucket/runs/one", lambda name: objects[f"runs/one/{name}"].content
 
 
-def start(run_dir, ending=None):
-    """Starts in a Pod; `ending` is raised before the run is reached."""
+def start(run_dir, ending=None, record=lambda attempts: None):
+    """Starts in a Pod; `ending` is raised before the run is reached, and `record` called then."""
     with counted(run_dir, is_chief=True, environment=POD) as attempt:
         if ending is not None:
             raise ending
-        return attempt.reached()
+        attempts = attempt.reached()
+        record(attempts)
+        return attempts
 
 
 def attempts_of(read):
@@ -67,15 +73,35 @@ def test_a_start_that_reaches_the_run_counts_those_before_it(tmp_path):
     for _ in range(2):
         with pytest.raises(StorageError):
             start(str(tmp_path), StorageError("the network fails"))
-    run_dir.record_start(5, start(str(tmp_path)))
+    start(str(tmp_path), record=lambda attempts: run_dir.record_start(5, attempts))
     assert not (tmp_path / starts.ATTEMPTS).exists()
     assert starts.Starts.read(tmp_path) == starts.Starts(1, 5, 1)  # there was none before
     with pytest.raises(StorageError):
         start(str(tmp_path), StorageError("the network fails"))
-    run_dir.record_start(5, start(str(tmp_path)))
+    start(str(tmp_path), record=lambda attempts: run_dir.record_start(5, attempts))
     assert starts.Starts.read(tmp_path) == starts.Starts(2, 5, 3)
     run_dir.record_start(6, 2)
     assert starts.Starts.read(tmp_path) == starts.Starts(3, 6, 1)
+
+
+def test_a_start_counts_until_it_is_recorded(place):
+    """A Pod may be killed after it has reached a run in a bucket, before it uploads anything."""
+    run_dir, read = place
+    assert [start(run_dir) for _ in range(3)] == [1, 2, 3]
+    assert json.loads(read(starts.ATTEMPTS)) == {"attempts": 3, "starts": 0}
+
+    def record(attempts):
+        text = json.dumps(dataclasses.asdict(starts.Starts().reached(0, attempts, run_dir)))
+        if run_dir.startswith("gs://"):
+            Bucket(Address.parse(run_dir, "run_dir")).put(starts.NAME, text.encode())
+        else:
+            Path(run_dir, starts.NAME).write_text(text)
+
+    assert start(run_dir, record=record) == 4
+    with pytest.raises((OSError, KeyError)):
+        read(starts.ATTEMPTS)
+    assert start(run_dir) == 1
+    assert json.loads(read(starts.ATTEMPTS)) == {"attempts": 1, "starts": 1}
 
 
 def test_nothing_is_counted_outside_of_pods_and_by_other_workers(tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import __version__
-from trainer.errors import ExitCode, TrainerError, first_line
+from trainer.errors import EXPLAINED, ExitCode, TrainerError, first_line
 from trainer.files import json_lines
 from trainer.files.json_lines import JsonLinesFile
 
@@ -54,10 +54,12 @@ class EventLog:
         """Appends a start, and before it the ends that could not be recorded.
 
         Args:
-          unreached: number of starts since the last one that ended before they reached the run.
+          unreached: number of starts since the last recorded one that ended before they could be
+            recorded.
           **fields: what else to record of the start.
         """
-        if (lost := self._start_without_end()) is not None:
+        lost, ended = self._since_the_newest_start()
+        if lost is not None:
             where = lost.get("pod") or lost.get("host", "")
             self.add(
                 "lost",
@@ -65,12 +67,12 @@ class EventLog:
                 reason=f"No end was recorded for the start of {lost['time']} on {where}. The "
                 "process was probably killed, ran out of memory or lost power.",
             )
-        if unreached:
+        if (unknown := unreached - ended) > 0:
             self.add(
                 "lost",
-                starts=unreached,
-                reason=f"Number of earlier starts that ended before they reached the run: "
-                f"{unreached}. The logs show why, unless the processes were killed.",
+                starts=unknown,
+                reason=f"Number of earlier starts that ended before they could be recorded: "
+                f"{unknown}. The logs show why, unless the processes were killed.",
             )
         self.add("start", **fields)
 
@@ -104,16 +106,24 @@ class EventLog:
         who = {**self._worker, **here, "process": PROCESS}
         return {"event": event, **who, **fields, "trainer": __version__}
 
-    def _start_without_end(self) -> dict[str, Any] | None:
-        """Returns the newest start if its process recorded no end; None otherwise."""
+    def _since_the_newest_start(self) -> tuple[dict[str, Any] | None, int]:
+        """Looks at the newest start and at what came after it.
+
+        Returns:
+          The newest start if its process recorded no end, else None; and the number of recorded
+          ends of later processes, which did not get as far as a start, and whose starts count.
+        """
         found: dict[str, Any] | None = None
+        process, ended = None, 0
         for event in read(self._path):
             if event["event"] == "start":
-                found = event
-            elif found and event["event"] in ENDS and event.get("process") == found.get("process"):
+                found, process, ended = event, event.get("process"), 0
+            elif event["event"] in ENDS and event.get("process") == process:
                 found = None
+            elif event["event"] in ("stop", "failure") and event.get("code") not in EXPLAINED:
+                ended += 1
         # Earlier versions did not record which process an event is of.
-        return found if found and "process" in found else None
+        return (found if process else None), ended
 
     @contextlib.contextmanager
     def recorded_end(self) -> Iterator[None]:

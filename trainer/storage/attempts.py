@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from trainer.errors import ExitCode, TrainerError
+from trainer.errors import EXPLAINED, TrainerError
 from trainer.files.atomic import write_text
 from trainer.run_dir import starts
 from trainer.run_dir.directory import RunDir
@@ -22,12 +22,6 @@ from trainer.storage.location import run_address
 
 if TYPE_CHECKING:
     from trainer.storage.bucket import Bucket
-
-# With these codes a start ends for a reason that it states, and a cluster does not repeat it; or
-# the reason is another job.
-EXPLAINED = (
-    ExitCode.USAGE, ExitCode.DATA, ExitCode.DIVERGED, ExitCode.CHECKPOINT, ExitCode.BUSY
-)  # fmt: skip
 
 
 class Attempt(Protocol):
@@ -44,7 +38,7 @@ class Attempt(Protocol):
         """Does not count the start, unless it has reached its run."""
 
     def reached(self) -> int:
-        """Returns the starts since the latest one that reached the run, with this one."""
+        """Returns the starts since the latest recorded one, with this one, to be recorded now."""
 
 
 class Uncounted:
@@ -62,7 +56,11 @@ class Uncounted:
 
 
 class Counted:
-    """A start in a cluster."""
+    """A start in a cluster.
+
+    The file of attempts counts the starts since the latest one that starts.json records, and says
+    which one that is.  So a start counts until its record has reached the bucket.
+    """
 
     def __init__(self, run_dir: str) -> None:
         """Counts in `run_dir`, a folder or gs://BUCKET/PATH."""
@@ -70,32 +68,42 @@ class Counted:
         self._files: _Folder | _Objects = (
             _Objects(run_dir) if is_bucket(run_dir) else _Folder(Path(run_dir))
         )
-        self._counts = False
+        self._has_reached = False
+        self._attempts = 0  # with this start; 0 if it does not count
+        self._recorded = 0  # starts that had been recorded when it began
 
     def begin(self) -> None:
         """Counts the start."""
-        attempts = self._read() + 1
-        Starts.parse(self._files.read(starts.NAME)).check(attempts, self._run_dir)
-        self._files.write(attempts)
-        self._counts = True
+        recorded = self._read_recorded()
+        attempts = self._read_attempts(recorded.starts) + 1
+        recorded.check(attempts, self._run_dir)
+        self._files.write(attempts, recorded.starts)
+        self._attempts, self._recorded = attempts, recorded.starts
 
     def withdraw(self) -> None:
         """Does not count the start, unless it has reached its run."""
-        if self._counts:
-            self._counts = False
-            self._files.write(max(0, self._read() - 1))
+        if not self._attempts:
+            return
+        if self._read_recorded().starts != self._recorded:  # it is recorded
+            self._files.write(0, self._recorded)
+        elif not self._has_reached:
+            self._files.write(self._attempts - 1, self._recorded)
+        self._attempts = 0
 
     def reached(self) -> int:
-        """Returns the starts since the latest one that reached the run, with this one."""
-        attempts = max(1, self._read())
-        self._files.write(0)
-        self._counts = False
-        return attempts
+        """Returns the starts since the latest recorded one, with this one."""
+        self._has_reached = True
+        return max(1, self._attempts)
 
-    def _read(self) -> int:
+    def _read_recorded(self) -> Starts:
+        return Starts.parse(self._files.read(starts.NAME))
+
+    def _read_attempts(self, recorded: int) -> int:
+        """Returns the number of starts since the one that was recorded as number `recorded`."""
         try:
-            return int(json.loads(self._files.read(starts.ATTEMPTS))["attempts"])
-        except (ValueError, TypeError, KeyError):
+            read = json.loads(self._files.read(starts.ATTEMPTS))
+            return int(read["attempts"]) if read.get("starts", recorded) == recorded else 0
+        except (ValueError, TypeError, KeyError, AttributeError):
             return 0
 
 
@@ -110,13 +118,13 @@ class _Folder:
             return (self._run_dir.path / name).read_bytes()
         return b""
 
-    def write(self, attempts: int) -> None:
+    def write(self, attempts: int, recorded: int) -> None:
         """Writes a number of attempts; 0 removes the file, and a folder that it leaves empty."""
         path = self._run_dir.path / starts.ATTEMPTS
         with self._run_dir.converted_write_errors():
             if attempts:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_text(path, json.dumps({"attempts": attempts}) + "\n")
+                write_text(path, _content(attempts, recorded))
                 return
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # it holds the run
@@ -141,12 +149,16 @@ class _Objects:
         found = self._bucket.read(name)
         return found[0] if found else b""
 
-    def write(self, attempts: int) -> None:
+    def write(self, attempts: int, recorded: int) -> None:
         """Writes a number of attempts; 0 deletes the object."""
         if attempts:
-            self._bucket.put(starts.ATTEMPTS, json.dumps({"attempts": attempts}).encode())
+            self._bucket.put(starts.ATTEMPTS, _content(attempts, recorded).encode())
         elif item := self._bucket.stat(starts.ATTEMPTS):
             self._bucket.delete(item)
+
+
+def _content(attempts: int, recorded: int) -> str:
+    return json.dumps({"attempts": attempts, "starts": recorded}) + "\n"
 
 
 @contextlib.contextmanager

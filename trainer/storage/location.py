@@ -42,7 +42,7 @@ class Uploads(Protocol):
         """Raises a TrainerError if training must stop."""
 
     def saved(self) -> None:
-        """Notifies the mirror of a new checkpoint."""
+        """Notifies the mirror of a new checkpoint, or of the record of a start."""
 
 
 class NoUploads:

@@ -74,7 +74,7 @@ class Mirror:
         self._thread.start()
 
     def saved(self) -> None:
-        """Notifies the thread of a new checkpoint."""
+        """Notifies the thread of a new checkpoint, or of the record of a start."""
         self._wake.set()
 
     def check_ownership(self) -> None:
