@@ -270,6 +270,18 @@ def test_a_worker_that_has_left_is_missed_only_before_all_have_met(monkeypatch):
         two.leave()
 
 
+def test_a_worker_that_is_lost_while_variables_are_created_is_named():
+    """The other workers receive their initial values from the chief."""
+    strategy = tf.distribute.get_strategy()
+    two = replicas.Replicas(strategy, ("CPU:0",), "float32", True, num_workers=2)
+    lost = tf.errors.UnavailableError(None, None, "Collective ops is aborted by: Connection reset")
+    with pytest.raises(PeerLostError, match="another worker was lost"), two.scope():
+        raise lost
+    one = replicas.Replicas(strategy, ("CPU:0",), "float32", True)
+    with pytest.raises(tf.errors.UnavailableError), one.scope():
+        raise lost
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("kill", [False, True])

@@ -59,9 +59,11 @@ class Replicas:
         """Number of replicas on all machines."""
         return self.strategy.num_replicas_in_sync
 
-    def scope(self) -> Any:
-        """Returns the context in which variables are created, one copy per replica."""
-        return self.strategy.scope()
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """Creates the variables of the block on every replica, with the values of the chief."""
+        with self.converted_peer_errors(), self.strategy.scope():
+            yield
 
     def run(self, function: Callable[[], None]) -> None:
         """Calls `function` on every replica."""
