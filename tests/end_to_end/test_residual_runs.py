@@ -56,7 +56,9 @@ def test_a_run_trains_and_is_exported(
         inputs["labels"] = tf.constant(labels)
     loaded = tf.saved_model.load(str(tmp_path / "out" / "saved_model"))
     served = loaded.signatures["serving_default"](**inputs)["images"].numpy()
-    np.testing.assert_array_equal(served, images)
+    # Two programs in half precision may round differently.
+    levels = 0 if precision == "float32" else 1
+    assert np.abs(served.astype(np.int16) - images).max() <= levels
     graph = loaded.signatures["serving_default"].graph
     # A grouped convolution of Keras would need a server that has XLA.
     functions = graph.as_graph_def().library.function

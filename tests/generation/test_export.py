@@ -166,6 +166,19 @@ def test_a_file_that_draws_other_images_is_not_exported(tiny, run, tmp_path, mon
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.parametrize(("tolerance", "difference"), [(0, 1), (1, 2)])
+def test_other_images_than_those_of_the_run_are_refused(tolerance, difference):
+    """In half precision one level is rounding."""
+    expected = np.full([2, 4, 4, 1], 255, np.uint8)
+    drawn = expected.copy()
+    export._compare("saved_model", drawn, expected, tolerance)
+    drawn[0, 0, 0] -= tolerance
+    export._compare("saved_model", drawn, expected, tolerance)
+    drawn[0, 0, 0] = 255 - difference
+    with pytest.raises(TrainerError, match=f"by up to {difference} of 255"):
+        export._compare("saved_model", drawn, expected, tolerance)
+
+
 def test_a_file_that_cannot_be_loaded_is_named(tiny, run, tmp_path, monkeypatch):
     config = tiny(recipe="cgan", length=steps(1))
     run(config)
