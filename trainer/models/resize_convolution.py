@@ -18,8 +18,8 @@ def spread(kernel: tf.Tensor) -> tf.Tensor:
     size, _, outputs, inputs = kernel.shape
     box = np.eye(size + 1, size) + np.eye(size + 1, size, -1)
     both = tf.constant(np.kron(box, box), kernel.dtype)
-    spread_rows = tf.matmul(both, tf.reshape(kernel, [size * size, outputs * inputs]))
-    return tf.reshape(spread_rows, [size + 1, size + 1, outputs, inputs])
+    product = tf.matmul(both, tf.reshape(kernel, [size * size, outputs * inputs]))
+    return tf.reshape(product, [size + 1, size + 1, outputs, inputs])
 
 
 @register
@@ -65,7 +65,7 @@ class ResizeConv2D(keras.layers.Conv2DTranspose):
 
 @register
 class NormalizedResizeConv2D(NormalizedConv2DTranspose):
-    """The same with a normalized kernel: the one that is spread."""
+    """`ResizeConv2D` with a normalized kernel, which is normalized before it is spread."""
 
     def build(self, input_shape: tuple) -> None:
         """Creates the weights for inputs [N, H, W, C]."""

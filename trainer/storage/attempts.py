@@ -81,7 +81,7 @@ class Counted:
         self._attempts, self._recorded = attempts, recorded.starts
 
     def withdraw(self) -> None:
-        """Does not count the start, unless it has reached its run."""
+        """Does not count the start, unless it has reached its run; tidies up if it is recorded."""
         if not self._attempts:
             return
         if self._read_recorded().starts != self._recorded:  # it is recorded

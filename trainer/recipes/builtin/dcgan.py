@@ -18,8 +18,8 @@ RECIPE = Recipe(
     differences=(
         "This project's default: the DCGAN guidelines with spectral norm, hinge loss, "
         "projection and EMA, sized for a workstation.",
-        "The transposed convolutions of the source leave a checkerboard; their kernels are those "
-        "of resizing and convolving (--g_upsampling).",
+        "The generator resizes and convolves, because the transposed convolutions of the source "
+        "leave a checkerboard. --g_upsampling=transposed restores them.",
     ),
     networks=dict(
         latent_dim=100,
