@@ -25,11 +25,16 @@ from typing import Any
 from benchmarks import harness
 from trainer.errors import ExitCode
 
-# Networks that train on a CPU, each conditional.
-RECIPES: dict[str, dict[str, Any]] = {
-    "dcgan": {},
+# Small networks of recipes, for CPUs.
+SMALL: dict[str, dict[str, Any]] = {
+    "dcgan": dict(g_width=0.5, d_width=0.5, batch_size=32, g_lr=4e-4, d_lr=4e-4),
     "sngan": dict(g_width=0.125, d_width=0.125),
     "r3gan": dict(g_width=0.05, d_width=0.05, batch_size=64, r1=1, r2=1),
+}
+# What the rows train, each conditional.
+RUNS: dict[str, dict[str, Any]] = {
+    "dcgan": dict(recipe="dcgan"),
+    **{f"{name}-small": dict(recipe=name, **settings) for name, settings in SMALL.items()},
 }
 AUGMENTATIONS = ("none", "diffaugment")
 NUM_SAMPLES = 10_000
@@ -85,15 +90,15 @@ def real_images(settings: Mapping[str, Any]) -> dict[str, float]:
     return registry.measure(evaluator.reals.compare(found, labels, found.logits))
 
 
-def row_of(recipe: str, augment: str, results: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Returns the row of a recipe: means over its seeds, and the spread of the FID."""
+def row_of(run: str, augment: str, results: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Returns the row of a run: means over its seeds, and the spread of the FID."""
     fids = [result["fid"] for result in results]
 
     def mean(name: str) -> float:
         return statistics.fmean(result[name] for result in results)
 
     return {
-        "recipe": recipe,
+        "run": run,
         "augment": augment,
         "seeds": len(results),
         "fid": mean("fid"),
@@ -112,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data_dir", default="", help="as the trainer's --data_dir")
     parser.add_argument("--dataset", default="mnist", help="as the trainer's --dataset")
     parser.add_argument("--minutes", type=float, default=5.0, help="duration of each run")
-    parser.add_argument("--recipes", default=",".join(RECIPES), help="comma-separated recipes")
+    parser.add_argument("--only", default=",".join(RUNS), help="comma-separated rows")
     parser.add_argument("--augment", default=",".join(AUGMENTATIONS), help="comma-separated")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated seeds")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
@@ -124,22 +129,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for job in range(given.jobs):
         free.put(cores[job :: given.jobs])
 
-    def work(recipe: str, augment: str, seed: int) -> dict[str, Any]:
+    def work(run: str, augment: str, seed: int) -> dict[str, Any]:
         own = free.get()
         try:
-            name = f"{given.dataset}-{recipe}-{augment}-{seed}"
+            name = f"{given.dataset}-{run}-{augment}-{seed}"
             limits = dict(max_hours=given.minutes / 60, kimg=10_000_000, seed=seed)
-            chosen = dict(recipe=recipe, augment=augment, **RECIPES[recipe])
+            chosen = RUNS[run] | dict(augment=augment)
             return trained(given.runs / name, common | limits | chosen, own)
         finally:
             free.put(own)
 
     seeds = [int(seed) for seed in given.seeds.split(",")]
     rows = [row_of("real images", "", [{**real_images(common), "kimg": 0.0}])]
-    cases = [(r, a) for r in given.recipes.split(",") for a in given.augment.split(",")]
+    cases = [(r, a) for r in given.only.split(",") for a in given.augment.split(",")]
     with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
-        # All recipes of a seed are trained before the next seed, so that an interrupted benchmark
-        # has results of all recipes.
+        # All rows of a seed are trained before the next seed, so that an interrupted benchmark has
+        # results of all rows.
         futures = {(case, seed): pool.submit(work, *case, seed) for seed in seeds for case in cases}
         for case in cases:
             rows.append(row_of(*case, [futures[case, seed].result() for seed in seeds]))

@@ -14,7 +14,7 @@ import tempfile
 from typing import Any
 
 from benchmarks import harness, trained, whole
-from benchmarks.equal_time import RECIPES as WITH_SMALL_NETWORKS
+from benchmarks.equal_time import SMALL as SMALL_NETWORKS
 
 SMALL = "mlp-small"
 BATCHES = (64, 512)  # whose difference in memory is compared with the estimate
@@ -54,7 +54,7 @@ def per_image(recipe: str, folder: str, **settings: Any) -> dict[str, Any]:
         estimated.append(harness.alone("benchmarks.memory:estimate", **options))
     images = (BATCHES[1] - BATCHES[0]) / 1024  # so that the results are in MiB
     return {
-        "run": f"{recipe}, a further image",
+        "run": ", ".join([recipe, "a further image", *(f"{k} {v}" for k, v in settings.items())]),
         "mib": (measured[1] - measured[0]) / images,
         "estimated_mib": (estimated[1] - estimated[0]) / images,
     }
@@ -103,7 +103,7 @@ def main() -> None:
             "benchmarks.memory:growth", steps=options.steps, run_dir=f"{folder}/growth"
         )
         for recipe in recipes.RECIPES:
-            small = WITH_SMALL_NETWORKS.get(recipe, {})
+            small = SMALL_NETWORKS.get(recipe, {})
             widths = {name: small[name] for name in ("g_width", "d_width") if name in small}
             rows.append(per_image(recipe, folder, **widths))
     for step in sorted({step for step in (*REPORTED_STEPS, options.steps) if step in sizes}):

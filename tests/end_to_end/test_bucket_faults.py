@@ -46,7 +46,7 @@ def test_run_killed_repeatedly_without_local_files_is_identical_to_an_uninterrup
 ):
     """Kills jobs with SIGKILL at random times. Each job starts on a machine without local files."""
     arguments = [
-        *TINY_FLAGS, "--steps=2000", "--devices=cpu", "--checkpoint_every_kimg=0.08",
+        *TINY_FLAGS, "--steps=800", "--devices=cpu", "--checkpoint_every_kimg=0.16",
         "--scratch_dir=s",
         "--sample_every_kimg=0.8", "--log_every_steps=10", "--log_every_secs=1e9",
     ]  # fmt: skip
@@ -69,7 +69,7 @@ def test_run_killed_repeatedly_without_local_files_is_identical_to_an_uninterrup
     assert uninterrupted.wait() == 0, uninterrupted.output
     assert_same_run(tmp_path / "uninterrupted", tmp_path / "s" / NAME)
     lines = records(tmp_path / "s" / NAME)
-    assert sum(line["steps"] for line in lines) == lines[-1]["step"] == 2000
+    assert sum(line["steps"] for line in lines) == lines[-1]["step"] == 800
 
 
 def test_run_stopped_by_sigterm_resumes_on_another_machine(emulator, tmp_path):

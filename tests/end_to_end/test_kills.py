@@ -142,7 +142,7 @@ def test_run_stopped_by_sigterm_in_any_phase_resumes(tmp_path, uninterrupted_run
 
 def test_run_killed_repeatedly_is_identical_to_an_uninterrupted_run(tmp_path):
     """Kills the run with SIGKILL at random times, so that some kills interrupt a save."""
-    kills = 24
+    kills = 12
     arguments = [
         *TINY_FLAGS, f"--steps={250 * kills}", "--devices=cpu", "--checkpoint_every_kimg=0.08",
         "--sample_every_kimg=4", "--log_every_steps=25", "--log_every_secs=1e9",
@@ -152,7 +152,7 @@ def test_run_killed_repeatedly_is_identical_to_an_uninterrupted_run(tmp_path):
         process = Process(tmp_path, *arguments)
         if done == kills:
             break
-        if done % 6:
+        if done % 4:
             with contextlib.suppress(AssertionError):  # the run was already complete
                 process.wait_for("Run directory")
             delay = rng.uniform(0, 4)
