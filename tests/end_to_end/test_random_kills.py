@@ -42,7 +42,7 @@ PHASES = (
 END = "end"  # the export of a run that has trained all its steps
 SIGNALS = ("SIGKILL", "eviction", "probe")  # the others send SIGTERM
 # For how long a kill waits for its phase before it takes any other.
-PATIENCE_SECS = 30.0
+PATIENCE_SECS = 90.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,16 +92,44 @@ def test_a_start_counts_until_it_is_recorded(place):
 
     def record(attempts):
         text = json.dumps(dataclasses.asdict(starts.Starts().reached(0, attempts, run_dir)))
-        if run_dir.startswith("gs://"):
-            Bucket(Address.parse(run_dir, "run_dir")).put(starts.NAME, text.encode())
-        else:
-            Path(run_dir, starts.NAME).write_text(text)
+        _writer(run_dir)(starts.NAME, text)
 
     assert start(run_dir, record=record) == 4
     with pytest.raises((OSError, KeyError)):
         read(starts.ATTEMPTS)
     assert start(run_dir) == 1
     assert json.loads(read(starts.ATTEMPTS)) == {"attempts": 1, "starts": 1}
+
+
+def test_starts_after_progress_are_counted_anew(place):
+    """The checkpoint of the latest start shows its progress, which no start has recorded yet."""
+    run_dir, _ = place
+    save = _writer(run_dir)
+    save(starts.NAME, json.dumps(dataclasses.asdict(starts.Starts(9, 40, MAX_STARTS))))
+    save("checkpoints/ckpt-40.json", "{}")
+    save("checkpoints/ckpt-50.index", "")  # not complete
+    with pytest.raises(NoProgressError, match="beyond step 40"):
+        start(run_dir)
+    save("checkpoints/ckpt-50.json", "{}")
+    for _ in range(MAX_STARTS):
+        with pytest.raises(StorageError):
+            start(run_dir, StorageError("the network fails"))
+    with pytest.raises(NoProgressError, match="beyond step 50"):
+        start(run_dir)
+
+
+def _writer(run_dir):
+    """Returns a function that writes a text to one of the files of a run directory."""
+    if run_dir.startswith("gs://"):
+        bucket = Bucket(Address.parse(run_dir, "run_dir"))
+        return lambda name, text: bucket.put(name, text.encode())
+
+    def write(name, text):
+        path = Path(run_dir, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    return write
 
 
 def test_nothing_is_counted_outside_of_pods_and_by_other_workers(tmp_path):

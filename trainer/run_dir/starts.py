@@ -68,13 +68,21 @@ class Starts:
         new.check(0, where)
         return new
 
+    def at(self, step: int) -> "Starts":
+        """Returns the starts of a run whose newest checkpoint is of `step`."""
+        return dataclasses.replace(self, step=step, in_a_row=0) if step > self.step else self
+
+    def allows(self, attempts: int) -> bool:
+        """Returns whether so many starts that did not reach the run are within the limit."""
+        return self.in_a_row + attempts <= MAX_STARTS
+
     def check(self, attempts: int, where: object) -> None:
         """Checks the limit, with so many starts that did not reach the run.
 
         Raises:
           NoProgressError: if there were more than MAX_STARTS without progress.
         """
-        if self.in_a_row + attempts > MAX_STARTS:
+        if not self.allows(attempts):
             beyond = f"beyond step {self.step}" if self.step >= 0 else "before the first step"
             raise NoProgressError(
                 f"{MAX_STARTS} consecutive starts made no progress {beyond}. See the logs of the "

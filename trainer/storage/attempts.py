@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 from trainer.errors import EXPLAINED, TrainerError
 from trainer.files.atomic import write_text
 from trainer.run_dir import starts
+from trainer.run_dir.checkpoint_files import saved_steps
 from trainer.run_dir.directory import RunDir
 from trainer.run_dir.starts import Starts
 from trainer.storage.address import is_bucket
 from trainer.storage.location import run_address
+from trainer.storage.run_layout import committed
 
 if TYPE_CHECKING:
     from trainer.storage.bucket import Bucket
@@ -76,6 +78,9 @@ class Counted:
         """Counts the start."""
         recorded = self._read_recorded()
         attempts = self._read_attempts(recorded.starts) + 1
+        if not recorded.allows(attempts):
+            # The latest start may have made progress, which only the next one records.
+            recorded = recorded.at(self._files.newest_step())
         recorded.check(attempts, self._run_dir)
         self._files.write(attempts, recorded.starts)
         self._attempts, self._recorded = attempts, recorded.starts
@@ -118,6 +123,10 @@ class _Folder:
             return (self._run_dir.path / name).read_bytes()
         return b""
 
+    def newest_step(self) -> int:
+        """Returns the step of the newest checkpoint, or -1."""
+        return max(saved_steps(self._run_dir.checkpoints), default=-1)
+
     def write(self, attempts: int, recorded: int) -> None:
         """Writes a number of attempts; 0 removes the file, and a folder that it leaves empty."""
         path = self._run_dir.path / starts.ATTEMPTS
@@ -148,6 +157,10 @@ class _Objects:
     def read(self, name: str) -> bytes:
         found = self._bucket.read(name)
         return found[0] if found else b""
+
+    def newest_step(self) -> int:
+        """Returns the step of the newest checkpoint, or -1."""
+        return max((saved.step for saved in committed(self._bucket.list())), default=-1)
 
     def write(self, attempts: int, recorded: int) -> None:
         """Writes a number of attempts; 0 deletes the object."""
