@@ -28,7 +28,7 @@ from trainer.config.settings import durations_of
 from trainer.data import sources
 from trainer.errors import UsageError, one_of
 from trainer.generation.labels import Labels, class_numbers
-from trainer.machine import imports
+from trainer.machine import imports, rendezvous
 from trainer.machine.cluster import find_cluster
 from trainer.reporting.console import Console, log_to
 from trainer.reporting.control import Control, saved_at_interrupt
@@ -133,7 +133,7 @@ def _train(start: Start, control: Control) -> "Run":
     start.check_destinations()
     config, is_resumed = start.config, start.stored is not None
     start.warn_of_a_new_run()
-    with attempts.counted(config.run_dir, is_chief=start.is_chief) as attempt:
+    with attempts.counted(config.run_dir, start.worker) as attempt:
         # `adapt` checks the batch size: whether a smaller one may be used depends on `requested`.
         data = _load_data(config, control)
         config = start.config_for(data.shape.sides)
@@ -142,6 +142,12 @@ def _train(start: Start, control: Control) -> "Run":
         with imports.quiet():
             from trainer import assembly  # late: importing TensorFlow takes seconds
 
+        if start.cluster is not None:
+            control.enter("waiting for peers")
+            attempt.withdraw()  # the other workers are the reason if this takes too long
+            rendezvous.meet(start.cluster, control.check_stop)
+            attempt.met()
+            control.enter("starting")
         options = assembly.StartOptions(
             fresh=start.fresh, accept_changed_data=start.accept_changed_data, attempt=attempt
         )

@@ -107,22 +107,16 @@ def train(
       data: its training images.
       control: how the process is controlled.
       options: how a run directory that exists is treated.
-      cluster: the workers, if several machines train together.
+      cluster: the workers, if several machines train together; all of them are there.
 
     Raises:
       TrainerError: if the run cannot continue; a StoppedError after an early stop.
     """
     config = config.with_spans_in_kimg(len(data))
     stop = TimeLimit(config.max_hours, control.stop_requested, control.clock)
-    if cluster is not None:
-        control.enter("waiting for peers")
-        options.attempt.withdraw()  # the other workers are the reason if this takes too long
     late_end = EventLog(RunLocation(config).folder, cluster.index if cluster else 0).late_end
     small = recipes.get(config.networks).fully_connected
     replicas = create_replicas(config, cluster, small_operations=small, late_end=late_end)
-    if cluster is not None:
-        options.attempt.begin()
-    control.enter("starting")
     check_batch_size(config, replicas.num_replicas)
     with replicas.watched(config.step_timeout_secs, late_end) as watched:
         _train_on(watched, config, data, control, options, stop)

@@ -6,6 +6,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from trainer.errors import ExitCode, PeerError, PeerLostError, UsageError
 from trainer.machine import cluster, replicas
 from trainer.machine.agreement import check_same_on_all_workers
 from trainer.machine.cluster import Cluster
+from trainer.reporting.phases import WAITING
 from trainer.run_dir import provenance
 from trainer.run_dir.checkpoint_files import list_checkpoints
 
@@ -137,6 +140,14 @@ def ends(workers, timeout=180):
     return [worker.returncode for worker in workers], outputs
 
 
+def wait_until(is_done, secs=60):
+    """Waits until a function returns a true value."""
+    deadline = time.monotonic() + secs
+    while not is_done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 TINY = [
     "--g_width=0.05", "--d_width=0.05", "--batch_size=8", "--sample_grid=2", "--devices=cpu",
     "--log_every_steps=1",
@@ -182,6 +193,7 @@ from trainer import recipes
 from trainer.data import pipeline
 from trainer.data.images import ImageSet
 from trainer.machine.cluster import Cluster
+from trainer.reporting.phases import WAITING
 from trainer.machine.replicas import create_replicas
 
 cluster = Cluster(tuple(sys.argv[2:]), int(sys.argv[1]))
@@ -312,7 +324,7 @@ def test_one_worker_is_stopped_or_killed(tmp_path, victim, kill):
 @pytest.mark.faults
 def test_a_worker_that_does_not_come_is_not_waited_for_for_ever(tmp_path):
     code = (
-        "import sys; from trainer.machine import cluster, replicas; cluster.WAIT_SECS = 5.0\n"
+        "import sys; from trainer.machine import cluster, replicas; cluster.WAIT_SECS = 3.0\n"
         "from trainer.__main__ import run_and_end; run_and_end(sys.argv[1:])"
     )
     workers = ",".join(f"localhost:{port}" for port in free_ports(2))
@@ -326,8 +338,41 @@ def test_a_worker_that_does_not_come_is_not_waited_for_for_ever(tmp_path):
             env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
         )  # fmt: skip
         assert alone.returncode == ExitCode.CRASH, alone.stderr
-        assert "joined within 5 s" in alone.stderr
+        assert f"{workers.split(',')[1 - index]}" in alone.stderr
+        assert "did not come within 3 s" in alone.stderr
         assert "Traceback" not in alone.stderr
+
+
+@pytest.mark.faults
+def test_a_worker_that_waits_is_alive_and_obeys(tmp_path):
+    """TensorFlow's own wait would block the heartbeat, the metrics and the signals."""
+    (port,) = free_ports(1)
+    heartbeat = tmp_path / "heartbeat"
+    own = [f"--heartbeat={heartbeat}", f"--metrics_port={port}"]
+    for index in (0, 1):
+        heartbeat.unlink(missing_ok=True)
+        workers = ",".join(f"localhost:{port}" for port in free_ports(2))
+        command = [
+            sys.executable, "-m", "trainer", "train", *TINY, *own, f"--workers={workers}",
+            f"--worker_index={index}", "--run_dir=run",
+        ]  # fmt: skip
+        alone = subprocess.Popen(
+            command, cwd=tmp_path, text=True, stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "KUBERNETES_SERVICE_HOST": "10.0.0.1"},
+        )  # fmt: skip
+        try:
+            wait_until(lambda: heartbeat.exists() and WAITING in heartbeat.read_text())
+            first = heartbeat.read_text()
+            wait_until(lambda first=first: heartbeat.read_text() != first)
+            with urllib.request.urlopen(f"http://localhost:{port}/metrics", timeout=5) as answer:
+                assert f'phase="{WAITING}"' in answer.read().decode()
+            alone.terminate()
+            output = alone.communicate(timeout=10)[1]
+        finally:
+            alone.kill()
+        assert alone.returncode == ExitCode.TERMINATED
+        assert f"Stopped on request while {WAITING}, before there was anything" in output
+        assert not (tmp_path / "run").exists()
 
 
 def test_workers_with_gpus_use_them(monkeypatch):

@@ -30,7 +30,7 @@ def place(request, tmp_path):
 
 def start(run_dir, ending=None, record=lambda attempts: None):
     """Starts in a Pod; `ending` is raised before the run is reached, and `record` called then."""
-    with counted(run_dir, is_chief=True, environment=POD) as attempt:
+    with counted(run_dir, environment=POD) as attempt:
         if ending is not None:
             raise ending
         attempts = attempt.reached()
@@ -132,8 +132,35 @@ def _writer(run_dir):
     return write
 
 
-def test_nothing_is_counted_outside_of_pods_and_by_other_workers(tmp_path):
-    for is_chief, environment in ((True, {}), (False, POD)):
-        with counted(str(tmp_path), is_chief=is_chief, environment=environment) as attempt:
+def lose_a_peer(run_dir, worker):
+    """Starts a worker, which loses another one once all have met."""
+    with counted(run_dir, worker, POD) as attempt:
+        attempt.withdraw()
+        attempt.met()
+        raise StorageError("a worker is lost")
+
+
+def test_each_worker_counts_its_starts_until_all_have_met(place):
+    run_dir, read = place
+    for _ in range(2):
+        for worker in (0, 2):
+            with pytest.raises(StorageError, match="a worker is lost"):
+                lose_a_peer(run_dir, worker)
+    assert attempts_of(read) == 2
+    with pytest.raises((OSError, KeyError)):
+        read("attempts-2.json")
+    for _ in range(MAX_STARTS):
+        with pytest.raises(StorageError), counted(run_dir, 2, POD):
+            raise StorageError("the network fails")
+    assert json.loads(read("attempts-2.json"))["attempts"] == MAX_STARTS
+    assert not run_layout.is_ours("attempts-2.json")
+    with pytest.raises(NoProgressError), counted(run_dir, 2, POD):
+        pass
+    assert attempts_of(read) == 2
+
+
+def test_nothing_is_counted_outside_of_pods(tmp_path):
+    for worker in (0, 1):
+        with counted(str(tmp_path), worker, environment={}) as attempt:
             assert isinstance(attempt, Uncounted)
     assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ from trainer.errors import ExitCode, PeerError, UsageError
 
 WAIT_SECS = 300.0  # how long to wait for the other workers
 JOB_WAIT_SECS = 3000.0  # Pods may wait for new nodes and image downloads
+JOIN_SECS = 300.0  # for TensorFlow, once all workers are there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Cluster:
 
     def wait_for_host_names(
         self,
+        check_stop: Callable[[], None] = lambda: None,
         *,
         resolve: Callable[[str, int], Any] = socket.getaddrinfo,
         sleep: Callable[[float], None] = time.sleep,
@@ -45,14 +47,21 @@ class Cluster:
     ) -> None:
         """Waits until all workers' host names resolve, then checks that this worker's port is free.
 
+        Args:
+          check_stop: called about once per second; may raise an error that ends the wait.
+          resolve: returns the addresses of a host and a port, or raises an OSError.
+          sleep: waits for some seconds.
+          clock: returns monotonic seconds.
+
         Raises:
           PeerError: if a host name does not resolve within `wait_secs`.
           UsageError: if the port cannot be used.
         """
         deadline = clock() + self.wait_secs
         for worker in self.workers:
-            host, port = _parse_address(worker)
+            host, port = parse_address(worker)
             while True:
+                check_stop()
                 try:
                     resolve(host, port)
                     break
@@ -73,13 +82,9 @@ class Cluster:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("", _parse_address(worker)[1]))
+                probe.bind(("", parse_address(worker)[1]))
             except OSError as error:
-                raise UsageError(
-                    f"--workers: the port of {worker} cannot be used on this machine "
-                    f"({error.strerror}). Stop the process that uses the port, or correct "
-                    "--worker_index."
-                ) from None
+                raise port_error(worker, error) from None
 
 
 def find_cluster(workers: str, index: int | None, environment: Mapping[str, str]) -> Cluster | None:
@@ -161,7 +166,7 @@ def _from_tf_config(text: str) -> Cluster:
 
 def _check_cluster(cluster: Cluster, source: str) -> None:
     for worker in cluster.workers:
-        _parse_address(worker, source)
+        parse_address(worker, source)
     if len(set(cluster.workers)) < len(cluster.workers):
         raise UsageError(f"{source} repeats an address. Name each worker once.")
     if not 0 <= cluster.index < len(cluster.workers):
@@ -171,7 +176,20 @@ def _check_cluster(cluster: Cluster, source: str) -> None:
         )
 
 
-def _parse_address(worker: str, source: str = "--workers") -> tuple[str, int]:
+def port_error(worker: str, error: OSError) -> UsageError:
+    """Returns the error of a worker whose port cannot be used."""
+    return UsageError(
+        f"--workers: the port of {worker} cannot be used on this machine ({error.strerror}). Stop "
+        "the process that uses the port, or correct --worker_index."
+    )
+
+
+def parse_address(worker: str, source: str = "--workers") -> tuple[str, int]:
+    """Returns the host and the port of HOST:PORT.
+
+    Raises:
+      UsageError: if it has another form; `source` is where it is from.
+    """
     host, colon, port = worker.rpartition(":")
     if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16):
         raise UsageError(f"{source}: {worker!r} is not valid. Use HOST:PORT.")

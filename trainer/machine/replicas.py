@@ -14,7 +14,7 @@ import tensorflow as tf
 from trainer.config import Config
 from trainer.errors import ExitCode, PeerError, PeerLostError, UsageError
 from trainer.machine import devices, peers
-from trainer.machine.cluster import Cluster
+from trainer.machine.cluster import JOIN_SECS, Cluster
 from trainer.machine.watchdog import PATIENT_SECS, LateEnd, Watchdog, exit_after, no_late_end
 
 RESUMES = "Running the same command again resumes the run from its last checkpoint."
@@ -269,7 +269,7 @@ def create_replicas(
 ) -> Replicas:
     """Selects the devices and the number format of the process, and joins the other workers.
 
-    Call it before anything else uses a device.
+    Call it before anything else uses a device, and with several workers after `rendezvous.meet`.
 
     Args:
       config: the configuration of the run.
@@ -280,7 +280,7 @@ def create_replicas(
 
     Raises:
       UsageError: if a device of --devices does not exist.
-      PeerError: if the host of another worker has no address.
+      PeerError: if the workers have different numbers of GPUs.
     """
     devices.share_cores(config.operation_threads, small_operations)
     if config.xla == "on":  # XLA on CPUs needs this flag
@@ -302,10 +302,8 @@ def create_replicas(
         tf.config.experimental.enable_op_determinism()
     if cluster is None:
         return Replicas(_strategy(tuple(names)), tuple(names), precision, deterministic)
-    cluster.wait_for_host_names()
-    secs = cluster.wait_secs
-    failure = f"not all of {', '.join(cluster.workers)} joined within {secs:g} s"
-    with exit_after(secs, failure, cluster.wait_code, late_end), peers.converted_errors():
+    failure = f"not all of {', '.join(cluster.workers)} joined within {JOIN_SECS:g} s"
+    with exit_after(JOIN_SECS, failure, cluster.wait_code, late_end), peers.converted_errors():
         strategy = _joined(cluster, gpus=len(names) if names[0].startswith("GPU") else 0)
         replicas = Replicas(
             strategy, tuple(names), precision, deterministic, workers, cluster.index

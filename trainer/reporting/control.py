@@ -44,13 +44,21 @@ class Control:
         Raises:
           SignalledError: if a stop was requested.
         """
+        self.check_stop()
+        self.phases.enter(phase)
+
+    def check_stop(self) -> None:
+        """Ends a start if a stop was requested.
+
+        Raises:
+          SignalledError: if so.
+        """
         if self.stop_requested():
             raise SignalledError(
                 f"Stopped on request while {self.phases.name}, before there was anything to save. "
                 "Run the same command again.",
                 getattr(self.stop_requested, "exit_code", ExitCode.TERMINATED),
             )
-        self.phases.enter(phase)
 
     @contextlib.contextmanager
     def served(self, config: Config, worker: int) -> Iterator["Control"]:

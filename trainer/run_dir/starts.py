@@ -8,9 +8,16 @@ from trainer.errors import NoProgressError
 from trainer.files.atomic import write_text
 
 NAME = "starts.json"
-ATTEMPTS = "attempts.json"  # counts the starts that have not reached the run; see storage/
+# Counts the starts that have not reached the run; see storage/attempts.py.
+ATTEMPTS = "attempts.json"
+ATTEMPTS_OF_OTHERS = "attempts-"  # prefix of the files of the workers that are not the chief
 # Consecutive starts without progress after which a start fails: a cluster would retry for ever.
 MAX_STARTS = 20
+
+
+def attempts_name(worker: int) -> str:
+    """Returns the name of the file that counts the attempts of a worker."""
+    return f"{ATTEMPTS_OF_OTHERS}{worker}.json" if worker else ATTEMPTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +93,6 @@ class Starts:
             beyond = f"beyond step {self.step}" if self.step >= 0 else "before the first step"
             raise NoProgressError(
                 f"{MAX_STARTS} consecutive starts made no progress {beyond}. See the logs of the "
-                f"earlier starts for the reason, then remove {NAME} and {ATTEMPTS} from "
+                f"earlier starts for the reason, then remove {NAME} and attempts*.json from "
                 f"{where} to try again."
             )

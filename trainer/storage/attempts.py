@@ -3,6 +3,9 @@
 A run that has started counts its starts itself.  A start that is killed while it reads the data,
 again and again, would otherwise be repeated for ever where a cluster restarts the process.  A
 person who starts a process sees that it fails, so nothing is counted elsewhere.
+
+Of several workers, the chief counts the starts of all from the moment when they have met. Before
+that each worker counts its own in a file of its own.
 """
 
 import contextlib
@@ -39,17 +42,27 @@ class Attempt(Protocol):
     def withdraw(self) -> None:
         """Does not count the start, unless it has reached its run."""
 
+    def met(self) -> None:
+        """Counts the start again after it was withdrawn, because all workers are there now.
+
+        Raises:
+          NoProgressError: if too many starts in a row made no progress.
+        """
+
     def reached(self) -> int:
         """Returns the starts since the latest recorded one, with this one, to be recorded now."""
 
 
 class Uncounted:
-    """A start outside of a cluster, or of a worker that is not the chief."""
+    """A start outside of a cluster."""
 
     def begin(self) -> None:
         """Does nothing."""
 
     def withdraw(self) -> None:
+        """Does nothing."""
+
+    def met(self) -> None:
         """Does nothing."""
 
     def reached(self) -> int:
@@ -64,11 +77,12 @@ class Counted:
     which one that is.  So a start counts until its record has reached the bucket.
     """
 
-    def __init__(self, run_dir: str) -> None:
-        """Counts in `run_dir`, a folder or gs://BUCKET/PATH."""
-        self._run_dir = run_dir
+    def __init__(self, run_dir: str, worker: int = 0) -> None:
+        """Counts the starts of a worker in `run_dir`, a folder or gs://BUCKET/PATH."""
+        self._run_dir, self._is_chief = run_dir, worker == 0
+        name = starts.attempts_name(worker)
         self._files: _Folder | _Objects = (
-            _Objects(run_dir) if is_bucket(run_dir) else _Folder(Path(run_dir))
+            _Objects(run_dir, name) if is_bucket(run_dir) else _Folder(Path(run_dir), name)
         )
         self._has_reached = False
         self._attempts = 0  # with this start; 0 if it does not count
@@ -95,6 +109,11 @@ class Counted:
             self._files.write(self._attempts - 1, self._recorded)
         self._attempts = 0
 
+    def met(self) -> None:
+        """Counts the start again, if this is the chief."""
+        if self._is_chief:
+            self.begin()
+
     def reached(self) -> int:
         """Returns the starts since the latest recorded one, with this one."""
         self._has_reached = True
@@ -106,7 +125,7 @@ class Counted:
     def _read_attempts(self, recorded: int) -> int:
         """Returns the number of starts since the one that was recorded as number `recorded`."""
         try:
-            read = json.loads(self._files.read(starts.ATTEMPTS))
+            read = json.loads(self._files.read(self._files.attempts))
             return int(read["attempts"]) if read.get("starts", recorded) == recorded else 0
         except (ValueError, TypeError, KeyError, AttributeError):
             return 0
@@ -115,8 +134,8 @@ class Counted:
 class _Folder:
     """The files of a run directory on a disk."""
 
-    def __init__(self, folder: Path) -> None:
-        self._run_dir = RunDir(folder)
+    def __init__(self, folder: Path, attempts: str) -> None:
+        self._run_dir, self.attempts = RunDir(folder), attempts
 
     def read(self, name: str) -> bytes:
         with contextlib.suppress(OSError):
@@ -129,7 +148,7 @@ class _Folder:
 
     def write(self, attempts: int, recorded: int) -> None:
         """Writes a number of attempts; 0 removes the file, and a folder that it leaves empty."""
-        path = self._run_dir.path / starts.ATTEMPTS
+        path = self._run_dir.path / self.attempts
         with self._run_dir.converted_write_errors():
             if attempts:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,8 +162,8 @@ class _Folder:
 class _Objects:
     """The objects of a run in a bucket."""
 
-    def __init__(self, run_dir: str) -> None:
-        self._address = run_address(run_dir)
+    def __init__(self, run_dir: str, attempts: str) -> None:
+        self._address, self.attempts = run_address(run_dir), attempts
         self._connected: Bucket | None = None
 
     @property
@@ -165,8 +184,8 @@ class _Objects:
     def write(self, attempts: int, recorded: int) -> None:
         """Writes a number of attempts; 0 deletes the object."""
         if attempts:
-            self._bucket.put(starts.ATTEMPTS, _content(attempts, recorded).encode())
-        elif item := self._bucket.stat(starts.ATTEMPTS):
+            self._bucket.put(self.attempts, _content(attempts, recorded).encode())
+        elif item := self._bucket.stat(self.attempts):
             self._bucket.delete(item)
 
 
@@ -176,21 +195,21 @@ def _content(attempts: int, recorded: int) -> str:
 
 @contextlib.contextmanager
 def counted(
-    run_dir: str, *, is_chief: bool, environment: Mapping[str, str] = os.environ
+    run_dir: str, worker: int = 0, environment: Mapping[str, str] = os.environ
 ) -> Iterator[Attempt]:
     """Counts the start in the block; it is withdrawn if the block ends with an explained error.
 
     Args:
       run_dir: the run directory, as the user gave it.
-      is_chief: whether this process writes the run directory.
+      worker: index of this process; 0 is the chief.
       environment: environment variables.
 
     Raises:
       NoProgressError: if too many starts in a row made no progress.
     """
     attempt: Attempt = Uncounted()
-    if is_chief and "KUBERNETES_SERVICE_HOST" in environment:
-        attempt = Counted(run_dir)
+    if "KUBERNETES_SERVICE_HOST" in environment:
+        attempt = Counted(run_dir, worker)
     attempt.begin()
     try:
         yield attempt

@@ -36,7 +36,8 @@ def is_ours(name: str) -> bool:
     hidden = any(part.startswith(".") for part in parts)
     local = name in (lease.NAME, starts.ATTEMPTS, f"{MAIN}/checkpoint")
     # Workers other than the chief write events to a folder of their own machine, if at all.
-    local = local or parts[0].startswith(("heartbeat", events.OF_OTHERS))
+    prefixes = ("heartbeat", events.OF_OTHERS, starts.ATTEMPTS_OF_OTHERS)
+    local = local or parts[0].startswith(prefixes)
     return not (hidden or local or "damaged" in parts)
 
 
