@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 from edits import Json, replace
 
-FINAL_CODES = [64, 65, 70, 73]  # exit codes of the trainer that a retry cannot change
+# Exit codes of the trainer that a retry cannot change. With 75 another job holds the run: the Pods
+# of this one have all ended before they are started again.
+FINAL_CODES = [64, 65, 70, 73, 75]
 JOBSET_POLICY = {
     "maxRestarts": 0,  # of the restarts that count, which are none
     "restartStrategy": "BlockingRecreate",  # start no Pod before all old ones have ended

@@ -28,7 +28,7 @@ from trainer.config.settings import durations_of
 from trainer.data import sources
 from trainer.errors import UsageError, one_of
 from trainer.generation.labels import Labels, class_numbers
-from trainer.machine import imports, rendezvous
+from trainer.machine import imports
 from trainer.machine.cluster import find_cluster
 from trainer.reporting.console import Console, log_to
 from trainer.reporting.control import Control, saved_at_interrupt
@@ -142,12 +142,6 @@ def _train(start: Start, control: Control) -> "Run":
         with imports.quiet():
             from trainer import assembly  # late: importing TensorFlow takes seconds
 
-        if start.cluster is not None:
-            control.enter("waiting for peers")
-            attempt.withdraw()  # the other workers are the reason if this takes too long
-            rendezvous.meet(start.cluster, control.check_stop)
-            attempt.met()
-            control.enter("starting")
         options = assembly.StartOptions(
             fresh=start.fresh, accept_changed_data=start.accept_changed_data, attempt=attempt
         )

@@ -18,7 +18,7 @@ from trainer.evaluation.during_training import EvaluatedModel
 from trainer.files.atomic import replacing
 from trainer.generation.export import export_to_model_dir, is_exported_to_model_dir
 from trainer.generation.sampler import write_gif
-from trainer.machine import devices
+from trainer.machine import devices, rendezvous
 from trainer.machine.agreement import check_same_on_all_workers
 from trainer.machine.batch import check_batch_size, parse_devices
 from trainer.machine.cluster import Cluster
@@ -107,13 +107,19 @@ def train(
       data: its training images.
       control: how the process is controlled.
       options: how a run directory that exists is treated.
-      cluster: the workers, if several machines train together; all of them are there.
+      cluster: the workers, if several machines train together.
 
     Raises:
       TrainerError: if the run cannot continue; a StoppedError after an early stop.
     """
     config = config.with_spans_in_kimg(len(data))
     stop = TimeLimit(config.max_hours, control.stop_requested, control.clock)
+    if cluster is not None:
+        control.enter("waiting for peers")
+        options.attempt.withdraw()  # the other workers are the reason if this takes too long
+        rendezvous.meet(cluster, control.check_stop)
+        options.attempt.met()
+        control.enter("starting")
     late_end = EventLog(RunLocation(config).folder, cluster.index if cluster else 0).late_end
     small = recipes.get(config.networks).fully_connected
     replicas = create_replicas(config, cluster, small_operations=small, late_end=late_end)

@@ -18,7 +18,7 @@ from tests.helpers.jobset_controller import (
 from trainer.errors import ExitCode
 from trainer.run_dir.starts import MAX_STARTS
 
-FINAL = [ExitCode.USAGE, ExitCode.DATA, ExitCode.DIVERGED, ExitCode.CHECKPOINT]
+FINAL = [ExitCode.USAGE, ExitCode.DATA, ExitCode.DIVERGED, ExitCode.CHECKPOINT, ExitCode.BUSY]
 
 
 @functools.cache

@@ -89,7 +89,8 @@ def test_a_wait_for_the_work_of_others_is_never_shorter_than_a_step(monkeypatch)
                 assert limit.call_args.args[0] == secs
 
 
-def test_compiling_and_the_work_of_other_workers_may_take_longer():
+@pytest.mark.parametrize("is_chief", [False, True])
+def test_compiling_and_the_work_of_the_chief_may_take_longer(is_chief):
     limits = []
 
     def limited(what, secs, resumes):
@@ -98,7 +99,7 @@ def test_compiling_and_the_work_of_other_workers_may_take_longer():
 
     phases = Phases()
     phases.enter(COMPILING)
-    watchdog = StepWatchdog(5.0, phases, limited)
+    watchdog = StepWatchdog(5.0, phases, limited, is_chief=is_chief)
     steps = watchdog.run_steps(lambda count: np.zeros([count, 1]))
     phases_of_agree = []
     agree = watchdog.agree(lambda count, stop: phases_of_agree.append(phases.name) or (count, stop))
@@ -112,8 +113,9 @@ def test_compiling_and_the_work_of_other_workers_may_take_longer():
     assert save(10)
     for _ in range(2):
         assert agree(3, False) == (3, False)
-    assert limits == [None, None, None, 5.0, None, 5.0]
-    assert phases_of_agree == [COMPILING, WAITING, TRAINING]
+    # The other workers wait while the chief saves, and it waits for none of them then.
+    assert limits == [None, None, None, 5.0, 5.0 if is_chief else None, 5.0]
+    assert phases_of_agree == [COMPILING, TRAINING if is_chief else WAITING, TRAINING]
     assert phases.name == TRAINING
 
 

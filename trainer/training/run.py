@@ -198,6 +198,7 @@ class Run:
             self.phases,
             self.replicas.limited,
             lambda: self.outputs.saver.last_good,
+            is_chief=self.replicas.is_chief,
         )
 
     def _recorder(self, steps: range, alarm: CollapseAlarm) -> Recorder:

@@ -26,6 +26,8 @@ class StepWatchdog:
         phases: Phases,
         limited: Limited,
         last_good: Callable[[], str] = lambda: "",
+        *,
+        is_chief: bool = False,
     ) -> None:
         """Makes a watchdog.
 
@@ -35,11 +37,13 @@ class StepWatchdog:
           limited: limits the time of a block, as `Replicas.limited`; None stands for the limit of
             compiling and of waiting for the work of another worker.
           last_good: returns the sentence that names the checkpoint to resume from.
+          is_chief: whether the other workers have nothing to do in the actions of this one.
         """
         self._timeout, self._phases = timeout_secs, phases
         self._limited_block, self._last_good = limited, last_good
         self._is_patient = True
         self._has_stepped = False
+        self._is_chief = is_chief
 
     def run_steps(self, run_steps: RunSteps) -> RunSteps:
         """Returns limited steps.  The first call that trains may still compile parts of them."""
@@ -68,10 +72,10 @@ class StepWatchdog:
         return limited
 
     def action(self, phase: str, action: Action) -> Action:
-        """Returns an action of the loop as a phase, for which the other workers wait longer."""
+        """Returns an action of the loop as a phase; the other workers wait longer for the chief."""
 
         def phased(step: int) -> bool | None:
-            self._is_patient = True
+            self._is_patient = not (self._is_chief and self._has_stepped)
             with self._phases.during(phase):
                 return action(step)
 
