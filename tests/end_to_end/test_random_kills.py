@@ -8,6 +8,7 @@
 import collections
 import dataclasses
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,8 @@ PHASES = (
 )  # fmt: skip
 END = "end"  # the export of a run that has trained all its steps
 SIGNALS = ("SIGKILL", "eviction", "probe")  # the others send SIGTERM
+# What a worker logs before it starts again.
+STARTS_AGAIN = re.compile("another worker was lost|Stopped with another worker")
 # For how long a kill waits for its phase before it takes any other.
 PATIENCE_SECS = 90.0
 
@@ -215,10 +218,10 @@ def kill(cluster: Cluster, phase: str, signal: str, steps: int, rng: random.Rand
 
 
 def num_starts(pod: Pod) -> int:
-    """Returns how often a process started in a Pod: a worker that loses a peer starts again."""
-    before, lost, after = pod.output.rpartition("another worker was lost")
-    is_final = lost and pod.exit_code == 42 and '"message"' not in after
-    return before.count(lost) + 2 - bool(is_final) if lost else 1
+    """Returns how often a process started in a Pod: it starts again for the other workers."""
+    *before, after = STARTS_AGAIN.split(pod.output)
+    is_final = before and pod.exit_code == 42 and '"message"' not in after
+    return len(before) + 1 - bool(is_final)
 
 
 def num_unexplained(pods: list[Pod], log: list[dict[str, Any]]) -> int:

@@ -60,7 +60,7 @@ def test_a_failure_that_a_retry_cannot_change_fails_the_jobset(code):
 
 
 def test_other_failures_restart_the_jobset_without_a_count_or_a_delay():
-    codes = iter([42, 42, 143, 1, 137, 75, 42, 0])
+    codes = iter([42, 42, 143, 1, 137, 139, 42, 0])
     jobset = replay(rendered("single-node", "--jobset"), lambda index: next(codes))
     assert (jobset.condition, jobset.restarts, jobset.counted) == ("Completed", 7, 0)
     assert all(job.now < BACKOFF_SECS + 0.3 for job in jobset.jobs)
