@@ -22,7 +22,7 @@ import numpy as np
 
 from trainer import recipes
 from trainer.config import Config
-from trainer.config.numbers import check_seed
+from trainer.config.numbers import check_seed, check_sha256
 from trainer.config.operation_settings import FEATURES
 from trainer.config.settings import durations_of
 from trainer.data import sources
@@ -286,6 +286,7 @@ class Run:
                 f"--num_samples={num_samples} is too small. Use {MIN_SAMPLES} or more."
             )
         check_seed(seed)
+        check_sha256("inception_sha256", inception_sha256)
         data = _load_data(self.config, Control(terminal=Console()))
         with imports.quiet():  # late: importing TensorFlow takes seconds
             from trainer.evaluation.evaluator import EvaluationOptions

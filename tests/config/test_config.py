@@ -55,6 +55,8 @@ def test_json_round_trip_keeps_every_setting():
             dict(update_rule="joint-simultaneous", d_steps=2),
             "--update_rule=joint-simultaneous needs one discriminator update",
         ),
+        (dict(inception_sha256="G" * 64), "is not a SHA-256. Use 64 hexadecimal digits"),
+        (dict(inception_sha256="abc"), "--inception_sha256=abc is not a SHA-256"),
     ],
 )
 def test_invalid_settings_are_one_line_usage_errors(given, message):

@@ -6,6 +6,7 @@ from typing import Any
 
 from trainer.config import augment_policy
 from trainer.config.all_settings import AllSettings
+from trainer.config.numbers import check_sha256
 from trainer.config.update_rule import UpdateRule
 from trainer.errors import UsageError
 
@@ -41,6 +42,7 @@ def check_together(config: AllSettings) -> None:
             "--class_balance=equal reads the images of each class at random. It excludes "
             "--shuffle=blocks."
         )
+    check_sha256("inception_sha256", config.inception_sha256)
     augment_policy.parse(config.augment, config.augment_policy)
     if config.augment_strength == "adaptive" and config.augment == "none":
         raise UsageError(

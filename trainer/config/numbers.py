@@ -1,5 +1,7 @@
 """Numbers: as text, and their bounds."""
 
+import re
+
 from trainer.errors import UsageError
 
 
@@ -13,3 +15,12 @@ def check_seed(seed: int) -> None:
     """Raises a UsageError unless `seed` is a valid seed."""
     if not 0 <= seed < 2**31:
         raise UsageError(f"--seed={seed} must be from 0 to {2**31 - 1}.")
+
+
+def check_sha256(name: str, value: str) -> None:
+    """Raises a UsageError unless the value of a flag is empty or a SHA-256."""
+    if value and not re.fullmatch("[0-9a-fA-F]{64}", value):
+        raise UsageError(
+            f"--{name}={value} is not a SHA-256. Use 64 hexadecimal digits, as `sha256sum` prints "
+            "them."
+        )
