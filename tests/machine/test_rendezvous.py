@@ -110,13 +110,16 @@ def test_strangers_are_ignored(cluster, monkeypatch):
         assert worker.error is None
 
 
-def test_those_that_do_not_come_are_named(cluster):
+def test_those_that_do_not_come_are_named(cluster, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(rendezvous, "REPORT_SECS", 0.5)
     cluster = dataclasses.replace(cluster, wait_secs=2, wait_code=ExitCode.STOPPED)
     chief, first = Worker(dataclasses.replace(cluster, wait_secs=1), 0), Worker(cluster, 1)
     chief.join(10)
     first.join(10)
     assert str(chief.error).startswith(f"--workers: {cluster.workers[2]} did not come within 1 s")
     assert f"{cluster.workers[0]}, and all others did not come within 2 s" in str(first.error)
+    assert f"Waiting for other workers: {cluster.workers[2]}" in caplog.messages
     assert chief.error.exit_code == first.error.exit_code == ExitCode.STOPPED
 
 

@@ -8,6 +8,7 @@ chief tells them to go on and frees the port, and all of them join at once.
 
 import contextlib
 import hashlib
+import logging
 import selectors
 import socket
 import time
@@ -16,6 +17,9 @@ from collections.abc import Callable
 from trainer.errors import PeerError
 from trainer.machine.cluster import Cluster, parse_address, port_error
 
+log = logging.getLogger(__name__)
+
+REPORT_SECS = 30.0  # after which, again and again, the chief names the workers that are missing
 PACE_SECS = 1.0  # between two looks at a stop request, and between two tries to connect
 ANSWER_SECS = 1.0  # for the only message of a worker, and for that of the chief
 GO = b"go\n"
@@ -54,15 +58,19 @@ def _gather(cluster: Cluster, deadline: float, check_stop: Callable[[], None]) -
         except OSError as error:
             raise port_error(cluster.workers[0], error) from None
         selector.register(listener, selectors.EVENT_READ)
+        report_at = time.monotonic() + REPORT_SECS
         while len(present) < len(indices):
             check_stop()
-            if time.monotonic() > deadline:
-                missing = [cluster.workers[k] for k in indices.values() if k not in present]
+            missing = ", ".join(cluster.workers[k] for k in indices.values() if k not in present)
+            if (now := time.monotonic()) > deadline:
                 raise _failure(
                     cluster,
-                    f"{', '.join(missing)} did not come within {cluster.wait_secs:g} s. Check "
-                    f"whether the trainer runs there and reaches port {port} of the first worker.",
+                    f"{missing} did not come within {cluster.wait_secs:g} s. Check whether the "
+                    f"trainer runs there and reaches port {port} of the first worker.",
                 )
+            if now > report_at:
+                report_at += REPORT_SECS
+                log.info("Waiting for other workers: %s", missing)
             for key, _ in selector.select(PACE_SECS):
                 if key.fileobj is listener:
                     connection = stack.enter_context(listener.accept()[0])
