@@ -563,7 +563,7 @@ def test_jobset_recreates_the_job_without_a_back_off(components):
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob"
     codes = {ExitCode.USAGE, ExitCode.DATA, ExitCode.DIVERGED, ExitCode.CHECKPOINT}
-    assert set(rule["onExitCodes"]["values"]) == codes
+    assert set(rule["onExitCodes"]["values"]) == codes | {ExitCode.BUSY}
     final, others = jobset["spec"]["failurePolicy"]["rules"]
     assert final["action"] == "FailJobSet"
     assert final["onJobFailureReasons"] == ["PodFailurePolicy", "DeadlineExceeded"]
