@@ -141,7 +141,7 @@ k8s-render: ## print the Kubernetes manifests of OVERLAY
 	@kubectl kustomize k8s/overlays/$(OVERLAY)
 
 k8s-submit: ## print a new Job that trains with OVERLAY; APPLY=1 applies it
-	@$(PYTHON) k8s/submit.py --overlay=$(OVERLAY) $(foreach c,$(COMPONENTS),--component=$(c)) \
+	@$(PYTHON) k8s/submit.py --overlay="$(OVERLAY)" $(foreach c,$(COMPONENTS),--component="$(c)") \
 		$(call given,RECIPE,recipe) $(call given,DATASET,dataset) $(call given,LENGTH,length) \
 		$(call given,NAME,name) $(call given,GPUS,gpus) $(call given,GPU_TYPE,gpu_type) \
 		$(call given,GPU_RESOURCE,gpu_resource) $(call given,CPUS,cpus) \
@@ -150,8 +150,8 @@ k8s-submit: ## print a new Job that trains with OVERLAY; APPLY=1 applies it
 		$(call given,SERVICE_ACCOUNT,service_account) \
 		$(call given,BILLING_PROJECT,billing_project) \
 		$(call given,CONTEXT,context) $(call given,NAMESPACE,namespace) \
-		$(foreach flag,$(ARGS),--flag=$(flag)) $(if $(filter 1,$(JOBSET)),--jobset) \
-		$(if $(filter 1,$(APPLY)),--apply)
+		$(foreach flag,$(ARGS),--flag=$(flag)) $(if $(JOBSET),--jobset="$(JOBSET)") \
+		$(if $(APPLY),--apply="$(APPLY)")
 
 clean: ## remove the environment, built archives and caches of tools; runs are kept
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -50,14 +50,19 @@ class Cluster:
         return " ".join(["kubectl", shlex.join(self.flags), verb, rest])
 
 
-def apply(manifests: str, job: str, cluster: Cluster) -> None:
+def apply(manifests: str, settings: dict[str, str], cluster: Cluster) -> None:
     """Applies the manifests to the cluster, after the cluster has checked all of them.
+
+    Args:
+      manifests: The manifests of one run.
+      settings: The data of its ConfigMap.
+      cluster: The cluster and the namespace.
 
     Raises:
       SubmissionError: If an object was rejected.
     """
     print(f"Context: {cluster.context}, namespace: {cluster.namespace}", flush=True)
-    manifests = without_existing_claims(manifests, cluster)
+    manifests = without_existing_claims(manifests, settings["DATASET"], cluster)
     check = cluster.apply(manifests, "--dry-run=server")
     if check.returncode:
         raise SubmissionError(
@@ -69,11 +74,11 @@ def apply(manifests: str, job: str, cluster: Cluster) -> None:
         raise SubmissionError(
             f"kubectl apply: {done.stderr.strip()}\n"
             "Some objects were not applied. The Job may be running; to find out: "
-            + cluster.command("get", f"pods -l app.kubernetes.io/instance={job}")
+            + cluster.command("get", f"pods -l app.kubernetes.io/instance={settings['JOB']}")
         )
 
 
-def without_existing_claims(manifests: str, cluster: Cluster) -> str:
+def without_existing_claims(manifests: str, dataset: str, cluster: Cluster) -> str:
     """Returns the manifests without claims that exist: an existing claim may have been resized.
 
     Raises:
@@ -91,8 +96,9 @@ def without_existing_claims(manifests: str, cluster: Cluster) -> str:
     uses_data = "claimName: gan-data\n" in manifests  # created and filled with k8s/data
     if uses_data and not cluster.has_claim("gan-data"):
         raise SubmissionError(
-            "The Job reads its data from the volume gan-data, which does not exist. Create and "
-            "fill it first: see 'Fill the volume of data sets' in docs/kubernetes.md."
+            f"DATASET={dataset}: the Job mounts the volume gan-data, which does not exist. Create "
+            "and fill it first (see 'Fill the volume of data sets' in docs/kubernetes.md), or use "
+            "data in a bucket: DATASET=gs://BUCKET/PATH."
         )
     return "\n---\n".join(documents)
 

@@ -24,11 +24,21 @@ def add(path: str, value: object) -> Json:
     return {"op": "add", "path": path, "value": value}
 
 
+def pod_patch(pod: Json) -> Json:
+    """Returns the patch that merges fields into the Pod template of a Job."""
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "gan"}}
+    spec = {"template": {"spec": pod}}
+    return {"target": {"kind": "Job"}, "patch": json.dumps({**job, "spec": spec})}
+
+
 def volume_patch(volume: Json) -> Json:
     """Returns the patch that merges fields into the volume of the same name."""
-    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "gan"}}
-    spec = {"template": {"spec": {"volumes": [volume]}}}
-    return {"target": {"kind": "Job"}, "patch": json.dumps({**job, "spec": spec})}
+    return pod_patch({"volumes": [volume]})
+
+
+def removed(**key: str) -> Json:
+    """Returns the item of a list in a patch that removes the item with this key."""
+    return {**key, "$patch": "delete"}
 
 
 def node_selector(label: str) -> str:

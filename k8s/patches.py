@@ -1,8 +1,10 @@
 """The kustomization that turns an overlay and its components into the Job of one run."""
 
 import argparse
+import re
 from collections.abc import Iterator
 
+import grace
 import jobset
 from edits import (
     CONTAINER,
@@ -13,6 +15,8 @@ from edits import (
     image_override,
     node_selector,
     patch,
+    pod_patch,
+    removed,
     replace,
     volume_patch,
 )
@@ -56,6 +60,8 @@ def patches(options: argparse.Namespace, settings: dict[str, str]) -> Iterator[J
     ]
     if options.gpu_type:
         edits += gpu_type_edits(options)
+    if secs := grace.period_secs(options.flag, on_spot="spot" in components_of(options)):
+        edits.append(replace("/spec/template/spec/terminationGracePeriodSeconds", secs))
     if options.billing_project:
         variable = {"name": "GOOGLE_CLOUD_QUOTA_PROJECT", "value": options.billing_project}
         edits.append(add(f"{CONTAINER}/env/-", variable))
@@ -70,6 +76,8 @@ def patches(options: argparse.Namespace, settings: dict[str, str]) -> Iterator[J
     if options.scratch:
         claim = {"spec": {"resources": {"requests": {"storage": options.scratch}}}}
         yield volume_patch({"name": "runs", "ephemeral": {"volumeClaimTemplate": claim}})
+    if leaves_out_data_volume(options, settings["DATASET"]):
+        yield data_volume_removal()
     if memory := requested_memory(options):
         shm = {"medium": "Memory", "sizeLimit": shm_size(memory)}
         yield volume_patch({"name": "shm", "emptyDir": shm})
@@ -78,6 +86,31 @@ def patches(options: argparse.Namespace, settings: dict[str, str]) -> Iterator[J
         yield patch(
             {"kind": "Job"}, list(jobset.job_edits(with_kueue="kueue" in components_of(options)))
         )
+
+
+def leaves_out_data_volume(options: argparse.Namespace, dataset: str) -> bool:
+    """Returns whether the run needs no file of the volume of data sets that its overlay mounts.
+
+    Data in a bucket do not, nor the digits in the image. With the component gcs, for which nothing
+    is to tie the Pod to a zone, it downloads the other published sets as well.
+    """
+    components = components_of(options)
+    if "data-volume" not in components or "data-volume" in options.component:
+        return False  # there is none, or it is asked for
+    if any(re.search(r"(^|=)/data(/|$)", flag) for flag in options.flag):
+        return False
+    published = "gcs" in components and "/" not in dataset
+    return dataset == "digits" or dataset.startswith("gs://") or published
+
+
+def data_volume_removal() -> Json:
+    """Returns the patch that takes back the component data-volume."""
+    container = {
+        "name": "trainer",
+        "env": [removed(name="TRAINER_DATA_DIR")],
+        "volumeMounts": [removed(mountPath="/data")],
+    }
+    return pod_patch({"containers": [container], "volumes": [removed(name="data")]})
 
 
 def worker_count(settings: dict[str, str]) -> int:

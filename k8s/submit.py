@@ -18,51 +18,115 @@ import sys
 import tempfile
 from pathlib import Path
 
+import grace
 import jobset
+import values
 from cluster import Cluster, SubmissionError, apply, checked
 from folders import FOLDER, components_of, own_components, subfolders
 from patches import GPU, kustomization, worker_count
 
 EXCLUSIVE = ({"gke", "autopilot", "openshift"}, {"prometheus", "google-prometheus"})
 PORT = 2222
+STREAMS_PER_POD = 10  # of `kubectl logs --follow`, which allows 5 in all by default
 USAGE_ERROR = 64  # as the trainer's exit code for a wrong command line
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Parses the command line, which `make k8s-submit` writes."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    """Parses the command line, which `make k8s-submit` writes.
+
+    Raises:
+      SubmissionError: If a value is invalid.
+    """
+    parser = values.Parser(description=(__doc__ or "").splitlines()[0])
+    overlays, components = subfolders("overlays"), subfolders("components")
     option = parser.add_argument
-    option(
-        "--overlay", required=True, choices=subfolders("overlays"), help="folder in k8s/overlays"
+    one = values.choice("OVERLAY", overlays)
+    option("--overlay", required=True, type=one, help=f"one of {', '.join(overlays)}")
+    one = values.choice("COMPONENTS", components)
+    added = f"component to add, one of {', '.join(components)}; may be repeated"
+    option("--component", action="append", default=[], type=one, help=added)
+    add_run_options(parser)
+    add_pod_options(parser)
+    add_bucket_options(parser)
+    label = values.dns_label("NAMESPACE")
+    option("--context", default="", help="context of kubectl (default: the current one)")
+    option("--namespace", default="", type=label, help="namespace (default: the context's)")
+    for name, text in (
+        ("jobset", "wrap the Job in a JobSet"),
+        ("apply", "apply the manifests instead of printing them"),
+    ):
+        switch = values.switch(name.upper())
+        option(f"--{name}", nargs="?", const=True, default=False, type=switch, help=text)
+    return parser.parse_args()
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the run."""
+    option = parser.add_argument
+    length = values.matching(
+        "LENGTH", values.LENGTH, "Use --kimg=N, --epochs=N or --steps=N, such as --kimg=500."
     )
-    option(
-        "--component",
-        action="append",
-        default=[],
-        choices=subfolders("components"),
-        help="folder in k8s/components to add; may be repeated",
-    )
+    label = values.dns_label("NAME")
     option("--recipe", default="", help="recipe of the run (default: the overlay's)")
     option("--dataset", default="", help="data set of the run (default: the overlay's)")
-    option("--name", default="", help="name of the run directory (default: RECIPE-DATASET)")
-    option("--length", default="", help="length of the run as a trainer flag, such as --kimg=500")
-    option("--image", default="", help="image to run: HOST/NAME:TAG or HOST/NAME@sha256:DIGEST")
-    option("--gpus", type=int, default=0, help="number of GPUs per Pod (default: the overlay's)")
-    option("--gpu_type", default="", help="GPU model: a node label's VALUE, or LABEL=VALUE")
-    option("--gpu_resource", default="", help="resource of a GPU (default: nvidia.com/gpu)")
-    option("--cpus", type=int, default=0, help="CPUs that a Pod requests (default: 3 per GPU)")
-    option("--memory", default="", help="memory of a Pod, such as 24Gi (default: 12Gi per GPU)")
-    option("--workers", type=int, default=0, help="number of Pods, with component multi-worker")
-    option("--bucket", default="", help="bucket of component gcs, without gs://")
-    option("--service_account", default="", help="Google service account, with component gcs")
-    option("--billing_project", default="", help="project that pays for requests to the bucket")
-    option("--scratch", default="", help="size of the scratch volume of component gcs, as 50Gi")
+    option("--name", default="", type=label, help="name of the run (default: RECIPE-DATASET)")
+    option("--length", default="", type=length, help="length of the run, such as --kimg=500")
     option("--flag", action="append", default=[], help="additional trainer flag; may be repeated")
-    option("--context", default="", help="context of kubectl (default: the current one)")
-    option("--namespace", default="", help="namespace of the Job (default: the context's)")
-    option("--jobset", action="store_true", help="wrap the Job in a JobSet")
-    option("--apply", action="store_true", help="apply the manifests instead of printing them")
-    return parser.parse_args()
+
+
+def add_pod_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the Pods."""
+    option, matching = parser.add_argument, values.matching
+    image = matching(
+        "IMAGE",
+        values.IMAGE,
+        "Use HOST/NAME:TAG or HOST/NAME@sha256:DIGEST; a digest has 64 hexadecimal digits.",
+    )
+    gpu_type = matching(
+        "GPU_TYPE", values.GPU_TYPE, "Give the value of a node label, or LABEL=VALUE."
+    )
+    resource = matching(
+        "GPU_RESOURCE",
+        values.RESOURCE,
+        "Use the resource under which the cluster's device plugin offers NVIDIA GPUs, such as "
+        f"{GPU}, {GPU}.shared or nvidia.com/mig-1g.10gb.",
+    )
+    memory = values.size("MEMORY", "24Gi")
+    gpus, cpus = values.integer("GPUS"), values.integer("CPUS")
+    # A fourth digit in the index of a worker would make the names of Pods too long.
+    workers = values.integer("WORKERS", 2, 1000, "; OVERLAY=single-node is for one machine")
+    option(
+        "--image", default="", type=image, help="image: HOST/NAME:TAG or HOST/NAME@sha256:DIGEST"
+    )
+    option("--gpus", type=gpus, default=0, help="number of GPUs per Pod (default: the overlay's)")
+    option(
+        "--gpu_type", default="", type=gpu_type, help="GPU model: a label's VALUE, or LABEL=VALUE"
+    )
+    option("--gpu_resource", default="", type=resource, help=f"resource of a GPU (default: {GPU})")
+    option("--cpus", type=cpus, default=0, help="CPUs that a Pod requests (default: 3 per GPU)")
+    option("--memory", default="", type=memory, help="memory of a Pod (default: 12Gi per GPU)")
+    option("--workers", type=workers, default=0, help="number of Pods, with component multi-worker")
+
+
+def add_bucket_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of component gcs."""
+    option, matching = parser.add_argument, values.matching
+    bucket = matching(
+        "BUCKET", values.BUCKET, "Give the bucket's name, without gs:// and without a path."
+    )
+    account = matching(
+        "SERVICE_ACCOUNT",
+        values.ACCOUNT,
+        "Use the e-mail address of a Google service account: NAME@PROJECT.iam.gserviceaccount.com.",
+    )
+    project = matching("BILLING_PROJECT", values.PROJECT, "Use the ID of a Google Cloud project.")
+    scratch = values.size("SCRATCH", "50Gi")
+    option("--bucket", default="", type=bucket, help="bucket of component gcs, without gs://")
+    option("--service_account", default="", type=account, help="Google service account, with gcs")
+    option("--billing_project", default="", type=project, help="project that pays for the requests")
+    option(
+        "--scratch", default="", type=scratch, help="size of the scratch volume of component gcs"
+    )
 
 
 def dns_label(text: str, max_length: int) -> str:
@@ -117,27 +181,17 @@ def check_options(options: argparse.Namespace) -> None:
             f"GPUS, GPU_TYPE and GPU_RESOURCE cannot be used with OVERLAY={overlay}, which has no "
             "GPU. Choose another OVERLAY, or add the component gpu."
         )
-    for value, number in (("GPUS", options.gpus), ("CPUS", options.cpus)):
-        if number < 0:
-            raise SubmissionError(f"{value}={number} must be a positive integer.")
     if options.workers and "multi-worker" not in components:
         raise SubmissionError(
             f"WORKERS={options.workers} cannot be used with OVERLAY={overlay}, which runs a single "
             "Pod. Use OVERLAY=multi-worker for several."
         )
-    if options.workers < 0 or options.workers == 1:
+    if "/mig-" in options.gpu_resource and options.gpus > 1:
         raise SubmissionError(
-            f"WORKERS={options.workers} must be at least 2. Use OVERLAY=single-node for one "
-            "machine."
+            f"GPUS={options.gpus} cannot be used with GPU_RESOURCE={options.gpu_resource}: a "
+            "process can use only one MIG device. Use WORKERS for several."
         )
     check_bucket(options, "gcs" in components)
-    check_quantities(options)
-    for setting, value in (("NAME", options.name), ("NAMESPACE", options.namespace)):
-        if value and value != dns_label(value, 63):
-            raise SubmissionError(
-                f"{setting}={value} is invalid. Use at most 63 lower-case letters, digits and "
-                "hyphens, and no hyphen at either end."
-            )
 
 
 def check_bucket(options: argparse.Namespace, has_bucket: bool) -> None:
@@ -152,34 +206,6 @@ def check_bucket(options: argparse.Namespace, has_bucket: bool) -> None:
         raise SubmissionError(f"{', '.join(given)} can only be used with the component gcs.")
     if has_bucket and not options.bucket:
         raise SubmissionError("The component gcs requires BUCKET=name, without gs://.")
-
-
-def check_quantities(options: argparse.Namespace) -> None:
-    """Checks the names and sizes that are inserted into the manifests.
-
-    Raises:
-      SubmissionError: If one of them is invalid.
-    """
-    gpu_type, resource = options.gpu_type, options.gpu_resource
-    if gpu_type and not re.fullmatch(r"([\w./-]+=)?[\w.-]+", gpu_type):
-        raise SubmissionError(
-            f"GPU_TYPE={gpu_type} is invalid. Give the value of a node label, or LABEL=VALUE."
-        )
-    for name in ("memory", "scratch"):
-        value = getattr(options, name)
-        if value and not re.fullmatch(r"[1-9]\d*(Mi|Gi)", value):
-            raise SubmissionError(f"{name.upper()}={value} is invalid. Use a size such as 24Gi.")
-    if resource and not re.fullmatch(r"\w[\w-]*(\.\w[\w-]*)+/\w[\w.-]*", resource):
-        raise SubmissionError(
-            f"GPU_RESOURCE={resource} is invalid. Use the resource under which the cluster's "
-            f"device plugin offers NVIDIA GPUs, such as {GPU}, {GPU}.shared or "
-            "nvidia.com/mig-1g.10gb."
-        )
-    if "/mig-" in resource and options.gpus > 1:
-        raise SubmissionError(
-            f"GPUS={options.gpus} cannot be used with GPU_RESOURCE={resource}: a process can use "
-            "only one MIG device. Use WORKERS for several."
-        )
 
 
 def render(options: argparse.Namespace, settings: dict[str, str] | None = None) -> str:
@@ -226,24 +252,38 @@ def config_map_data(manifests: str) -> dict[str, str]:
     return {name: value.strip("\"'") for name, value in lines}
 
 
-def main() -> int:
-    """Prints or applies the manifests and returns the exit code."""
+def submit() -> None:
+    """Prints or applies the manifests.
+
+    Raises:
+      SubmissionError: If a setting is invalid, or kubectl fails.
+    """
     options = parse_arguments()
+    check_options(options)
+    if warning := grace.warning(options.flag, on_spot="spot" in components_of(options)):
+        print(f"warning: {warning}", file=sys.stderr)
+    settings = run_settings(options, config_map_data(render(options)))
+    manifests = render(options, settings)
+    if not options.apply:
+        print(manifests, end="")
+        print("Nothing has been applied. Add APPLY=1 to apply the manifests.", file=sys.stderr)
+        return
+    cluster = Cluster(options.context, options.namespace)
+    apply(manifests, settings, cluster)
+    # Pods that were replaced are kept, and kubectl counts them, too.
+    most = STREAMS_PER_POD * (worker_count(settings) if "WORKERS" in settings else 1)
+    rest = f"--follow --prefix --max-log-requests={most}"
+    label = f"app.kubernetes.io/instance={settings['JOB']}"
+    print(f"To follow the log: {cluster.command('logs', f'{rest} -l {label}')}")
+
+
+def main() -> int:
+    """Submits a run and returns the exit code."""
     try:
-        check_options(options)
-        settings = run_settings(options, config_map_data(render(options)))
-        manifests = render(options, settings)
-        if not options.apply:
-            print(manifests, end="")
-            print("Nothing has been applied. Add APPLY=1 to apply the manifests.", file=sys.stderr)
-            return 0
-        cluster = Cluster(options.context, options.namespace)
-        apply(manifests, settings["JOB"], cluster)
+        submit()
     except SubmissionError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
-    label = f"app.kubernetes.io/instance={settings['JOB']}"
-    print(f"To follow the log: {cluster.command('logs', f'--follow --prefix -l {label}')}")
     return 0
 
 

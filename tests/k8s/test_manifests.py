@@ -1,10 +1,8 @@
 """The manifests are valid for Kubernetes and consistent with the trainer and each other."""
 
 import json
-import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 
 from tests.helpers import manifests as k8s
 from tests.helpers import schemas
+from tests.helpers.fake_kubectl import apply, fake_cluster
 from trainer import __version__
 from trainer.commands import train
 from trainer.config.operation_settings import Limits
@@ -22,6 +21,7 @@ from trainer.errors import ExitCode
 VERSIONS = ["1.31", "1.34", "1.37"]
 GPU = "nvidia.com/gpu"
 COMPONENTS = ["kueue", "prometheus"]
+ACCOUNT = "a@b.iam.gserviceaccount.com"
 SUBMITTED = {
     "submitted single-node": ["--overlay=single-node", "--gpus=4", "--dataset=mnist"],
     "submitted multi-worker": [
@@ -29,7 +29,7 @@ SUBMITTED = {
         "--component=kueue", "--component=prometheus", "--image=host:5000/a/gan-trainer:0.2.0",
     ],
     "submitted gcs": [
-        "--overlay=gcs", "--bucket=my-bucket", "--service_account=a@b", "--gpu_type=x",
+        "--overlay=gcs", "--bucket=my-bucket", f"--service_account={ACCOUNT}", "--gpu_type=x",
     ],
     "submitted bucket and workers": [
         "--overlay=multi-worker", "--component=gcs", "--component=autopilot", "--component=spot",
@@ -463,35 +463,11 @@ def test_prometheus_component_keeps_the_worker_port():
     ],
 )
 def test_gpu_type_sets_the_node_selector(overlay, given, label):
-    more = ["--bucket=my-bucket", "--service_account=a@b"] if overlay == "gcs" else []
+    more = ["--bucket=my-bucket", f"--service_account={ACCOUNT}"] if overlay == "gcs" else []
     manifests = k8s.submit(f"--overlay={overlay}", f"--gpu_type={given}", *more)
     selector = k8s.pod_of(manifests)["nodeSelector"]
     kinds = {"nvidia.com/gpu.product", "cloud.google.com/gke-accelerator", "gpu"}
     assert {name: selector[name] for name in kinds & selector.keys()} == label
-
-
-def fake_cluster(folder: Path, script: str) -> dict[str, str]:
-    """Returns an environment whose kubectl renders manifests, and runs `script` otherwise."""
-    k8s.submit("--overlay=cpu-smoke")  # skips the test if kubectl is missing
-    fake = folder / "kubectl"
-    fake.write_text(
-        f'#!/bin/sh\n[ "$1" = kustomize ] && exec {shutil.which("kubectl")} "$@"\n'
-        'echo "$@" >> "${0%/*}/calls"\n'
-        '[ "$1 $2" = "config current-context" ] && echo production\n'
-        '[ "$1 $2" = "config view" ] && printf gan\n'
-        f"{script}\nexit 0\n"
-    )
-    fake.chmod(0o755)
-    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
-
-
-def apply(
-    environment: dict[str, str], *arguments: str, overlay: str = "cpu-smoke"
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, k8s.K8S / "submit.py", f"--overlay={overlay}", "--apply", *arguments],
-        env=environment, text=True, capture_output=True, timeout=60,
-    )  # fmt: skip
 
 
 def test_failed_submission_prints_the_applied_objects(tmp_path):
@@ -587,7 +563,7 @@ def test_jobset_recreates_the_job_without_a_back_off(components):
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob"
     codes = {ExitCode.USAGE, ExitCode.DATA, ExitCode.DIVERGED, ExitCode.CHECKPOINT}
-    assert set(rule["onExitCodes"]["values"]) == codes
+    assert set(rule["onExitCodes"]["values"]) == codes | {ExitCode.BUSY}
     final, others = jobset["spec"]["failurePolicy"]["rules"]
     assert final["action"] == "FailJobSet"
     assert final["onJobFailureReasons"] == ["PodFailurePolicy", "DeadlineExceeded"]
@@ -647,7 +623,8 @@ def test_each_submission_creates_a_new_job_for_the_same_run():
     [
         ("host:5000/x/gan", "host:5000/x/gan:0.2.0"),
         ("host/gan:9", "host/gan:9"),
-        ("host/gan@sha256:0123", "host/gan@sha256:0123"),
+        (f"host/gan@sha256:{'0' * 64}", f"host/gan@sha256:{'0' * 64}"),
+        (f"HOST/gan:9@sha256:{'a' * 64}", f"HOST/gan:9@sha256:{'a' * 64}"),
     ],
 )
 def test_image_setting_replaces_name_and_tag(image, becomes):
