@@ -244,7 +244,7 @@ def _restore(
         events.add_start(step=done, **_versions())
     else:
         started = run_dir.record_start(done, attempts := options.attempt.reached())
-        telemetry.set("resumes", started)
+        telemetry.set("starts", started + 1)
         if (saved := saver.last_step) is not None:
             telemetry.restored(saved, run_dir.saved_at(saved))
         events.add_start(attempts - 1, step=done, starts=started + 1, **_versions())

@@ -1,26 +1,21 @@
-"""Monitoring: JSON log lines, heartbeat, status, Prometheus and the limit on repeated starts."""
+"""Monitoring: JSON log lines, heartbeat, status and the limit on repeated starts."""
 
 import errno
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from trainer.config.settings import Duration
 from trainer.errors import ExitCode, NoProgressError, StoppedError, StorageError, UsageError
-from trainer.reporting import console, heartbeat, prometheus, status
+from trainer.reporting import console, heartbeat, status
 from trainer.reporting.heartbeat import Heartbeat
-from trainer.reporting.phases import Phases
-from trainer.reporting.prometheus import Telemetry
 from trainer.run_dir import events, starts
 from trainer.run_dir.directory import RunDir
 from trainer.run_dir.events import EventLog
@@ -275,82 +270,6 @@ def test_heartbeat_limits_its_rate_and_tolerates_write_errors(tmp_path, monkeypa
     Heartbeat(None).beat(1)
     with pytest.raises(UsageError, match="cannot be read"):
         heartbeat.check_age(tmp_path / "none", 10)
-
-
-def test_prometheus_exports_the_latest_metrics(tiny, run, monkeypatch):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    config = tiny(recipe="mlp", length=steps(3), metrics_port=port)
-    run(config)
-    page = urllib.request.urlopen(f"http://localhost:{port}/metrics", timeout=10).read().decode()
-    values = dict(
-        line.rsplit(" ", 1) for line in page.splitlines() if line.startswith("gan_trainer_")
-    )
-    label = f'{{run="{config.run_dir}",worker="0"}}'
-    assert float(values[f"gan_trainer_step{label}"]) == 3
-    assert float(values[f"gan_trainer_images{label}"]) == 24
-    assert float(values[f"gan_trainer_checkpoint_step{label}"]) == 3
-    assert 0 < float(values[f"gan_trainer_data_wait{label}"]) < 1
-    assert float(values[f"gan_trainer_checkpoint_time_seconds{label}"]) > time.time() - 60
-    assert float(values[f"gan_trainer_step_time_seconds{label}"]) > time.time() - 60
-    assert float(values[f"gan_trainer_target_step{label}"]) == 3
-    assert 0 <= float(values[f"gan_trainer_checkpoint_age_seconds{label}"]) < 60
-    assert float(values[f'gan_trainer_phase{{phase="saving",{label[1:]}']) == 1
-    assert sum(name.startswith("gan_trainer_build_info{") for name in values) == 1
-    assert {name.partition("{")[0] for name in values} <= set(prometheus.NAMES)
-    with pytest.raises(UsageError, match=f"--metrics_port={port} cannot be opened"):
-        Telemetry(port, {"run": "x", "worker": "0"})
-    monkeypatch.setitem(prometheus.__dict__["__builtins__"], "__import__", _no_prometheus)
-    with pytest.raises(UsageError, match=r"pip install 'gan-trainer\[prometheus\]'"):
-        Telemetry(1, {})
-
-
-def test_prometheus_shows_quality_gpus_and_phase_before_the_run_begins(monkeypatch):
-    nvml = SimpleNamespace(
-        NVMLError=OSError, nvmlInit=lambda: None, nvmlDeviceGetCount=lambda: 1,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetMemoryInfo=lambda device: SimpleNamespace(used=5 * 2**30),
-        nvmlDeviceGetUtilizationRates=lambda device: SimpleNamespace(gpu=75),
-    )  # fmt: skip
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    phases = Phases()
-    telemetry = Telemetry(port, {"run": "x"}, "127.0.0.1", phases)
-    telemetry.evaluation({"fid": 7.5, "evaluate_secs": 3.0}, 100)
-    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
-    telemetry.close_endpoint()
-    for line in (
-        'phase{phase="starting",run="x"} 1.0', 'phase{phase="training",run="x"} 0.0',
-        'quality{metric="fid",run="x"} 7.5', 'gpu_utilisation{gpu="0",run="x"} 0.75',
-        'gpu_memory_bytes{gpu="0",run="x"} 5.36870912e+09',
-    ):  # fmt: skip
-        assert f"gan_trainer_{line}\n" in page
-    assert "evaluate_secs" not in page
-    Telemetry(port, {"run": "x"}, "127.0.0.1").close_endpoint()  # the port is free again
-    with pytest.raises(UsageError, match="--metrics_port=1 cannot be opened"):
-        Telemetry(1, {"run": "x"}, "192.0.2.1")
-
-
-@pytest.mark.parametrize("name", ["components/prometheus/rules.yaml", "grafana-dashboard.json"])
-def test_alerts_and_dashboard_use_metrics_that_exist(name):
-    used = set(re.findall(r"gan_trainer_\w+", (ROOT / "k8s" / name).read_text(encoding="utf-8")))
-    assert len(used) > 5
-    assert used <= set(prometheus.NAMES)
-
-
-def test_run_book_names_every_alert():
-    alerts = re.findall(
-        r"alert: (\w+)", (ROOT / "k8s/components/prometheus/rules.yaml").read_text(encoding="utf-8")
-    )
-    book = (ROOT / "docs/kubernetes.md").read_text(encoding="utf-8")
-    assert [alert for alert in alerts if f"`{alert}`" not in book] == []
-
-
-def _no_prometheus(name, *rest):
-    raise ImportError(name)
 
 
 def test_starts_without_progress_are_limited(tmp_path):

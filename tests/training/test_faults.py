@@ -22,13 +22,14 @@ from trainer.errors import (
     UsageError,
 )
 from trainer.machine import replicas
+from trainer.reporting.prometheus import Telemetry
 from trainer.run_dir.checkpoint_files import list_checkpoints
 from trainer.run_dir.checkpoints import Checkpoints
 from trainer.run_dir.directory import RunDir
 from trainer.run_dir.events import read_newest
 from trainer.training import run as run_module
 from trainer.training import state
-from trainer.training.divergence import CollapseDetector, check_finite
+from trainer.training.divergence import check_finite
 from trainer.training.updates import TracedNetwork
 
 
@@ -60,7 +61,14 @@ def make_weight_nan(monkeypatch):
     return at
 
 
-def test_diverged_run_continues_from_the_last_checkpoint(tiny, run, make_weight_nan, tmp_path):
+def test_diverged_run_continues_from_the_last_checkpoint(
+    tiny, run, make_weight_nan, tmp_path, monkeypatch
+):
+    counted = []
+    count = Telemetry.count
+    monkeypatch.setattr(
+        Telemetry, "count", lambda self, *more: counted.append(more) or count(self, *more)
+    )
     config = tiny(recipe="mlp", length=steps(9), checkpoint_every=steps(2), log_every_steps=1)
     make_weight_nan(5)
     output = run(config)
@@ -74,6 +82,7 @@ def test_diverged_run_continues_from_the_last_checkpoint(tiny, run, make_weight_
     lines = records(config.run_dir)
     assert [line["step"] for line in lines] == list(range(1, 10))
     assert [line.get("rollbacks", 0) for line in lines] == [0] * 4 + [1] * 5
+    assert [name for name, *more in counted if more != [0]] == ["rollbacks_total"]
     values = variables(config.run_dir)
     assert all(np.isfinite(value).all() for value in values.values())
     # Random numbers differ from those of an uninterrupted run after the rollback, and only then.
@@ -166,21 +175,6 @@ def test_overflow_of_a_scaled_gradient_is_not_divergence():
         check_finite(np.array([[1, 1, np.nan, 1024, 1]]), names, 10)
     with pytest.raises(NotFiniteError, match="d_loss, d_grad_norm not finite at step 12"):
         check_finite(np.array([[1, 1], [np.nan, np.nan]]), names[:2], 10)
-
-
-def test_collapse_is_reported_once_after_it_has_lasted():
-    detector = CollapseDetector(1000)
-    assert [detector.observe_accuracy(k, 1.0) for k in (0, 500, 900)] == [""] * 3
-    assert detector.observe_accuracy(1000, 1.0) == (
-        "the discriminator classifies every image correctly, since 0 kimg"
-    )
-    assert not detector.observe_accuracy(1500, 1.0)  # reported only once
-    assert not detector.observe_accuracy(2000, 0.9)
-    assert not detector.observe_accuracy(2500, 1.0)
-    assert detector.observe_accuracy(3500, 1.0)
-    assert not detector.observe_diversity(0, 0.05)
-    assert detector.observe_diversity(1200, 0.05) == "the samples are all alike, since 0 kimg"
-    assert not CollapseDetector(0).observe_diversity(10**9, 0.0)
 
 
 def test_collapsed_run_warns_and_stops_with_stop_on_collapse(tiny, run, tmp_path):

@@ -51,6 +51,7 @@ class Phases:
 
     def enter(self, name: str) -> None:
         """Enters a phase."""
+        # In this order, so that a thread that reads both in the other one sees no old time.
         self._news, self.name = self._clock(), name
         self._heartbeat.beat(self.step, name)
 
@@ -71,9 +72,14 @@ class Phases:
         self._heartbeat.beat(self.step, self.name)
 
     @property
+    def silent_secs(self) -> float:
+        """Seconds since the phase began or made progress."""
+        return self._clock() - self._news
+
+    @property
     def is_overdue(self) -> bool:
         """Whether the phase has reached its deadline without a sign of progress."""
-        return self._clock() - self._news >= DEADLINES[self.name]
+        return self.silent_secs >= DEADLINES[self.name]
 
     @contextlib.contextmanager
     def shown(self, pace_secs: float = PACE_SECS) -> Iterator["Phases"]:

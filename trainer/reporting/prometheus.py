@@ -1,9 +1,12 @@
-"""Optional Prometheus endpoint with the metrics of a run, open from the start of the process."""
+"""Optional Prometheus endpoint with the metrics of a run, open from the start of the process.
+
+A metric without a value yet, such as the loss before the first step, is left out.
+"""
 
 import contextlib
 import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -25,30 +28,35 @@ COLUMNS = {  # name: (description, column of metrics.jsonl)
     "d_loss": ("loss of the discriminator", "d_loss"),
     "g_loss": ("loss of the generator", "g_loss"),
     "augment_strength": ("strength of the augmentation, 0 to 1", "augment_strength"),
-    "failed_saves": ("saves that failed", "failed_saves"),
-    "failed_uploads": ("checkpoints whose upload failed at first", "failed_uploads"),
-    "rollbacks": ("rollbacks after losses or weights that were not finite", "rollbacks"),
-    "collapse": ("1 after signs of collapse", "collapse"),
+    "collapse": ("1 while there are signs of collapse, 0 after them", "collapse"),
     "sample_diversity": ("diversity of samples as a share of that of reals", "sample_diversity"),
 }
 VALUES = {  # name: description of a value that the run sets
     "step": "generator updates done",
     "target_step": "generator updates at the end of the run",
-    "step_time_seconds": "time of the last finished steps, in seconds since 1970",
-    "resumes": "resumed starts of the run",
+    "starts": "starts of the run, including the first one",
     "checkpoint_step": "step of the newest checkpoint",
     "checkpoint_time_seconds": "time of the newest checkpoint, in seconds since 1970",
     "checkpoint_duration_seconds": "duration of its save in seconds",
 }
+COUNTERS = {  # name: description of what is counted from the start of the process
+    "failed_saves_total": "saves that failed in this process",
+    "failed_uploads_total": "checkpoints of this process whose upload failed at first",
+    "rollbacks_total": "rollbacks in this process after losses or weights that were not finite",
+}
 LIVE = {  # name: (description, further label) of what is measured when the metrics are read
     "phase": ("1 for what the process is doing, and 0 for the other phases", "phase"),
+    "progress_time_seconds": (
+        "time at which the phase began or last made progress, in seconds since 1970",
+        "phase",
+    ),
     "checkpoint_age_seconds": ("seconds since the newest checkpoint was saved", ""),
     "quality": ("metrics of the newest evaluation", "metric"),
     "gpu_memory_bytes": ("memory in use on a GPU, by all processes", "gpu"),
     "gpu_utilisation": ("share of the last second in which a GPU computed", "gpu"),
     "build_info": ("1, with the versions as labels", ""),
 }
-NAMES = tuple(PREFIX + name for name in (*COLUMNS, *VALUES, *LIVE))
+NAMES = tuple(PREFIX + name for name in (*COLUMNS, *VALUES, *COUNTERS, *LIVE))
 
 
 class Telemetry(Writer):
@@ -60,6 +68,7 @@ class Telemetry(Writer):
         labels: Mapping[str, str],
         address: str = "",
         phases: Phases | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Opens the endpoint.
 
@@ -68,12 +77,14 @@ class Telemetry(Writer):
           labels: labels of every value.
           address: address to listen on; "" for all.
           phases: what the process is doing.
+          clock: returns the seconds since 1970.
 
         Raises:
           UsageError: if the address cannot be used, or the package prometheus_client is missing.
         """
-        self._gauges: dict[str, Any] = {}
-        self._phases, self._labels = phases or Phases(), dict(labels)
+        self._phases, self._labels, self._clock = phases or Phases(), dict(labels), clock
+        self._values: dict[str, float] = {}
+        self._counts = dict.fromkeys(COUNTERS, 0)
         self._quality: dict[str, float] = {}
         self._saved_at: float | None = None
         self._server: Any = None
@@ -86,10 +97,6 @@ class Telemetry(Writer):
                 f"--metrics_port={port} needs a package: pip install 'gan-trainer[prometheus]'."
             ) from None
         registry = prometheus.CollectorRegistry()
-        columns = {name: what for name, (what, _) in COLUMNS.items()}
-        for name, what in {**columns, **VALUES}.items():
-            gauge = prometheus.Gauge(PREFIX + name, what, list(labels), registry=registry)
-            self._gauges[name] = gauge.labels(*labels.values())
         registry.register(self)
         try:
             self._server, _ = prometheus.start_http_server(
@@ -109,24 +116,33 @@ class Telemetry(Writer):
             self._server.server_close()
 
     def collect(self) -> Iterator[Any]:
-        """Yields what is measured when the metrics are read; prometheus_client calls it."""
-        from prometheus_client.core import GaugeMetricFamily
+        """Yields the metrics that have a value; prometheus_client calls it."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+        labels, values = list(self._labels), list(self._labels.values())
+        gauges = {**{name: what for name, (what, _) in COLUMNS.items()}, **VALUES}
+        for name, number in list(self._values.items()):
+            family = GaugeMetricFamily(PREFIX + name, gauges[name], labels=labels)
+            family.add_metric(values, number)
+            yield family
+        for name, count in self._counts.items():
+            counter = CounterMetricFamily(PREFIX + name, COUNTERS[name], labels=labels)
+            counter.add_metric(values, count)
+            yield counter
         for name, samples in self._live().items():
             what, label = LIVE[name]
             extra = [label] if label else list(_versions()) if name == "build_info" else []
-            family = GaugeMetricFamily(PREFIX + name, what, labels=[*self._labels, *extra])
-            for values, number in samples:
-                family.add_metric([*self._labels.values(), *values], number)
+            family = GaugeMetricFamily(PREFIX + name, what, labels=[*labels, *extra])
+            for further, number in samples:
+                family.add_metric([*values, *further], number)
             yield family
 
     def line(self, line: Line) -> None:
-        """Updates the gauges from a line."""
+        """Updates the values from a line."""
         for name, (_, column) in COLUMNS.items():
             if line.get(column) is not None:
                 self.set(name, line[column] * (1000 if name == "images" else 1))
         self.set("step", line["step"])
-        self.set("step_time_seconds", line["time"])
 
     def evaluation(self, values: Mapping[str, float], step: int) -> None:
         """Records the metrics of an evaluation."""
@@ -134,7 +150,7 @@ class Telemetry(Writer):
 
     def saved(self, step: int, secs: float) -> None:
         """Records that a checkpoint of `step` was just saved and took `secs` seconds."""
-        self.restored(step, time.time())
+        self.restored(step, self._clock())
         self.set("checkpoint_duration_seconds", secs)
 
     def restored(self, step: int, saved_at: float) -> None:
@@ -145,16 +161,20 @@ class Telemetry(Writer):
 
     def set(self, name: str, value: float) -> None:
         """Sets one value."""
-        if name in self._gauges:
-            self._gauges[name].set(value)
+        self._values[name] = value
+
+    def count(self, name: str, more: int = 1) -> None:
+        """Adds to one of COUNTERS."""
+        self._counts[name] += more
 
     def _live(self) -> dict[str, Samples]:
         """Returns, by name, the values with their further labels."""
-        age: Samples = [] if self._saved_at is None else [([], time.time() - self._saved_at)]
-        gpus = gpu_load.read()
+        now, gpus = self._clock(), gpu_load.read()
+        age: Samples = [] if self._saved_at is None else [([], now - self._saved_at)]
         phase = self._phases.name
         return {
             "phase": [([name], float(name == phase)) for name in DEADLINES],
+            "progress_time_seconds": [([phase], now - self._phases.silent_secs)],
             "checkpoint_age_seconds": age,
             "quality": [([name], value) for name, value in self._quality.items()],
             "gpu_memory_bytes": [([str(k)], float(gpu.memory)) for k, gpu in enumerate(gpus)],

@@ -131,6 +131,11 @@ class Recorder:
         if more:
             self.annotate(name, self._notes.get(name, 0) + more)
 
+    def collapsed(self, present: bool) -> None:
+        """Records whether there are signs of collapse; lines before the first one say nothing."""
+        if present or self._notes.get("collapse"):
+            self.annotate("collapse", float(present))
+
     def evaluated(self, values: Mapping[str, float], step: int) -> None:
         """Records the values of an evaluation, which are in each line from now on."""
         self._notes.update(values)

@@ -58,6 +58,11 @@ class CollapseDetector:
         self._since: dict[str, int] = {}  # images seen when a sign appeared
         self._reported: set[str] = set()
 
+    @property
+    def has_signs(self) -> bool:
+        """Whether there is a sign now, however long it has lasted."""
+        return bool(self._since)
+
     def observe_accuracy(self, images: int, d_acc: float) -> str:
         """Returns a description of collapse, or "".
 
@@ -95,7 +100,7 @@ class CollapseAlarm:
 
     Attributes:
       sign: the latest sign of collapse; "" without one.
-      on_collapse: called at each sign.
+      on_change: called with True at each sign, and with False while there is none.
     """
 
     def __init__(self, config: Config) -> None:
@@ -103,7 +108,7 @@ class CollapseAlarm:
         self._has_accuracy = OBJECTIVES[config.loss].classifies
         self._stop_on_collapse = config.stop_on_collapse
         self.sign = ""
-        self.on_collapse: Callable[[], None] = lambda: None
+        self.on_change: Callable[[bool], None] = lambda present: None
 
     @property
     def stops_run(self) -> bool:
@@ -123,4 +128,6 @@ class CollapseAlarm:
         if sign:
             log.warning("This looks like collapse: %s.", sign)
             self.sign = sign
-            self.on_collapse()
+            self.on_change(True)
+        elif not self._detector.has_signs:
+            self.on_change(False)

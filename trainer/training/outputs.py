@@ -80,12 +80,17 @@ class SaveAction:
         if saved and outputs.run_dir is not None:
             outputs.telemetry.saved(done, time.time() - began)
         elif not saved:
-            self._recorder.count("failed_saves", 1)
+            self._count("failed_saves", 1)
         outputs.uploads.saved()
         failures = outputs.uploads.failures
-        self._recorder.count("failed_uploads", failures - self._failed_uploads)
+        self._count("failed_uploads", failures - self._failed_uploads)
         self._failed_uploads = failures
         return saved
+
+    def _count(self, name: str, more: int) -> None:
+        """Counts for the whole run in the record, and for this process in the telemetry."""
+        self._recorder.count(name, more)
+        self._outputs.telemetry.count(f"{name}_total", more)
 
 
 class SampleAction:

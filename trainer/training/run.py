@@ -90,7 +90,7 @@ class Run:
         steps = range(self.state.steps_done(self.config.batch_size), self.last_step)
         watchdog = self._watchdog()
         with contextlib.closing(self._recorder(steps, alarm)) as recorder:
-            alarm.on_collapse = lambda: recorder.annotate("collapse", 1.0)
+            alarm.on_change = recorder.collapsed
             draw = self._sample_action(recorder, alarm, steps.start)
             sample = watchdog.action("sampling", draw)
             save = watchdog.action("saving", SaveAction(self.outputs, recorder))
@@ -177,6 +177,7 @@ class Run:
         path = self.outputs.saver.restore_newest()
         self.replicas.broadcast_variables(self.state.all_variables())
         self.state.rollbacks.assign(rollbacks)
+        self.outputs.telemetry.count("rollbacks_total")
         log.warning(
             "Training diverged: %s. Restored %s; training continues with other random numbers "
             "(rollback %d of %d).",
