@@ -202,7 +202,7 @@ def test_strength_zero_changes_nothing_and_probabilities_are_met():
         (
             "ada",
             "blit,xflp",
-            "--augment_policy of ada: name='xflp' is not known. Did you mean xflip?",
+            "--augment_policy=blit,xflp: 'xflp' is not known. Did you mean xflip?",
         ),
         ("ada", "blit:2", "--augment_policy=blit:2 is not valid at 'blit:2'. Write NAME or NAME:F"),
         ("ada", "blit:x", "is not valid at 'blit:x'"),
