@@ -189,7 +189,7 @@ def test_run_killed_repeatedly_is_identical_to_an_uninterrupted_run(tmp_path):
 def test_residual_run_killed_once_is_identical(tmp_path, recipe, precision, devices, rows):
     own = {"sngan": ["--d_steps=1"], "r3gan": ["--hyperparameters=blocks=1", "--augment=none"]}
     arguments = [
-        f"--recipe={recipe}", *own[recipe], *TINY_FLAGS, "--image_size=8", "--steps=200",
+        f"--recipe={recipe}", *own[recipe], *TINY_FLAGS, "--image_size=8", "--steps=80",
         f"--precision={precision}", f"--devices={devices}", f"--batch_per_replica={rows}",
         "--checkpoint_every_kimg=0.08", "--log_every_steps=10", "--log_every_secs=1e9",
         "--sample_every_kimg=0.8",
