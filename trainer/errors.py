@@ -116,13 +116,14 @@ class PeerLostError(StoppedError):
     """Another worker was lost or has stopped, and this one can go on once it is back."""
 
 
-def one_of(what: str, value: str, known: Iterable[str]) -> str:
+def one_of(what: str, value: str, known: Iterable[str], *, part_of: str = "") -> str:
     """Returns `value` if it is one of the known values.
 
     Args:
       what: the flag, for the error message.
       value: the value to check.
       known: the known values.
+      part_of: the whole value of the flag, if `value` is a part of it.
 
     Raises:
       UsageError: otherwise; it names the nearest spelling and all known values.
@@ -132,7 +133,8 @@ def one_of(what: str, value: str, known: Iterable[str]) -> str:
         return value
     near = difflib.get_close_matches(value.lower(), names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise UsageError(f"{what}={value!r} is not known.{hint} Known: {', '.join(names)}.")
+    shown = f"{what}={part_of}: {value!r}" if part_of else f"{what}={value!r}"
+    raise UsageError(f"{shown} is not known.{hint} Known: {', '.join(names)}.")
 
 
 def first_line(error: BaseException) -> str:

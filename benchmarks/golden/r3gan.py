@@ -28,9 +28,9 @@ def kinds(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
 def compare(golden: Golden) -> None:
     """Compares feature maps, images, logits, losses, penalties and gradients."""
-    classes = golden["in/c"].shape[1] if "in/c" in golden else 0
-    latents, reals = tf.constant(golden["in/z"]), golden.images("in/real")
-    labels = [tf.constant(golden["in/label"])] if classes else []
+    classes = golden.shaped("in/c", "N, classes").shape[1] if "in/c" in golden else 0
+    latents, reals = tf.constant(golden.shaped("in/z", "N, latents")), golden.images("in/real")
+    labels = [tf.constant(golden.shaped("in/label", "N"))] if classes else []
     shape = ImageShape.square(reals.shape[1], reals.shape[-1], classes)
     config = recipes.resolve(dict(latent_dim=latents.shape[1], conditional=bool(classes)))
     config = config.replace(g_conditioning="embedding", d_conditioning="projection")
@@ -212,14 +212,19 @@ def _block(network: keras.Model, start: str, ours: str) -> Iterator[tuple[str, k
 
 def _load(golden: Golden, start: str, weights: Weights) -> Weights:
     for name, variable in weights:
-        variable.assign(_to_ours(name, golden[start + name]))
+        is_basis = "Basis" in name
+        to_ours, back = (_basis, _from_basis) if is_basis else (to_keras, from_keras)
+        golden.assign(start + name, variable, to_ours, back)
     return weights
 
 
-def _to_ours(name: str, weight: np.ndarray) -> np.ndarray:
-    if "Basis" in name:  # [C, H, W], or [C, 1, H, W] of a depthwise convolution
-        return weight.reshape(len(weight), *weight.shape[-2:]).transpose(1, 2, 0)
-    return to_keras(weight)
+def _basis(weight: np.ndarray) -> np.ndarray:
+    """Converts [C, H, W], or [C, 1, H, W] of a depthwise convolution, to [H, W, C]."""
+    return weight.reshape(len(weight), *weight.shape[-2:]).transpose(1, 2, 0)
+
+
+def _from_basis(weight: Any) -> np.ndarray:
+    return np.asarray(weight).transpose(2, 0, 1)
 
 
 def _values(weights: Weights) -> list[tf.Variable]:
@@ -235,6 +240,5 @@ def _compare_gradients(
         if start + name in golden:
             back = from_keras(gradient)
             if "Basis" in name:
-                back = np.asarray(gradient).transpose(2, 0, 1)
-                back = back.reshape(golden[start + name].shape)
+                back = _from_basis(gradient).reshape(golden[start + name].shape)
             golden.compare(start + name, back, GRADIENT)

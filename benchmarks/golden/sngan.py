@@ -1,5 +1,6 @@
 """The networks of `sngan` with the parameters of a published implementation."""
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 
@@ -29,7 +30,7 @@ def compare(golden: Golden) -> None:
     """Compares images, logits, losses, gradients, batch statistics and power iterations."""
     generator, discriminator = _build(golden)
     g, d = _Generator(generator, golden), _Discriminator(discriminator, golden)
-    labels = [tf.constant(golden["in/y"])] if "in/y" in golden else []
+    labels = [tf.constant(golden.shaped("in/y", "N"))] if "in/y" in golden else []
     latents, reals = tf.constant(golden["in/z"]), golden.images("in/real")
 
     def generate(*, training: bool) -> tf.Tensor:
@@ -61,7 +62,7 @@ def compare(golden: Golden) -> None:
 
 def _build(golden: Golden) -> tuple[keras.Model, keras.Model]:
     """Builds the networks at the widths of the file."""
-    reals, z = golden["in/real"], golden["in/z"]
+    reals, z = golden.shaped("in/real", "N, C, H, W"), golden.shaped("in/z", "N, latents")
     classes = len(golden["param/D/l_y.weight"]) if "param/D/l_y.weight" in golden else 0
     size, first = reals.shape[-1], golden["param/G/block2.c1.weight"].shape[1]
     last = golden[_last_dense(golden)].shape[-1]
@@ -92,8 +93,10 @@ class _Generator:
 
     def __init__(self, network: keras.Model, golden: Golden) -> None:
         self._network, self._golden = network, golden
-        for name, layer, attribute, convert, _ in self._weights():
-            getattr(layer, attribute).assign(convert(golden[f"param/G/{name}"]))
+        for name, layer, attribute, convert, back in self._weights():
+            if "embed" in name:  # a row is [scale, shift]
+                back = functools.partial(np.repeat, repeats=2, axis=-1)
+            golden.assign(f"param/G/{name}", getattr(layer, attribute), convert, back)
         self._before = {name: v.numpy() for name, v in self._statistics()}
 
     def compare(self, start: str, tape: tf.GradientTape, loss: tf.Tensor) -> None:
@@ -181,10 +184,17 @@ class _Discriminator:
     def __init__(self, network: keras.Model, golden: Golden) -> None:
         self._network, self._golden = network, golden
         for name, layer in self.convolutions():
-            rows, v = layer.kernel.shape[2], golden[f"param/D/{name}.weight_v"]
-            layer.v.assign(v.reshape(rows, -1).T.ravel())  # [C, H, W] to [H, W, C]
+            rows = layer.kernel.shape[2]
+
+            def to_ours(v: np.ndarray, rows: int = rows) -> np.ndarray:
+                """Converts [C, H, W] to [H, W, C]."""
+                return v.reshape(rows, -1).T.ravel()
+
+            golden.assign(f"param/D/{name}.weight_v", layer.v, to_ours, np.asarray)
         for name, variable, transposed in self._weights():
-            variable.assign(to_keras(golden[f"param/D/{name}"], transposed=transposed))
+            to_keras_ = functools.partial(to_keras, transposed=transposed)
+            back = functools.partial(from_keras, transposed=transposed)
+            golden.assign(f"param/D/{name}", variable, to_keras_, back)
         if "param/D/l_y.sn_u" in golden:
             # The source runs one iteration from its vector, over classes, in evaluation too.
             weight, start = golden["param/D/l_y.weight"], golden["param/D/l_y.sn_u"][0]

@@ -145,7 +145,7 @@ def test_a_mistyped_flag_prints_the_suggestion_only(trainer):
 def test_a_negative_length_is_named_as_it_was_given(trainer, flag):
     answer = trainer("train", flag)
     assert answer.returncode == ExitCode.USAGE
-    assert answer.stderr == f"error: {flag} is too small: it must be 0 or more.\n"
+    assert answer.stderr == f"error: {flag} is too small. Use 0 or more.\n"
 
 
 def test_a_tilde_is_expanded_in_every_path(monkeypatch):

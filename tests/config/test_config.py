@@ -25,10 +25,10 @@ def test_json_round_trip_keeps_every_setting():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (dict(batch_size=0), "--batch_size=0 is too small: it must be 1 or more."),
+        (dict(batch_size=0), "--batch_size=0 is too small. Use 1 or more."),
         (dict(seed=-1), "--seed=-1 is too small"),
-        (dict(g_lr=11.0), "--g_lr=11.0 is too large: it must be 10 or less."),
-        (dict(g_lr=float("nan")), "--g_lr=nan must be finite."),
+        (dict(g_lr=11.0), "--g_lr=11.0 is too large. Use values from 0 to 10."),
+        (dict(g_lr=float("nan")), "--g_lr=nan is not finite. Use values from 0 to 10."),
         (dict(length=Duration(-1, "kimg")), "--kimg=-1 is too small"),
         (dict(loss="hnge"), "--loss='hnge' is not known. Did you mean hinge?"),
         (dict(recipe="dcgn"), "--recipe='dcgn' is not known. Did you mean dcgan?"),
@@ -37,7 +37,7 @@ def test_json_round_trip_keeps_every_setting():
         (dict(g_lr=True), "--g_lr=True must be of type float or schedule."),
         (
             dict(g_lr="linear 1e-4 11 over 3 kimg"),
-            "--g_lr='linear 0.0001 11 over 3 kimg' is too large: it must be 10 or less.",
+            "--g_lr='linear 0.0001 11 over 3 kimg' is too large. Use values from 0 to 10.",
         ),
         (
             dict(d_lr="cosin 1 2"),
@@ -45,7 +45,14 @@ def test_json_round_trip_keeps_every_setting():
             "one of the forms 'linear START END over SPAN',",
         ),
         (dict(augment_strength="adaptiv", augment="ada"), "one of the forms 'auto', 'adaptive', "),
-        (dict(augment_strength=1.5), "--augment_strength=1.5 is too large: it must be 1 or less."),
+        (dict(augment_strength=1.5), "--augment_strength=1.5 is too large. Use values"),
+        (dict(beta2=1.0), "--beta2=1.0 is too large. Use values from 0 to 0.9999."),
+        (dict(beta2="linear 0.9 1 over 3 kimg"), "is too large. Use values from 0 to 0.9999."),
+        (dict(g_lr="linear 1 0 over inf kimg"), "('inf' must be positive and finite). Give a"),
+        (
+            dict(augment="diffaugment", augment_policy="color,xflip"),
+            "--augment_policy=color,xflip: 'xflip' is not known. Known: color, translation, ",
+        ),
         (dict(augment_strength="adaptive"), "needs an augmentation. Add --augment=ada"),
         (
             dict(augment="ada", loss="wasserstein", d_clip=0.01),
@@ -283,3 +290,39 @@ def test_networks_and_loop_are_independent():
     config = recipes.resolve(dict(recipe="mlp-small", networks="dcgan-kstep"))
     assert (config.latent_dim, config.image_range) == (150, "sigmoid")
     assert (config.update_rule, config.batch_size, config.g_lr) == ("sequential", 16, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(penalty_every=4), "--penalty_every=4 has no effect without a penalty. Add --r1, "),
+        (dict(recipe="r3gan", r1=0.0, r2=0.0, penalty_every=4), "without a penalty"),
+        (dict(augment_strength=0.5), "--augment_strength=0.5 has no effect without an augment"),
+        (dict(augment_target=0.3), "--augment_target=0.3 has no effect unless the augmentation"),
+        (dict(augment="diffaugment", augment_speed_kimg=9.0), "--augment_strength=adaptive, or "),
+        (dict(optimizer="sgd", beta2="linear 0.9 0.99 over 9 kimg"), "Add --optimizer=adam or rms"),
+        (dict(optimizer="rmsprop", beta1=0.5), "--beta1=0.5 has no effect with this optimizer."),
+        (dict(momentum=0.5), "Add --optimizer=sgd, or omit the flag."),
+        (dict(rmsprop_epsilon=1e-3), "Add --optimizer=rmsprop, or omit the flag."),
+        (dict(g_lr_decay_per_kimg=0.1), "without --g_lr_schedule=inverse_time. Use --g_lr='inv"),
+        (dict(lr_decay_kimg=20.0), "--lr_decay_kimg=20.0 has no effect without --g_lr_schedule"),
+        (dict(noise_decay_kimg=2.0), "--noise_decay_kimg=2.0 has no effect without noise. Use "),
+    ],
+)
+def test_settings_without_an_effect_are_refused_in_new_runs(given, message):
+    with pytest.raises(UsageError) as error:
+        recipes.resolve(given)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    stored = recipes.resolve({})  # of a version that accepted them
+    assert recipes.resolve(given, stored.replace(penalty_every=4))
+
+
+def test_settings_may_be_given_with_their_defaults(monkeypatch):
+    """Also, a recipe may have what a setting needs only for some sizes of images."""
+    recipes.resolve(dict(penalty_every=1, augment_target=0.6, momentum=0.9, lr_decay_kimg=0.0))
+    recipes.resolve(dict(recipe="r3gan", optimizer="sgd"))  # the recipe's beta2, which nobody gave
+    sized = dataclasses.replace(recipes.RECIPES["mlp"], by_size={64: dict(r1=1.0)})
+    monkeypatch.setitem(recipes.RECIPES, "mlp", sized)
+    given = dict(recipe="mlp", update_rule="separate", penalty_every=4)
+    assert recipes.resolve(given).penalty_every == 4

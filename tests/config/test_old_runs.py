@@ -152,7 +152,7 @@ def test_replaced_flags_of_schedules_work_with_a_warning(flags, new, warning):
         (["--d_lr_schedule=inverse_time"], "needs --d_lr_decay_per_kimg."),
         (["--d_lr_schedule=cosin"], "--d_lr_schedule='cosin' is not known. Did you mean cosine?"),
         (["--lr_end=2", "--lr_decay_kimg=1"], "--lr_end=2.0 is too large"),
-        (["--noise_decay_kimg=-1"], "--noise_decay_kimg=-1.0 must be 0 or more and finite."),
+        (["--noise_decay_kimg=-1"], "--noise_decay_kimg=-1.0 is not valid. Use a number of 0"),
         (
             ["--g_lr=linear 1 0 over 5 kimg", "--lr_end=0"],
             "--g_lr='linear 1 0 over 5 kimg' is a schedule, which replaces --lr_end. Leave out",

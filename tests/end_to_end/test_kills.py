@@ -175,6 +175,41 @@ def test_run_killed_repeatedly_is_identical_to_an_uninterrupted_run(tmp_path):
     assert_same_run(tmp_path / "uninterrupted", tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "precision", "devices", "rows"),
+    [
+        ("sngan", "float32", "cpu:1", 4),
+        ("sngan", "bfloat16", "cpu:4", 0),
+        ("sngan", "float16", "cpu:2", 2),
+        ("r3gan", "float32", "cpu:4", 1),
+        ("r3gan", "bfloat16", "cpu:2", 2),
+        ("r3gan", "float16", "cpu:1", 0),
+    ],
+)
+def test_residual_run_killed_once_is_identical(tmp_path, recipe, precision, devices, rows):
+    own = {"sngan": ["--d_steps=1"], "r3gan": ["--hyperparameters=blocks=1", "--augment=none"]}
+    arguments = [
+        f"--recipe={recipe}", *own[recipe], *TINY_FLAGS, "--image_size=8", "--steps=80",
+        f"--precision={precision}", f"--devices={devices}", f"--batch_per_replica={rows}",
+        "--checkpoint_every_kimg=0.08", "--log_every_steps=10", "--log_every_secs=1e9",
+        "--sample_every_kimg=0.8",
+    ]  # fmt: skip
+    killed = Process(tmp_path, *arguments)
+    folder = tmp_path / "run" / "checkpoints"
+    deadline = time.monotonic() + 240
+    while not (folder / "ckpt-20.json").exists() and time.monotonic() < deadline:
+        assert killed.popen.poll() is None, killed.output
+        time.sleep(0.02)
+    killed.popen.kill()
+    assert killed.wait() == -signal.SIGKILL
+    resumed = Process(tmp_path, *arguments)
+    assert resumed.wait() == 0, resumed.output
+    assert "Resuming from" in resumed.output
+    uninterrupted = Process(tmp_path, *arguments, run_dir="uninterrupted")
+    assert uninterrupted.wait() == 0, uninterrupted.output
+    assert_same_run(tmp_path / "uninterrupted", tmp_path / "run")
+
+
 def test_second_process_in_a_run_directory_is_rejected(tmp_path):
     arguments = [*TINY_FLAGS, "--steps=1000000", "--devices=cpu", "--checkpoint_every_kimg=0.4"]
     first = Process(tmp_path, *arguments)

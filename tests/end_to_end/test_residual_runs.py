@@ -1,7 +1,7 @@
-"""Whole runs of `sngan` and `r3gan`: number formats, replicas and exported files.
+"""Whole runs of `sngan` and `r3gan`: number formats, replicas, exported files and evaluations.
 
 The cases combine each pair of a recipe, a number format, a number of replicas and a batch that is
-processed at once or in parts.
+processed at once or in parts.  test_kills.py kills and resumes such runs.
 """
 
 from pathlib import Path
@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.helpers.inception_graph import small_graph
 from tests.helpers.runs import records, steps
+from trainer import api
+from trainer.evaluation import inception
 from trainer.generation import export
 from trainer.generation.generate import load_generator
 from trainer.generation.sampler import BATCH, Sampler, latents
@@ -27,9 +30,13 @@ from trainer.run_dir.directory import RunDir
         ("r3gan", "float32", "cpu:2", 2, False),
         ("r3gan", "bfloat16", "cpu:1", 4, True),
         ("r3gan", "float16", "cpu:1", 0, True),
+        ("r3gan", "float32", "cpu:4", 0, True),
+        # Tracing four replicas takes long.
+        pytest.param("sngan", "float16", "cpu:4", 1, False, marks=pytest.mark.faults),
+        pytest.param("r3gan", "bfloat16", "cpu:4", 1, False, marks=pytest.mark.faults),
     ],
 )
-def test_a_run_trains_and_is_exported(
+def test_a_run_trains_and_is_exported_and_evaluated(
     tiny, run, tmp_path, recipe, precision, devices, rows, conditional
 ):
     given = {} if (recipe, precision) == ("r3gan", "float16") else dict(augment="none")
@@ -63,3 +70,9 @@ def test_a_run_trains_and_is_exported(
     # A grouped convolution of Keras would need a server that has XLA.
     functions = graph.as_graph_def().library.function
     assert not any("_XlaMustCompile" in f.attr for f in functions)
+
+    if devices != "cpu:2":
+        graph_file = tmp_path / inception.GRAPH
+        graph_file.write_bytes(small_graph())
+        trained = api.load(config.run_dir, devices=devices)
+        assert trained.evaluate(num_samples=100, inception_path=str(graph_file))["fid"] > 0

@@ -173,7 +173,7 @@ def test_missing_recipe_files_are_errors():
     ("given", "message"),
     [
         ("units", "--hyperparameters=units is not valid at 'units'"),
-        ("unit=3", "--hyperparameters: name='unit' is not known. Did you mean units?"),
+        ("unit=3", "--hyperparameters=unit=3: 'unit' is not known. Did you mean units?"),
         ("units=3.5", "units=3.5 must be of type int, such as units=12"),
         ("norm=1", "norm=1 must be of type bool, such as norm=true"),
     ],

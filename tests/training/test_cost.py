@@ -5,8 +5,11 @@ import json
 import pytest
 import tensorflow as tf
 
+from trainer import recipes
 from trainer.config.dataset import ImageShape
+from trainer.config.numbers import rounded
 from trainer.machine import replicas
+from trainer.recipes.networks import build_networks
 from trainer.training import state, step
 from trainer.training.cost import Cost
 from trainer.training.position import Start
@@ -53,12 +56,44 @@ def test_memory_depends_on_the_rows_and_the_penalties(tiny):
     made = networks(config)
     cost = Cost.of(config, made.generator, made.discriminator)
     # Variables, slots and their buffers, and the gradient in two forms, in float32.
-    weights = made.generator.count_params() + made.discriminator.count_params()
-    assert cost.bytes_per_device(0) == 4 * 8 * weights
+    trained = [*made.generator.trainable_weights, *made.discriminator.trainable_weights]
+    assert cost.bytes_per_device(0) == 4 * 8 * sum(
+        weight.value.shape.num_elements() for weight in trained
+    )
     per_row = cost.bytes_per_device(1) - cost.bytes_per_device(0)
     assert cost.bytes_per_device(64) - cost.bytes_per_device(0) == 64 * per_row
     penalised = Cost(config.replace(update_rule="separate", r1=1.0), cost.g, cost.d)
     assert penalised.bytes_per_device(64) > cost.bytes_per_device(64)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "conditional", "counts"),
+    [
+        ("sngan", False, (4_276_739, 1_053_825)),
+        ("r3gan", True, (20_781_952, 21_280_512)),
+    ],
+)
+def test_parameters_are_those_of_publications(recipe, conditional, counts):
+    """Batch norm's moving statistics and spectral norm's vectors are none."""
+    config = recipes.resolve(dict(recipe=recipe, conditional=conditional, dataset="cifar10"))
+    generator, discriminator = build_networks(config, ImageShape.square(32, 3, 10))
+    cost = Cost.of(config, generator, discriminator)
+    assert (cost.g.parameters, cost.d.parameters) == counts
+    said = cost.describe(config.batch_size, "float32")
+    assert f"Generator of {counts[0]:,} parameters and " in said
+    assert f"discriminator of {counts[1]:,} and " in said
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (983.2, 2, "980"), (128.4, 2, "130"), (1138.7, 3, "1,140"), (12345.0, 3, "12,300"),
+        (0.4217, 2, "0.42"), (99.97, 3, "100"), (2.0, 2, "2"), (1.25, 3, "1.25"), (0.0, 2, "0"),
+        (4.71e-5, 3, "0.0000471"),
+    ],
+)  # fmt: skip
+def test_amounts_have_no_exponents(value, digits, text):
+    assert rounded(value, digits) == text
 
 
 def test_cost_is_said_before_and_at_the_start(trainer):

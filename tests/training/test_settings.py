@@ -115,7 +115,8 @@ def test_noise_decays_with_the_images_shown(tiny):
     [("constant", 1.0), ("linear", 0.1 + 0.9 * 0.75), ("cosine", 0.1 + 0.9 * 0.8535534)],
 )
 def test_learning_rate_schedules_at_a_quarter_and_after_the_decay(schedule, expected):
-    config = recipes.resolve(dict(g_lr=2.0, g_lr_schedule=schedule, lr_decay_kimg=4.0, lr_end=0.1))
+    decay = {} if schedule == "constant" else dict(lr_decay_kimg=4.0, lr_end=0.1)
+    config = recipes.resolve(dict(g_lr=2.0, g_lr_schedule=schedule, **decay))
     seen = tf.Variable(1000, dtype=tf.int64)
     optimizer = optimizers.make(config, "g", seen)
     assert float(optimizer.learning_rate) == pytest.approx(2.0 * expected)

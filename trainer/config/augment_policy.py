@@ -52,7 +52,7 @@ def parse(augment: str, text: str) -> dict[str, float]:
                 f"--augment_policy={text!r} needs an augmentation. Add --augment=diffaugment or "
                 "ada."
             )
-        one_of(f"--augment_policy of {augment}: name", name, names)
+        one_of("--augment_policy", name, names, part_of=text)
         try:
             value = float(factor) if colon else 1.0
         except ValueError:

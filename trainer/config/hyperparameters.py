@@ -42,7 +42,7 @@ def merge(declared: Mapping[str, Any], stored: str, given: str) -> str:
     for name, value in parse(given).items():
         if not declared:
             raise UsageError(f"{FLAG}={given}: the recipe has no hyper-parameters of its own.")
-        one_of(f"{FLAG}: name", name, declared)
+        one_of(FLAG, name, declared, part_of=given)
         kind = type(declared[name])
         if kind is float and type(value) is int:
             value = float(value)

@@ -320,7 +320,7 @@ class Optimizers:
     beta2: Value = setting(
         0.999,
         "decay rate of Adam's second-moment estimate, or of RMSprop's mean square",
-        bounds=(0, 1),
+        bounds=(0, 0.9999),
     )
     rmsprop_epsilon: float = setting(
         1e-7,

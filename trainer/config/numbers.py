@@ -1,5 +1,6 @@
 """Numbers: as text, and their bounds."""
 
+import math
 import re
 
 from trainer.errors import UsageError
@@ -9,6 +10,14 @@ def shortest(value: float) -> str:
     """Returns the shortest text that reads as the same number."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
+
+
+def rounded(value: float, digits: int) -> str:
+    """Returns a number with so many significant digits, without an exponent, such as 1,140."""
+    value = float(f"{value:.{digits}g}")
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
+    text = f"{value:,.{places}f}"
+    return text.rstrip("0").rstrip(".") if places else text
 
 
 def check_seed(seed: int) -> None:

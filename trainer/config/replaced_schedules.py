@@ -21,9 +21,9 @@ def rates(old: Mapping[str, Any], present: Callable[[str], Any]) -> dict[str, Va
     """
     for name, value in old.items():
         if not isinstance(value, str) and not 0 <= value < float("inf"):
-            raise UsageError(f"--{name}={value} must be 0 or more and finite.")
+            raise UsageError(f"--{name}={value} is not valid. Use a number of 0 or more.")
     if not old.get("lr_end", 0.0) <= 1.0:
-        raise UsageError(f"--lr_end={old['lr_end']} is too large: it must be 1 or less.")
+        raise UsageError(f"--lr_end={old['lr_end']} is too large. Use 0 to 1.")
     return {f"{network}_lr": _rate(network, old, present(f"{network}_lr")) for network in "gd"}
 
 
@@ -62,7 +62,7 @@ def noise(old: Mapping[str, Any], present: Callable[[str], Any]) -> dict[str, Va
     """
     span = old["noise_decay_kimg"]
     if not 0 <= span < float("inf"):
-        raise UsageError(f"--noise_decay_kimg={span} must be 0 or more and finite.")
+        raise UsageError(f"--noise_decay_kimg={span} is not valid. Use a number of 0 or more.")
     levels = {}
     for name in ("d_input_noise", "d_layer_noise"):
         now = present(name)

@@ -72,6 +72,13 @@ class Schedule:
             span = f"{shortest(self.span_kimg)} kimg" + (f" ({share})" if share else "")
         return f"{self.kind} {shortest(self.start)} {shortest(self.end)} over {span}"
 
+    @property
+    def zero_from_kimg(self) -> float | None:
+        """The kimg from which the value stays 0; None if it does not, or if they are not known."""
+        if not any(self.values()):
+            return 0.0
+        return self.span_kimg if self.kind != "inverse_time" and self.end == 0 else None
+
     def values(self) -> tuple[float, ...]:
         """Returns the numbers between which the values lie."""
         return (self.start,) if self.kind == "inverse_time" else (self.start, self.end)
@@ -159,7 +166,7 @@ def _parse_span(text: str) -> tuple[float | None, float | None]:
 
 def _positive(text: str) -> float:
     if not 0 < float(text) < math.inf:
-        raise ValueError(f"{text!r} is not positive")
+        raise ValueError(f"{text!r} must be positive and finite")
     return float(text)
 
 

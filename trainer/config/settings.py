@@ -145,9 +145,13 @@ def _numbers(value: Any) -> tuple[float, ...]:
 
 
 def _check_number(shown: str, number: float, low: float | None, high: float | None) -> None:
+    if low is not None and high is not None:
+        remedy = f"Use values from {low:g} to {high:g}."
+    else:
+        remedy = "Use a number." if low is None else f"Use {low:g} or more."
     if not math.isfinite(number):
-        raise UsageError(f"{shown} must be finite.")
+        raise UsageError(f"{shown} is not finite. {remedy}")
     if low is not None and number < low:
-        raise UsageError(f"{shown} is too small: it must be {low:g} or more.")
+        raise UsageError(f"{shown} is too small. {remedy}")
     if high is not None and number > high:
-        raise UsageError(f"{shown} is too large: it must be {high:g} or less.")
+        raise UsageError(f"{shown} is too large. {remedy}")

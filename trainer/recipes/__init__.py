@@ -5,7 +5,7 @@ import pkgutil
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from trainer.config import Config, augment_policy, hyperparameters, schedules
+from trainer.config import Config, augment_policy, hyperparameters, schedules, without_effect
 from trainer.config.all_settings import scheduled
 from trainer.errors import UsageError, one_of
 from trainer.models.objective import OBJECTIVES
@@ -86,6 +86,10 @@ def resolve(given: Mapping[str, Any], stored: Config | None = None) -> Config:
         base.pop("augment_strength", None)
     config = Config(**augment_policy.complete({**base, **changes}))
     _check_loss(config)
+    if stored is None:  # the command of an older run may give more
+        sizes = get(config.recipe).by_size
+        sized = [adapt_to_size(config, (size, size), given) for size in sizes]
+        without_effect.check_given([config, *sized], given)
     return config
 
 

@@ -1,4 +1,4 @@
-"""What a step costs: weights, arithmetic and memory of each network, before the first step."""
+"""What a step costs: parameters, arithmetic and memory of each network, before the first step."""
 
 import dataclasses
 import math
@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.config.numbers import rounded
 from trainer.models.objective import OBJECTIVES
 from trainer.training import penalties
 from trainer.training.utilisation import flops
@@ -19,12 +20,12 @@ class Network:
     """What a network costs.
 
     Attributes:
-      weights: number of weights.
+      parameters: number of trainable weights, as publications count them.
       flops: floating-point operations of a forward pass, for each image.
       features: bytes of the outputs of its layers, for each image.
     """
 
-    weights: int
+    parameters: int
     flops: float
     features: int
 
@@ -37,8 +38,9 @@ class Network:
         outputs = [
             output for layer in network.layers for output in keras.tree.flatten(layer.output)
         ]
+        parameters = sum(math.prod(weight.shape) for weight in network.trainable_weights)
         sizes = [math.prod(x.shape[1:]) * tf.as_dtype(x.dtype).size for x in outputs]
-        return cls(network.count_params(), flops(graph) / ROWS, sum(sizes))
+        return cls(parameters, flops(graph) / ROWS, sum(sizes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Cost:
     def bytes_per_device(self, rows: int) -> float:
         """Returns an estimate of the memory of a step on one device, in bytes.
 
-        It counts weights, gradients, optimizer slots and their buffers, and the features that a
+        It counts parameters, gradients, optimizer slots and their buffers, and the features that a
         backward pass needs.  TensorFlow itself and its workspace for convolutions come on top.
 
         Args:
@@ -95,9 +97,9 @@ class Cost:
         """
         slots = 1 if self.config.optimizer == "sgd" else 2
         copies = 2 * (1 + slots) + 2  # variables and buffers, and the gradient, joined
-        floats = copies * (self.g.weights + self.d.weights)
+        floats = copies * (self.g.parameters + self.d.parameters)
         if self.config.ema_half_life_kimg:
-            floats += 2 * self.g.weights
+            floats += 2 * self.g.parameters
         d_update = 2 * self.d.features
         if penalties.active(self.config):
             d_update *= 2  # the first backward pass is kept for the second one
@@ -116,7 +118,8 @@ class Cost:
         """
         gib = self.bytes_per_device(rows) / 2**30
         return (
-            f"Generator of {self.g.weights:,} weights and {self.g_flops / 1e9:.3g} GFLOP per image "
-            f"and step, discriminator of {self.d.weights:,} and {self.d_flops / 1e9:.3g}. "
-            f"{rows} images at once in {precision} take about {gib:.2g} GiB on each device"
+            f"Generator of {self.g.parameters:,} parameters and {rounded(self.g_flops / 1e9, 3)} "
+            f"GFLOP per image and step, discriminator of {self.d.parameters:,} and "
+            f"{rounded(self.d_flops / 1e9, 3)}. "
+            f"{rows} images at once in {precision} take about {rounded(gib, 2)} GiB on each device"
         )

@@ -1,17 +1,20 @@
 """Log messages at the start and at the end of a run."""
 
 import logging
+import math
 import shlex
 from collections.abc import Sequence
 
 from trainer import recipes
 from trainer.config import Config
+from trainer.config.schedules import Schedule, Value
 from trainer.config.settings import Duration, as_flag
 from trainer.data.file_stores import printable
 from trainer.data.images import ImageSet
 from trainer.generation.sampler import frames
 from trainer.machine.replicas import Replicas
 from trainer.recipes import files
+from trainer.run_dir import checkpoint_files
 from trainer.run_dir.directory import RunDir
 from trainer.training.cost import Cost
 from trainer.training.state import TrainState
@@ -78,7 +81,40 @@ def start(
         exact["kimg"],
         exact["epochs"],
     )
+    warn_of_rates_of_zero(config, int(state.images.numpy()), last_step)
     log.info("Run directory: %s", config.run_dir)
+
+
+def warn_of_rates_of_zero(config: Config, images: int, last_step: int) -> None:
+    """Warns if schedules of the learning rates reach 0 before the last step.
+
+    Args:
+      config: the configuration of the run.
+      images: number of images seen at this start.
+      last_step: number of steps at the end of the run.
+    """
+    for name, network in (("g_lr", "generator"), ("d_lr", "discriminator")):
+        from_kimg = _zero_from_kimg(getattr(config, name))
+        first = max(images, math.ceil(1000 * from_kimg)) if from_kimg is not None else math.inf
+        if first > (last_step - 1) * config.batch_size:
+            continue
+        if images:
+            remedy = (
+                "A run keeps its schedules. Start it again with its whole length and --fresh, or "
+                f"train its networks further in another --run_dir with --init_from={config.run_dir}"
+            )
+        else:
+            remedy = "Give a schedule that spans the run, or another END"
+        log.warning(
+            "--%s=%r is 0 from %.6g kimg on, so the %s does not learn in the last %d steps. %s",
+            *(name, str(getattr(config, name)), from_kimg, network),
+            *(last_step - math.ceil(first / config.batch_size), remedy),
+        )
+
+
+def _zero_from_kimg(rate: Value) -> float | None:
+    """Returns the kimg from which a schedule stays 0; None for others and for numbers."""
+    return rate.zero_from_kimg if isinstance(rate, Schedule) else None
 
 
 def warn_of_small_shares(share: int, device_names: Sequence[str], num_replicas: int) -> None:
@@ -118,9 +154,14 @@ def end(config: Config, run_dir: RunDir) -> None:
     length = config.length
     longer = as_flag("length", Duration(2 * length.value, length.unit))
     run = f"--run_dir={shlex.quote(config.run_dir)}"
-    for what, command in (
-        ("Draw images", f"generate {run} --num=100 --out=grid.png"),
-        ("Measure quality", f"evaluate {run}"),
-        ("Train longer", f"train {run} {longer}"),
-    ):
+    commands = {
+        "Draw images": f"generate {run} --num=100 --out=grid.png",
+        "Measure quality": f"evaluate {run}",
+        "Train longer": f"train {run} {longer}",
+    }
+    done = max(checkpoint_files.saved_steps(run_dir.checkpoints), default=0) * config.batch_size
+    ends = (_zero_from_kimg(config.g_lr), _zero_from_kimg(config.d_lr))
+    if any(end is not None and 1000 * end <= done for end in ends):
+        del commands["Train longer"]  # would change nothing
+    for what, command in commands.items():
         log.info("%-16spython -m trainer %s", what, command)

@@ -25,8 +25,9 @@ RECIPE = Recipe(
     source="Huang et al., arXiv:2501.05441",
     architecture="Residual blocks around grouped 3x3 convolutions, without normalisation; "
     "resampling with the filter [1, 3, 3, 1]; the smallest stage in float32. --g_width=0.25 "
-    "--d_width=0.25 makes small ones; ImageNet has --g_width=2 --d_width=2 "
-    "--hyperparameters=group_size=32, and at 64 pixels widest_side=64 besides.",
+    "--d_width=0.25 makes small ones for a GPU; docs/objectives.md has a command for a CPU. "
+    "ImageNet has --g_width=2 --d_width=2 --hyperparameters=group_size=32, and at 64 pixels "
+    "widest_side=64 besides.",
     updates="One discriminator update per step with the penalties R1 and R2, then one generator "
     "update on new fakes and reals of its own; schedules over 20,000 kimg of the rates, of Adam's "
     "beta2, of both penalties, of the EMA and of the augmentation.",

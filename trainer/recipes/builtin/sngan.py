@@ -11,7 +11,8 @@ RECIPE = Recipe(
     source="Miyato et al., arXiv:1802.05957; with labels: Miyato and Koyama, arXiv:1802.05637",
     architecture="Residual blocks up to the image size and down from it; batch norm in the "
     "generator, for each class where there are labels, and spectral norm and a sum over pixels "
-    "in the discriminator. --g_width=0.25 --d_width=0.25 makes small ones for a CPU.",
+    "in the discriminator. --g_width=0.25 --d_width=0.25 makes small ones for a GPU; "
+    "docs/objectives.md has a command for a CPU.",
     updates="Five discriminator updates per step, each on its own reals, then one generator "
     "update; hinge loss, learning rates that decrease linearly to 0.",
     differences=(
