@@ -224,9 +224,7 @@ def _restore(
         # Written only now, so that a run that cannot start or resume stays as it was.
         definition.write(run_dir)
     if done >= last_step and finished:
-        log.info(
-            "%s is complete: %d steps. Use a greater length to continue it.", config.run_dir, done
-        )
+        run_messages.complete(config, done)
         return None
     run_messages.start(config, replicas, state, session.data, last_step)
     model = EvaluatedModel(state.sampling_generator, state.trackables(), replicas)

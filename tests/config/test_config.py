@@ -306,6 +306,7 @@ def test_networks_and_loop_are_independent():
         (dict(rmsprop_epsilon=1e-3), "Add --optimizer=rmsprop, or omit the flag."),
         (dict(g_lr_decay_per_kimg=0.1), "without --g_lr_schedule=inverse_time. Use --g_lr='inv"),
         (dict(lr_decay_kimg=20.0), "--lr_decay_kimg=20.0 has no effect without --g_lr_schedule"),
+        (dict(metrics_address="::1"), "--metrics_address=::1 has no effect without the metrics"),
         (dict(noise_decay_kimg=2.0), "--noise_decay_kimg=2.0 has no effect without noise. Use "),
     ],
 )

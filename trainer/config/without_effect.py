@@ -78,6 +78,11 @@ RULES = (
         lambda config: any(_has_kind(x, "linear", "cosine") for x in (config.g_lr, config.d_lr)),
     ),
     _Rule(
+        ("metrics_address",),
+        "without the metrics endpoint. Add --metrics_port",
+        lambda config: config.metrics_port > 0,
+    ),
+    _Rule(
         ("noise_decay_kimg",),
         "without noise. Use --d_input_noise='linear START 0 over SPAN', or --d_layer_noise alike",
         lambda config: bool(config.d_input_noise or config.d_layer_noise),

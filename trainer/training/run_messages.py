@@ -85,6 +85,20 @@ def start(
     log.info("Run directory: %s", config.run_dir)
 
 
+def complete(config: Config, steps: int) -> None:
+    """Logs that a run has already trained all its steps."""
+    hint = ""
+    if _learns_beyond(config, steps * config.batch_size):
+        hint = " Use a greater length to continue it."
+    log.info("%s is complete: %d steps.%s", config.run_dir, steps, hint)
+
+
+def _learns_beyond(config: Config, images: int) -> bool:
+    """Returns whether no schedule of the learning rates has ended at 0 by then."""
+    ends = (_zero_from_kimg(config.g_lr), _zero_from_kimg(config.d_lr))
+    return all(end is None or 1000 * end > images for end in ends)
+
+
 def warn_of_rates_of_zero(config: Config, images: int, last_step: int) -> None:
     """Warns if schedules of the learning rates reach 0 before the last step.
 
@@ -160,8 +174,7 @@ def end(config: Config, run_dir: RunDir) -> None:
         "Train longer": f"train {run} {longer}",
     }
     done = max(checkpoint_files.saved_steps(run_dir.checkpoints), default=0) * config.batch_size
-    ends = (_zero_from_kimg(config.g_lr), _zero_from_kimg(config.d_lr))
-    if any(end is not None and 1000 * end <= done for end in ends):
-        del commands["Train longer"]  # would change nothing
+    if not _learns_beyond(config, done):
+        del commands["Train longer"]
     for what, command in commands.items():
         log.info("%-16spython -m trainer %s", what, command)
