@@ -178,12 +178,10 @@ def test_run_killed_repeatedly_is_identical_to_an_uninterrupted_run(tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "precision", "devices", "rows"),
     [
-        ("sngan", "float32", "cpu:1", 4),
-        ("sngan", "bfloat16", "cpu:4", 0),
-        ("sngan", "float16", "cpu:2", 2),
+        ("sngan", "bfloat16", "cpu:2", 0),
+        ("sngan", "float16", "cpu:1", 4),
         ("r3gan", "float32", "cpu:4", 1),
-        ("r3gan", "bfloat16", "cpu:2", 2),
-        ("r3gan", "float16", "cpu:1", 0),
+        ("r3gan", "bfloat16", "cpu:1", 0),
     ],
 )
 def test_residual_run_killed_once_is_identical(tmp_path, recipe, precision, devices, rows):

@@ -110,7 +110,7 @@ def test_valid_values_are_used(arguments, found):
 )
 def test_make_shows_the_same_line(given, message):
     done = subprocess.run(
-        ["make", "k8s-submit", f"PYTHON={sys.executable}", *given],
+        ["make", "--no-print-directory", "k8s-submit", f"PYTHON={sys.executable}", *given],
         cwd=k8s.ROOT, text=True, capture_output=True, timeout=60,
     )  # fmt: skip
     first, *others = done.stderr.splitlines(keepends=True)
