@@ -27,9 +27,21 @@ from trainer.errors import ExitCode
 
 # Small networks of recipes, for CPUs.
 SMALL: dict[str, dict[str, Any]] = {
-    "dcgan": dict(g_width=0.5, d_width=0.5, batch_size=32, g_lr=4e-4, d_lr=4e-4),
-    "sngan": dict(g_width=0.125, d_width=0.125),
-    "r3gan": dict(g_width=0.05, d_width=0.05, batch_size=64, r1=1, r2=1),
+    "dcgan": dict(g_width=0.5, d_width=0.5, batch_size=32, g_lr=8e-4, d_lr=8e-4),
+    "sngan": dict(
+        g_width=0.125, d_width=0.125, d_steps=2, g_lr=4e-4, d_lr=4e-4, ema_half_life_kimg=5
+    ),
+    "r3gan": dict(
+        g_width=0.05,
+        d_width=0.05,
+        hyperparameters="blocks=1",
+        batch_size=32,
+        g_lr=5e-4,
+        d_lr=5e-4,
+        r1=1,
+        r2=1,
+        ema_half_life_kimg=3,
+    ),
 }
 # What the rows train, each conditional.
 RUNS: dict[str, dict[str, Any]] = {
