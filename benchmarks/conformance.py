@@ -74,7 +74,7 @@ def compare(path: str | os.PathLike) -> Report:
                 inputs = [n for n in golden.names("") if "in" in n.split("/")]
                 raise UsageError(
                     f"{path}: the shapes of its arrays do not fit each other. Its inputs are "
-                    f" {', '.join(f'{n} {list(golden[n].shape)}' for n in inputs)}."
+                    f"{', '.join(f'{n} {list(golden[n].shape)}' for n in inputs)}."
                 ) from None
             differences += golden.differences
             used |= golden.used

@@ -51,7 +51,7 @@ class Phases:
 
     def enter(self, name: str) -> None:
         """Enters a phase."""
-        # In this order, so that a thread that reads both in the other one sees no old time.
+        # The time is set first and read last, so that a new phase is never shown with an old time.
         self._news, self.name = self._clock(), name
         self._heartbeat.beat(self.step, name)
 
